@@ -1,0 +1,1 @@
+"""How many units each site gets: exact integers under least and most."""

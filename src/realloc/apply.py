@@ -1,0 +1,153 @@
+"""Making a move. The only place besides `pool/` that writes parameters or optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.kernels.gather import gather_slots
+from realloc.plan import Change, Plan
+from realloc.pool.flat import FlatPool
+from realloc.pool.holdings import Holdings
+from realloc.pool.masked import MaskedPool
+from realloc.pool.state import Moments, Newcomers, gather_state, put, reset_masked, slotwise, starts_of
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Everything a move changes: the model's holdings, the optimizer over them, and copies that follow."""
+
+    holdings: Holdings
+    optimizer: torch.optim.Optimizer
+    fresh: Mapping[nn.Parameter, dict[str, float]]
+    moments: Moments = "zero"
+    followers: list[Holdings] = field(default_factory=list)
+
+
+@torch.no_grad()
+def apply(plan: Plan, target: Target) -> None:
+    """Apply a plan that the ledger has checked. Values and state move by one gather for each pool."""
+    changes = {c.site: c for c in plan.changes if c.moves_anything}
+    holdings = target.holdings
+    for number, flat in enumerate(holdings.flats):
+        if any(site.name in changes for site in flat.sites):
+            _move_flat(flat, changes, target, [f.flats[number] for f in target.followers], plan.step)
+    if holdings.masked is not None:
+        _move_masked(holdings.masked, changes, target, plan.step)
+    holdings.book.add("moves")
+    holdings.book.add("units_moved", plan.units_moved)
+    stamp = holdings.restamp()
+    for follower in target.followers:
+        follower.book.tensor.copy_(holdings.book.tensor)
+        follower.restamp()
+    mark_groups(target, stamp)
+
+
+def mark_groups(target: Target, stamp: int) -> None:
+    """Write the stamp into the optimizer, so that model and optimizer can be told apart from other ones."""
+    managed = {id(p) for p in target.fresh}
+    for group in target.optimizer.param_groups:
+        if any(id(p) in managed for p in group["params"]):
+            group["realloc_stamp"] = stamp
+
+
+def merged(held: Tensor, change: Change | None) -> Tensor:
+    """Sorted places after a change.
+
+    >>> change = Change("a", 2, 2, torch.tensor([3]), torch.tensor([0]))
+    >>> merged(torch.tensor([1, 3]), change)
+    tensor([0, 1])
+    """
+    if change is None:
+        return held
+    kept = held[~torch.isin(held, change.released, assume_unique=True)]
+    return torch.cat([kept, change.acquired]).sort().values
+
+
+def source_of(old: Sequence[Tensor], new: Sequence[Tensor], capacity: int) -> Tensor:
+    """int64 [capacity]: for each new unit of a pool the old unit it comes from, or -1.
+
+    >>> source_of([torch.tensor([1, 3])], [torch.tensor([0, 3])], 3)
+    tensor([-1,  1, -1])
+    """
+    parts, first = [], 0
+    for before, after in zip(old, new, strict=True):
+        if before.numel():
+            spot = torch.searchsorted(before, after).clamp_(max=before.numel() - 1)
+            parts.append(torch.where(before[spot] == after, spot + first, -1))
+        else:
+            parts.append(torch.full_like(after, -1))
+        first += before.numel()
+    filled = torch.cat(parts)
+    return torch.cat([filled, filled.new_full((capacity - filled.numel(),), -1)])
+
+
+def to_slots(source: Tensor, size: int) -> Tensor:
+    """Expand a source over units of ``size`` slots each."""
+    if size == 1:
+        return source
+    inside = torch.arange(size, device=source.device)
+    return torch.where(source[:, None] < 0, -1, source[:, None] * size + inside).flatten()
+
+
+def _move_flat(
+    pool: FlatPool, changes: Mapping[str, Change], target: Target, followers: Sequence[FlatPool], step: int
+) -> None:
+    old = [pool.places(i) for i in range(len(pool.sites))]
+    mine = [changes.get(site.name) for site in pool.sites]
+    new = [merged(places, change) for places, change in zip(old, mine, strict=True)]
+    units = source_of(old, new, pool.capacity)
+    source = to_slots(units, pool.unit_size)
+    parameter = pool.parameter
+    starts = starts_of(
+        target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], _newcomers(pool, mine, new)
+    )
+    gather_slots(parameter.detach(), source)
+    if parameter.grad is not None:
+        gather_slots(parameter.grad, source)
+    gather_state(target.optimizer, parameter, source, starts)
+    born = pool.born
+    if born is not None:
+        gather_slots(born, units, fill=step)
+    pool.write(new)
+    for follower in followers:
+        gather_slots(follower.parameter.detach(), source)
+        follower.write(new)
+
+
+def _newcomers(pool: FlatPool, changes: Sequence[Change | None], new: Sequence[Tensor]) -> list[Newcomers]:
+    found = []
+    for index, change in enumerate(changes):
+        first, last = (b * pool.unit_size for b in pool.bounds(index))
+        count = 0 if change is None else change.acquired.numel() * pool.unit_size
+        found.append(Newcomers(torch.arange(first, last), count, None if change is None else change.gradient))
+    parked = (pool.capacity - sum(places.numel() for places in new)) * pool.unit_size
+    return [*found, Newcomers(torch.empty(0, dtype=torch.int64), parked)]
+
+
+def _move_masked(pool: MaskedPool, changes: Mapping[str, Change], target: Target, step: int) -> None:
+    new = []
+    for site in pool.sites:
+        change, held = changes.get(site.name), site.places()
+        new.append(merged(held, change))
+        if change is None:
+            continue
+        parameter = site.parameter
+        gone = site.grid.elements(change.released).flatten()
+        come = site.grid.elements(change.acquired).flatten()
+        newcomers = Newcomers(site.grid.elements(held).flatten(), come.numel(), change.gradient)
+        state, fresh = slotwise(target.optimizer, parameter), target.fresh[parameter]
+        starts = starts_of(target.moments, state, fresh, [newcomers])
+        reset_masked(target.optimizer, parameter, gone, come, starts)
+        for dense in (parameter.detach(), parameter.grad):
+            if dense is not None:
+                put(dense, torch.cat([gone, come]), 0.0)
+        born = pool.born(site.index)
+        if born is not None:
+            born[change.acquired] = step
+    pool.write(new)

@@ -1,0 +1,392 @@
+"""prepare() and attach(): the only place that installs hooks."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.apply import Target, mark_groups
+from realloc.engine import Engine
+from realloc.errors import ConfigError, StateError
+from realloc.handle import Handle
+from realloc.methods.method import Method
+from realloc.observe.ranks import ranks_of
+from realloc.plan import StartPlan
+from realloc.pool.flat import FlatPool
+from realloc.pool.groups import carry_in, carry_out, group_of, inner, replace, sort_groups
+from realloc.pool.holdings import Holdings, find, root_of
+from realloc.pool.probe import fresh_state
+from realloc.pool.restore import densify
+from realloc.pool.state import reset_masked
+from realloc.prepare import Start, build, describe, plan_start
+from realloc.record.events import EventLog
+from realloc.record.sink import Sink
+from realloc.schedule import Schedule
+from realloc.sites.masked import MaskedSite
+
+LINK = "realloc_link"
+
+
+@final
+class _Link:
+    """The way from a model to its engine, and to the dense weights it had; a copy or a pickle has neither."""
+
+    def __init__(self, old: dict[str, weakref.ref[nn.Parameter]] | None = None) -> None:
+        self.engine: Engine | None = None
+        self.old = old or {}
+        self.order: list[Tensor | str] = []  # the optimizer's parameters before attach; a packed weight by its name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Link:
+        return _Link()
+
+    def __reduce__(self) -> tuple[type[_Link], tuple[()]]:
+        return (_Link, ())
+
+
+@final
+class _Overflow:
+    """Calls the engine after each backward; a copied parameter's hook does nothing."""
+
+    def __init__(self, engine: Engine | None = None, pool: FlatPool | None = None) -> None:
+        self.engine, self.pool = engine, pool
+
+    def __call__(self, parameter: Tensor) -> None:
+        if self.engine is not None and self.pool is not None:
+            self.engine.after_backward(self.pool)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Overflow:
+        return _Overflow()
+
+    def __reduce__(self) -> tuple[type[_Overflow], tuple[()]]:
+        return (_Overflow, ())
+
+
+@final
+class _Collect:
+    """Masks the gradient of a masked site after each backward; a copied parameter's hook does nothing."""
+
+    def __init__(self, site: MaskedSite | None = None) -> None:
+        self.site = site
+
+    def __call__(self, parameter: Tensor) -> None:
+        if self.site is not None:
+            self.site.collect(parameter)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Collect:
+        return _Collect()
+
+    def __reduce__(self) -> tuple[type[_Collect], tuple[()]]:
+        return (_Collect, ())
+
+
+def prepare(
+    model: nn.Module,
+    method: Method,
+    *,
+    seed: int = 0,
+    dry_run: bool = False,
+    groups: Callable[[str], Hashable] | None = None,
+) -> StartPlan:
+    """Replace the chosen weights by sites over pools, before DDP or torch.compile wraps the model.
+
+    Args:
+        model: any module; changed in place unless ``dry_run``.
+        method: which layers, what density, what start.
+        seed: of the start places; ranks must use the same.
+        dry_run: only say what would be done.
+        groups: weights whose names map to different keys get different pools (one optimizer group each).
+
+    Returns:
+        The table of what is (or would be) done; print it.
+
+    Raises:
+        ConfigError: the layers, density or values do not allow it. Nothing was changed then.
+        StateError: the model is prepared already.
+    """
+    _check_model(model, method, seed)
+    if find(model) is not None:
+        raise StateError("this model is prepared already; attach() it, or detach() its handle first")
+    root = root_of(model)
+    if root is not model:
+        raise StateError(f"prepare the model before {type(model).__name__} wraps it")
+    start = plan_start(model, method, seed)
+    table = describe(start, method)
+    if not dry_run:
+        build(model, start, method, seed=seed, group=groups)
+        _hook_model(model, table, _packed_weights(start))
+    return table
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    *,
+    schedule: Schedule,
+    seed: int = 0,
+    record: Sink | str | Path | None = None,
+) -> Handle:
+    """Let a fixed number of weights move to where it pays while an unchanged loop trains the model.
+
+    Args:
+        model: the model the optimizer trains; prepared already, or prepared here. May be wrapped by DDP.
+        optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
+        method: a recipe from `realloc.methods`.
+        schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken.
+        seed: of start places and random choices.
+        record: a path to an event log, or an object with ``decision(event)``.
+
+    Returns:
+        The handle: budget, held, moves, summary(), detach().
+
+    Raises:
+        ConfigError: bad input; the thing, the value, the remedy. Nothing was changed then.
+        StateError: attached twice.
+
+    Example:
+        >>> import torch, realloc
+        >>> from realloc import methods
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> handle = realloc.attach(model, optimizer, methods.rigl(density=0.25),
+        ...                         schedule=realloc.every(10, until=0.75, total=100))
+        >>> handle.budget, handle.held, handle.parked
+        (32, 32, 0)
+    """
+    _check_model(model, method, seed)
+    if not isinstance(schedule, Schedule):
+        raise ConfigError(f"schedule is {schedule!r}; make one with realloc.every(n, until=..., total=...)")
+    optimizer = inner(optimizer)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    root, holdings = root_of(model), find(model)
+    if holdings is None:
+        table, holdings, fresh = _prepare_under(root, optimizer, method, seed)
+    else:
+        if root.__dict__[LINK].engine is not None:
+            raise StateError("this model is attached already; detach() the first handle before attaching again")
+        table = root.__dict__["realloc_start"]
+        if (table.method, table.density) != (method.name, method.density):
+            raise ConfigError(
+                f"the model was prepared for {table.method} at density {table.density}, attach got {method.name} at "
+                f"{method.density}; pass the same method to both"
+            )
+        fresh = _fresh_of(optimizer, holdings)
+    target = Target(holdings, optimizer, fresh, method.moments)
+    return _hook(model, target, method, schedule, table, record)
+
+
+def _check_model(model: nn.Module, method: Method, seed: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
+    if not isinstance(method, Method):
+        raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"seed is {seed!r}; use an integer")
+
+
+def _prepare_under(
+    root: nn.Module, optimizer: torch.optim.Optimizer, method: Method, seed: int
+) -> tuple[StartPlan, Holdings, dict[nn.Parameter, dict[str, float]]]:
+    """Prepare under an optimizer that has the dense weights: its groups change in place, its state is carried."""
+    start = plan_start(root, method, seed)
+    group_index = _groups_of(start, optimizer)
+    probes = {}
+    for chosen in start.chosen:
+        key = (group_index[chosen.name], chosen.storage, chosen.parameter.dtype)
+        if chosen.storage == "packed" and key not in probes:
+            probes[key] = fresh_state(optimizer, optimizer.param_groups[key[0]], chosen.parameter)
+    table = describe(start, method)
+    packed = {id(c.parameter): c.name for c in start.chosen if c.storage == "packed"}
+    order = [packed.get(id(p), p) for group in optimizer.param_groups for p in group["params"]]
+    holdings, parts = build(root, start, method, seed=seed, group=group_index.__getitem__)
+    fresh: dict[nn.Parameter, dict[str, float]] = {}
+    for pool, taken in zip(holdings.flats, parts, strict=True):
+        mine = probes[(group_index[taken[0].name], "packed", pool.parameter.dtype)]
+        carry_in(optimizer, taken, pool.parameter, mine)
+        replace(optimizer, [(p.name, p.parameter) for p in taken], [(pool.key, pool.parameter)])
+        fresh[pool.parameter] = mine
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        fresh[site.parameter] = _fresh_masked(optimizer, site.parameter)
+        outside = (~site.mask()).flatten().nonzero().flatten()
+        reset_masked(optimizer, site.parameter, outside[:0], outside, dict(fresh[site.parameter]))
+    _hook_model(root, table, _packed_weights(start))
+    root.__dict__[LINK].order = order
+    return table, holdings, fresh
+
+
+def _groups_of(start: Start, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    found = {c.name: group_of(optimizer, c.parameter) for c in start.chosen}
+    missing = [name for name, index in found.items() if index is None]
+    if missing:
+        raise ConfigError(
+            f"the optimizer does not hold {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + "; make the optimizer from this model's parameters, or freeze or exclude the layer"
+        )  # fmt: skip
+    return {name: index for name, index in found.items() if index is not None}
+
+
+def _fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Parameter, dict[str, float]]:
+    fresh = {}
+    for pool in holdings.flats:
+        index = group_of(optimizer, pool.parameter)
+        if index is None:
+            raise ConfigError(
+                "the optimizer does not hold the pool of this prepared model; "
+                "make it from model.parameters() after prepare()"
+            )
+        fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        if group_of(optimizer, site.parameter) is None:
+            raise ConfigError(f"the optimizer does not hold {site.name!r}; make it from this model's parameters")
+        fresh[site.parameter] = _fresh_masked(optimizer, site.parameter)
+    return fresh
+
+
+def _fresh_masked(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, float]:
+    """Masked storage takes any optimizer: where state is not slotwise there is none to move."""
+    index = group_of(optimizer, parameter)
+    assert index is not None
+    try:
+        return fresh_state(optimizer, optimizer.param_groups[index], parameter)
+    except ConfigError:
+        return {}
+
+
+# hooks ----------------------------------------------------------------------------------------------------------
+
+
+def _open(module: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        holdings = find(module)
+        if holdings is not None:
+            holdings.open()
+
+
+def _close(module: nn.Module, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        holdings = find(module)
+        if holdings is not None:
+            holdings.close()
+
+
+def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    holdings = find(module)
+    if holdings is not None:
+        holdings.check_state(state, prefix)
+
+
+def _after_load(module: nn.Module, incompatible: Any) -> None:
+    holdings = find(module)
+    if holdings is None:
+        return
+    if not any(key.endswith("realloc_book") for key in incompatible.missing_keys):
+        holdings.loaded()
+    engine = module.__dict__[LINK].engine
+    if engine is not None:
+        engine.arm()
+
+
+def _packed_weights(start: Start) -> dict[str, weakref.ref[nn.Parameter]]:
+    return {c.name: weakref.ref(c.parameter) for c in start.chosen if c.storage == "packed"}
+
+
+def _hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
+    hooks = [
+        root.register_forward_pre_hook(_open),
+        root.register_forward_hook(_close, always_call=True),
+        root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
+    ]
+    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table, LINK: _Link(old)})
+    ignored = [*root._buffers, *getattr(root, "_ddp_params_and_buffers_to_ignore", [])]
+    root._ddp_params_and_buffers_to_ignore = [n for n in ignored if n.startswith("realloc_") or n not in root._buffers]  # type: ignore[assignment]
+
+
+def _hook(
+    model: nn.Module,
+    target: Target,
+    method: Method,
+    schedule: Schedule,
+    table: StartPlan,
+    record: Sink | str | Path | None,
+) -> Handle:
+    holdings, optimizer = target.holdings, target.optimizer
+    root = holdings.owner
+    hooks: list[Any] = []
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+        order, dense = root.__dict__[LINK].order, {}
+        for parameter, parts in densify(holdings):
+            carry_out(optimizer, parts, parameter, target.fresh[parameter])
+            replace(optimizer, [("", parameter)], [(part.name, part.parameter) for part in parts])
+            dense.update({part.name: part.parameter for part in parts})
+        sort_groups(optimizer, [dense[p] if isinstance(p, str) else p for p in order] or list(root.parameters()))
+        for group in optimizer.param_groups:
+            group.pop("realloc_stamp", None)
+
+    sink: Sink | None = EventLog(Path(record)) if isinstance(record, (str, Path)) else record
+    engine = Engine(target, method, schedule, ranks=ranks_of(model), sink=sink, undo=undo, old=root.__dict__[LINK].old)
+
+    def before_step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            engine.before_update()
+            return None
+
+        def wrapped() -> Any:  # Lightning runs forward and backward inside the closure
+            result = closure()
+            engine.before_update()
+            return result
+
+        return (args[0],), {**kwargs, "closure": wrapped}
+
+    def after_step(_: Any, args: Any, kwargs: Any) -> None:
+        engine.after_update()
+
+    def before_load(_: Any, state: dict[str, Any]) -> None:
+        _check_optimizer_state(optimizer, state)
+
+    hooks += [
+        optimizer.register_step_pre_hook(before_step),
+        optimizer.register_step_post_hook(after_step),
+        optimizer.register_load_state_dict_pre_hook(before_load),
+    ]
+    for pool in holdings.flats:
+        hooks.append(pool.parameter.register_post_accumulate_grad_hook(_Overflow(engine, pool)))
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        hooks.append(site.parameter.register_post_accumulate_grad_hook(_Collect(site)))
+    root.__dict__[LINK].engine = engine
+    mark_groups(target, holdings.stamp())
+    return Handle(engine, table)
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse state of another shape: torch maps by position and checks nothing; a fused step corrupts the heap."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [i for group in state["param_groups"] for i in group["params"]]
+    if len(numbers) != len(parameters):
+        raise ConfigError(
+            f"the optimizer state is for {len(numbers)} parameters, this optimizer has {len(parameters)}; "
+            "load a state saved while attached with the same method, or load a plain one before attach()"
+        )
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in state["state"].get(number, {}).items():
+            if (
+                torch.is_tensor(value)
+                and value.numel() > 1
+                and value.shape != parameter.shape
+                and value.ndim == 2
+                and parameter.shape[1:] == (1,)
+            ):
+                raise ConfigError(
+                    f"optimizer state {key!r} of parameter {number} has shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(parameter.shape)}; it was saved with another model, density or layers"
+                )

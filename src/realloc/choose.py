@@ -1,0 +1,144 @@
+"""Which weights take part: patterns, or the field's defaults (norms, biases, embeddings, classifier stay dense)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import final
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.method import Where
+from realloc.sites.grid import Grid
+
+LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
+CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Holder = tuple[nn.Module, str]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """One weight that becomes a site. Tied uses are one weight with several holders."""
+
+    name: str
+    parameter: nn.Parameter
+    holders: tuple[Holder, ...]
+    storage: str
+    grid: Grid
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    name: str
+    module: str
+    parameter: nn.Parameter
+    holders: tuple[Holder, ...]
+
+    @property
+    def linear(self) -> bool:
+        return all(type(m) in LINEAR and a == "weight" for m, a in self.holders)
+
+    @property
+    def conv(self) -> bool:
+        return all(isinstance(m, CONV) and a == "weight" for m, a in self.holders)
+
+
+def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str, str]]]:
+    """Split the model's weights into those that take part and those that stay dense, with the reason.
+
+    Raises:
+        ConfigError: nothing to choose, or a pattern that matches nothing.
+    """
+    weights = list(_weights(root))
+    if not weights:
+        raise ConfigError(f"{type(root).__name__} has no parameters; give a model with at least one nn.Linear")
+    named = _named(weights, where)
+    excluded = _matched(weights, where.exclude)
+    last = next((w.name for w in reversed(weights) if w.linear), None)
+    chosen: list[Chosen] = []
+    dense: list[tuple[str, str]] = []
+    for weight in weights:
+        if named is not None and weight.name not in named:
+            continue
+        reason = _stays_dense(weight, where, named is not None, weight.name in excluded, weight.name == last)
+        if reason is None:
+            chosen.append(_take(weight, where))
+        elif weight.parameter.ndim > 1:
+            dense.append((plain(weight.name), reason))
+    if not chosen:
+        why = "; ".join(f"{n}: {r}" for n, r in dense[:4]) or "there is no nn.Linear or convolution"
+        raise ConfigError(f'no layer takes part ({why}); name layers with method.on("*") or change the model')
+    return chosen, dense
+
+
+def _weights(root: nn.Module) -> Iterator[_Weight]:
+    seen: dict[int, tuple[str, str, nn.Parameter, list[Holder]]] = {}
+    for module_name, module in root.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            full = f"{module_name}.{attribute}" if module_name else attribute
+            seen.setdefault(id(parameter), (full, module_name, parameter, []))[3].append((module, attribute))
+    for full, module_name, parameter, holders in seen.values():
+        yield _Weight(full, module_name, parameter, tuple(holders))
+
+
+def _named(weights: list[_Weight], where: Where) -> set[str] | None:
+    return None if where.layers is None else _matched(weights, where.layers)
+
+
+def _matched(weights: list[_Weight], patterns: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"layer pattern {pattern!r} is no string; use names such as 'fc1' or 'encoder.*'")
+        hits = {w.name for w in weights if _hit(w, pattern)}
+        if not hits:
+            names = sorted({n for w in weights if w.parameter.ndim > 1 for n in (w.module, w.name) if n})
+            raise ConfigError(f"pattern {plain(pattern)!r} matches no layer{nearest(pattern, names)}")
+        found |= hits
+    return found
+
+
+def _hit(weight: _Weight, pattern: str) -> bool:
+    if weight.parameter.ndim < 2:
+        return weight.name == pattern
+    return fnmatchcase(weight.module, pattern) or fnmatchcase(weight.name, pattern)
+
+
+def _stays_dense(weight: _Weight, where: Where, named: bool, excluded: bool, last: bool) -> str | None:
+    parameter = weight.parameter
+    simple = {"excluded": excluded, "frozen": not parameter.requires_grad, "has no weights": parameter.numel() == 0}
+    for reason, holds in simple.items():
+        if holds:
+            return reason
+    if parameter.is_meta:
+        raise ConfigError(f"{weight.name} is on the meta device; materialise the model before attach")
+    if not parameter.dtype.is_floating_point:
+        return f"{parameter.dtype} is not a real floating type"
+    if not named and last:
+        return "the classifier"
+    if not named and not (weight.linear or (weight.conv and where.storage != "packed")):
+        return "stays dense by default"
+    if named and where.storage == "packed" and not weight.linear:
+        raise ConfigError(f'{weight.name} is no plain nn.Linear weight and cannot be packed; use storage="masked"')
+    return None
+
+
+def _take(weight: _Weight, where: Where) -> Chosen:
+    parameter = weight.parameter
+    height = parameter.shape[0] if parameter.ndim > 1 else parameter.numel()
+    width = parameter.numel() // height
+    r, c = where.block
+    if height % r or width % c:
+        raise ConfigError(
+            f"{weight.name} is {height} x {width} and cannot be cut into blocks of {r} x {c}; "
+            "use a block that divides it, or exclude the layer"
+        )
+    storage = "packed" if weight.linear and where.storage != "masked" else "masked"
+    return Chosen(weight.name, parameter, weight.holders, storage, Grid(height, width, r, c))

@@ -1,0 +1,117 @@
+"""``realloc compare`` and ``realloc demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from realloc.cli import flags, outcome, views
+from realloc.cli.screen import Screen
+from realloc.compare import demo as demonstration
+from realloc.compare.contest import Contest, contest
+from realloc.compare.contest import compare as run_contest
+from realloc.errors import ConfigError, plain
+from realloc.train.config import RunConfig
+from realloc.train.preview import preview
+from realloc.train.progress import Tell
+
+ARMS = "small_dense,static,random_moves,rigl"
+MOST_SEEDS = 1000
+
+
+def compare(
+    data: flags.Data = None,
+    task: flags.TaskName = None,
+    label: flags.Label = None,
+    model: flags.Model = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help=f"arms, with commas or again; {ARMS} if left out")
+    ] = None,
+    settings: flags.Settings = None,
+    density: flags.Density = None,
+    every: flags.Every = None,
+    epochs: flags.Epochs = None,
+    budget: flags.Budget = None,
+    seeds: Annotated[str, typer.Option("--seeds", "--seed", help="how many (3), or which (0,1,2)")] = "3",
+    optimizer: flags.Optimizer = None,
+    lr: flags.Rate = None,
+    batch_size: flags.BatchSize = None,
+    threads: flags.Threads = None,
+    out: flags.Out = None,
+    dry_run: flags.DryRun = False,
+    json: flags.Json = False,
+) -> None:
+    """Compare arms at one equal budget over paired seeds. With --out, a second call runs only what is missing."""
+    with outcome.told():
+        values = {
+            "data": data, "task": task, "label": label, "model": model, "density": density, "every": every,
+            "epochs": epochs, "optimizer": optimizer, "lr": lr, "batch_size": batch_size, "threads": threads,
+        }  # fmt: skip
+        base = flags.config_of(values, budget)
+        named = [word.strip() for part in method or [ARMS] for word in part.split(",") if word.strip()]
+        found = contest(base, named, seeds_of(seeds), flags.settings_of(settings))
+        if dry_run:
+            _preview(found, json)
+        else:
+            present(found, out, json)
+
+
+def demo(
+    seed: Annotated[int, typer.Option("--seed", help="of weights, places and order")] = 0,
+    out: flags.Out = None,
+    json: flags.Json = False,
+) -> None:
+    """Dense, small dense, static, random moves and RigL on real data, in at most three minutes."""
+    with outcome.told():
+        found = demonstration.demo_contest(seed)
+        first = found.entries[0]
+        length = f"{first.epochs} epochs" if first.epochs else "1,000 steps"
+        held = f"{100 * first.density:g} % of the weights of {first.model}"
+        outcome.talk(f"data: {first.data}{_why(first)}\neach arm: {length}; sparse arms hold {held}")
+        present(found, out, json)
+
+
+def present(found: Contest, out: Path | None, json: bool) -> None:
+    """Run a contest and print its table."""
+    with Screen() as screen:
+
+        def announce(config: RunConfig, number: int, total: int) -> Tell:
+            title = f"{config.method}, seed {config.seed} ({number} of {total})"
+            outcome.talk(title)
+            return screen.show(title)
+
+        outcome_table = run_contest(found, out, announce)
+    outcome.data_json(outcome_table.as_json()) if json else outcome.data(views.comparison(outcome_table))
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Read ``3`` (so many, from 0) or ``0,1,2`` (these).
+
+    >>> seeds_of("3"), seeds_of("4,7")
+    ((0, 1, 2), (4, 7))
+    """
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > 1 and not words[-1]:
+        words.pop()
+    if not all(word.isascii() and word.isdigit() and len(word) < 11 for word in words):
+        raise ConfigError(f"seeds '{plain(text)}' are not whole numbers; write how many (3), or which (0,1,2)")
+    numbers = tuple(int(word) for word in words)
+    if "," in text:
+        return numbers
+    if not 0 < numbers[0] <= MOST_SEEDS:
+        raise ConfigError(f"seeds {numbers[0]} is how many, from 1 to {MOST_SEEDS:,}; write {numbers[0]}, for one seed")
+    return tuple(range(numbers[0]))
+
+
+def _why(config: RunConfig) -> str:
+    return "" if config.data == "fashion-mnist" else " (Fashion-MNIST was not found; see REALLOC_DATA)"
+
+
+def _preview(found: Contest, json: bool) -> None:
+    previews = [preview(entry) for entry in found.entries]
+    if json:
+        outcome.data_json({"dry_run": True, "seeds": list(found.seeds), "arms": [p.as_json() for p in previews]})
+    else:
+        outcome.data("\n\n".join(views.preview(p) for p in previews))

@@ -1,0 +1,77 @@
+"""``realloc train`` and ``realloc resume``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from realloc.cli import flags, outcome, views
+from realloc.cli.compare import present
+from realloc.cli.screen import Screen
+from realloc.compare import contest
+from realloc.errors import ConfigError, plain
+from realloc.train import arms
+from realloc.train.preview import preview
+from realloc.train.result import RunResult
+from realloc.train.run import resume as resume_run
+from realloc.train.run import train as train_run
+
+Folder = Annotated[Path, typer.Argument(help="the folder that --out named", show_default=False)]
+
+
+def train(
+    data: flags.Data = None,
+    task: flags.TaskName = None,
+    label: flags.Label = None,
+    model: flags.Model = None,
+    method: Annotated[str | None, typer.Option("--method", help="see: realloc methods")] = None,
+    settings: flags.Settings = None,
+    density: flags.Density = None,
+    every: flags.Every = None,
+    epochs: flags.Epochs = None,
+    budget: flags.Budget = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="of weights, places and order")] = None,
+    optimizer: flags.Optimizer = None,
+    lr: flags.Rate = None,
+    batch_size: flags.BatchSize = None,
+    threads: flags.Threads = None,
+    out: flags.Out = None,
+    dry_run: flags.DryRun = False,
+    json: flags.Json = False,
+) -> None:
+    """Train one model on a budget of weights that moves, and judge it on test data."""
+    with outcome.told():
+        values = {
+            "data": data, "task": task, "label": label, "model": model, "method": method, "density": density,
+            "every": every, "epochs": epochs, "seed": seed, "optimizer": optimizer, "lr": lr,
+            "batch_size": batch_size, "threads": threads, "settings": flags.settings_of(settings),
+        }  # fmt: skip
+        config = flags.config_of(values, budget)
+        arms.method_of(config)
+        if dry_run:
+            found = preview(config)
+            outcome.data_json(found.as_json()) if json else outcome.data(views.preview(found))
+            return
+        outcome.talk(f"{config.method} on {config.data}" + (f", recorded in {out}" if out else ""))
+        with Screen() as screen:
+            result = train_run(config, out, screen.show(config.method))
+        _present(result, json)
+
+
+def resume(folder: Folder, json: flags.Json = False) -> None:
+    """Go on with a run or a comparison from its last checkpoint; of a finished one, print the result."""
+    with outcome.told():
+        if not folder.is_dir():
+            raise ConfigError(f"run folder '{plain(str(folder))}' does not exist; check the path")
+        if (folder / contest.CONTEST).exists():
+            present(contest.read(folder), folder, json)
+            return
+        with Screen() as screen:
+            result = resume_run(folder, screen.show(folder.name))
+        _present(result, json)
+
+
+def _present(result: RunResult, json: bool) -> None:
+    outcome.data_json(result.as_json()) if json else outcome.data(views.run(result))

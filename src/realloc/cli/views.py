@@ -1,0 +1,91 @@
+"""Results as people read them."""
+
+from __future__ import annotations
+
+from realloc.cli import text
+from realloc.compare.table import Comparison, Row
+from realloc.train.preview import Preview
+from realloc.train.result import RunResult
+
+
+def run(result: RunResult) -> str:
+    """One finished run."""
+    rows = [
+        ["method", result.method], ["data, model", f"{result.data}, {result.model}"],
+        [f"test {result.metric}", text.measure(result.metric, result.test_metric)],
+        ["test loss", "-" if result.test_loss is None else f"{result.test_loss:.4f}"],
+    ]  # fmt: skip
+    if result.test_rmse is not None:
+        rows.append(["test error", f"{result.test_rmse:.4g} (root mean square, in the label's unit)"])
+    rows.append(["parameters", text.count(result.params)])
+    if result.excess is not None:
+        rows.append(["excess", f"{text.count(result.excess)} over the sparse model"])
+    if result.budget is not None:
+        rows.append(
+            ["budget", f"{result.budget:,} = {text.count(result.held)} held + {text.count(result.parked)} parked"]
+        )
+        rows.append(["moves", f"{text.count(result.moves)}, {text.count(result.units_moved)} units moved"])
+    rows.append(["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps"])
+    rows.append(["peak memory", f"{text.size(result.peak_bytes)} over the loaded data"])
+    if not result.finished:
+        rows.append(["stopped", "the time budget was spent before the schedule ended"])
+    if result.resumed_from is not None:
+        rows.append(["resumed from", f"step {result.resumed_from:,}"])
+    if result.folder is not None:
+        rows.append(["record", result.folder])
+    return text.table(["", ""], rows, left=2).lstrip("\n")
+
+
+def preview(found: Preview) -> str:
+    """What a run would do."""
+    lines = [found.data, f"{found.method}: {found.model}, {found.params:,} trainable parameters"]
+    if found.length is None:
+        lines.append("steps: as many as the time budget allows, measured at the start")
+    else:
+        schedule = found.length.schedule() if found.plan is not None else None
+        lines.append(f"{found.length.total:,} steps; " + (f"moves {schedule}" if schedule else "no moves"))
+    return "\n".join([*lines, *([str(found.plan)] if found.plan is not None else [])])
+
+
+def comparison(found: Comparison) -> str:
+    """All arms, and what may be said of them."""
+    first = found.rows[0].arm
+    many = len(found.seeds) > 1
+    header = ["arm", found.metric, *(["sd"] if many else []), f"to {first}", *(["95 % interval"] if many else [])]
+    header += ["seconds", "parameters", "peak bytes"]
+    rows = []
+    for row in found.rows:
+        line = [row.arm + ("*" if row.arm == "dense" else ""), text.measure(found.metric, row.mean)]
+        line += [_points(found.metric, row.deviation, sign=False)] if many else []
+        line.append(_points(found.metric, row.difference.mean if row.difference else None))
+        line += [_interval(found.metric, row)] if many else []
+        line += [f"{row.seconds:.1f}", text.count(row.params), text.count(row.peak_bytes)]
+        rows.append(line)
+    notes = [_note(row) for row in found.rows]
+    seeds = f"{len(found.seeds)} seed{'s' * many}; {found.why}"
+    return "\n".join([text.table(header, rows), *[note for note in notes if note], seeds])
+
+
+def _note(row: Row) -> str:
+    if row.arm == "dense":
+        return "* dense has no budget: it stands here for comparison"
+    if row.excess is not None:
+        return f"{row.arm}: {row.runs[0].model}, {row.excess:,} parameters more than the sparse model"
+    run = row.runs[0]
+    if run.budget is not None and run.held is not None and run.budget != run.held:
+        return f"{row.arm}: began with {run.budget:,} weights and ended with {run.held:,}"
+    return ""
+
+
+def _points(metric: str, value: float | None, sign: bool = True) -> str:
+    if value is None:
+        return "-"
+    scale = 100 if metric == "accuracy" else 1
+    return f"{scale * value:{'+' if sign else ''}.{2 if metric == 'accuracy' else 4}f}"
+
+
+def _interval(metric: str, row: Row) -> str:
+    found = row.difference
+    if found is None or found.low is None or found.high is None:
+        return "-"
+    return f"{_points(metric, found.low)} to {_points(metric, found.high)}"

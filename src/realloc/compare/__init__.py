@@ -1,0 +1,1 @@
+"""Arms at one equal budget, over paired seeds, with their intervals."""

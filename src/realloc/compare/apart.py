@@ -1,0 +1,82 @@
+"""Starting runs in processes of their own, and hearing from them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from realloc.errors import ConfigError, ReallocError, RecordError, StateError, warn
+from realloc.record.folder import read_config, read_result
+from realloc.train.config import RunConfig
+from realloc.train.progress import Progress, Tell
+from realloc.train.result import RunResult, from_json
+from realloc.train.stop import Interrupted, Stop
+from realloc.train.watch import RunError
+
+_ERRORS: Mapping[str, type[ReallocError]] = {e.__name__: e for e in (ConfigError, RecordError, StateError)}
+
+
+def run_apart(config: RunConfig, folder: Path, tell: Tell) -> RunResult:
+    """Run a config in its own process and folder; a finished run of the same config is read instead.
+
+    Raises:
+        ConfigError: bad input, or a folder with a run of another config.
+        RunError: the run failed.
+        Interrupted: Ctrl-C; the run has written its checkpoint.
+    """
+    done = finished(config, folder)
+    if done is not None:
+        return done
+    job = json.dumps({"config": config.model_dump(mode="json"), "folder": str(folder)})
+    # -P: a file in the working folder must not stand in for a module
+    command = [sys.executable, "-P", "-m", "realloc.compare.child"]
+    with Stop() as stop, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(job)
+            process.stdin.close()
+            found = _listen(process.stdout, tell)
+        except BaseException:
+            process.kill()
+            raise
+    if stop.asked or "interrupted" in found:
+        raise Interrupted(0, None)
+    if "error" in found:
+        kind, message = found["error"]["kind"], found["error"]["message"]
+        raise _ERRORS.get(kind, RunError)(message)
+    if "result" not in found:
+        raise RunError(f"the run in {folder} ended with code {process.returncode} and no result; its words stand above")
+    return from_json(found["result"])
+
+
+def finished(config: RunConfig, folder: Path) -> RunResult | None:
+    """Read the result of a finished run of this config, or None where there is none yet.
+
+    Raises ConfigError when the folder holds a run of another config.
+    """
+    if not (folder / "config.json").exists():
+        return None
+    there, wanted = read_config(folder), config.model_dump(mode="json")
+    for key in wanted:
+        if there.get(key) != wanted[key]:
+            other = f"{folder} holds a run with {key} {there.get(key)}, not {wanted[key]}"
+            raise ConfigError(f"{other}; choose another --out, or delete it")
+    result = read_result(folder)
+    return None if result is None else from_json(result)
+
+
+def _listen(lines: Any, tell: Tell) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in lines:
+        said = json.loads(line)
+        if "progress" in said:
+            tell(Progress(**said["progress"]))
+        elif "warning" in said:
+            warn("RA500", said["warning"])
+        else:
+            found = said
+    return found

@@ -1,0 +1,52 @@
+"""One run in a process of its own, so that its memory is its own: ``python -m realloc.compare.child``.
+
+Reads one JSON job from stdin. Writes JSON lines to stdout: ``progress``, ``warning``, and at the end ``result``,
+``interrupted`` or ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+from realloc.errors import ReallocError
+from realloc.train.config import run_config
+from realloc.train.progress import Progress
+from realloc.train.run import run_in
+from realloc.train.stop import Interrupted
+
+
+def main() -> None:
+    """Run the job."""
+    warnings.showwarning = _warned
+    job = json.loads(sys.stdin.read())
+    try:
+        _say("result", run_in(Path(job["folder"]), run_config(job["config"]), _told).as_json())
+    except ReallocError as error:
+        _say("error", {"kind": type(error).__name__, "message": str(error)})
+    except (Interrupted, KeyboardInterrupt):
+        _say("interrupted", True)
+
+
+def _say(kind: str, content: object) -> None:
+    sys.stdout.write(json.dumps({kind: content}) + "\n")
+    sys.stdout.flush()
+
+
+def _told(progress: Progress) -> None:
+    _say("progress", asdict(progress))
+
+
+def _warned(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    _say("warning", str(message))
+
+
+if __name__ == "__main__":
+    main()

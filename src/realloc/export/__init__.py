@@ -1,0 +1,5 @@
+"""Leaving realloc: plain models."""
+
+from realloc.export.dense import dense
+
+__all__ = ["dense"]

@@ -1,0 +1,33 @@
+"""A plain dense copy of an attached model."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from realloc.pool.holdings import find, root_of
+from realloc.pool.restore import densify
+
+
+def dense(model: nn.Module) -> nn.Module:
+    """Copy the model with ordinary layers: same outputs, same parameter names and shapes as before `attach`.
+
+    Args:
+        model: attached, prepared, wrapped or plain; not changed.
+
+    Example:
+        >>> import torch, realloc
+        >>> from realloc import methods
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> _ = realloc.prepare(model, methods.static(density=0.5))
+        >>> [name for name, _ in realloc.export.dense(model).named_parameters()]
+        ['0.weight', '0.bias', '1.weight', '1.bias']
+    """
+    twin = copy.deepcopy(root_of(model))
+    holdings = find(twin)
+    if holdings is not None:
+        densify(holdings)
+        for name in [n for n in twin._buffers if n.startswith("realloc_average")]:
+            del twin._buffers[name]
+    return twin

@@ -1,0 +1,172 @@
+"""What `attach` returns: the state of the budget at a glance, and the way back."""
+
+from __future__ import annotations
+
+import html
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, final
+
+from torch import Tensor, nn
+
+from realloc.errors import ConfigError, nearest, plain
+from realloc.plan import Plan, StartPlan
+from realloc.pool.holdings import Holdings, Site, find
+
+if TYPE_CHECKING:
+    from realloc.engine import Engine
+
+
+@final
+class Handle:
+    """A model whose units move. Counts are integers, in weights unless the name says units."""
+
+    def __init__(self, engine: Engine, start: StartPlan) -> None:
+        self._engine = engine
+        self.start = start
+        self._last: deque[Plan] = engine.recent
+
+    # the budget -------------------------------------------------------------------------------------------------
+
+    @property
+    def _holdings(self) -> Holdings:
+        return self._engine.holdings
+
+    @property
+    def budget(self) -> int:
+        """Weights, held and parked together. Constant."""
+        return self._holdings.budget
+
+    @property
+    def held(self) -> int:
+        """Weights that sites hold now."""
+        return self._holdings.held
+
+    @property
+    def parked(self) -> int:
+        """Slots that no unit holds now: zero, counted."""
+        return self.budget - self.held
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps really taken since `attach`."""
+        return self._holdings.book.read("steps")
+
+    @property
+    def moves(self) -> int:
+        """Plans applied that moved at least one unit."""
+        return self._holdings.book.read("moves")
+
+    @property
+    def units_moved(self) -> int:
+        """Units that got a slot, over all moves."""
+        return self._holdings.book.read("units_moved")
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Sites by parameter name; each has ``held`` and ``capacity``."""
+        return self._holdings.sites
+
+    def _site(self, name: str) -> Site:
+        sites = self.sites
+        found = sites.get(name) or sites.get(f"{name}.weight")
+        if found is None:
+            raise ConfigError(f"no site {plain(name)!r}{nearest(name, sites)}")
+        return found
+
+    def mask(self, name: str) -> Tensor:
+        """Bool tensor of the dense shape: which weights are held now.
+
+        Raises:
+            ConfigError: no such site; the nearest names are given.
+        """
+        return self._site(name).mask()
+
+    # words ------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """A table of the budget and the sites, and a warning where nothing was measured or nothing moved."""
+        self._engine.complain()
+        lines = [
+            f"{self.start.method}: budget {self.budget:,} = {self.held:,} held + {self.parked:,} parked; "
+            f"{self.moves} moves, {self.units_moved:,} units moved in {self.steps:,} steps"
+        ]
+        width = max(len(plain(name)) for name in self.sites)
+        before = {line.name: line.held for line in self.start.sites}
+        for name, site in self.sites.items():
+            gained = site.held - before.get(name, site.held)
+            lines.append(
+                f"  {plain(name):<{width}} {site.held:>12,} of {site.capacity:>12,} {site.held / site.capacity:>8.2%} "
+                f"{gained:>+10,}  {site.storage}, {site.compute}"
+            )
+        return "\n".join(lines)
+
+    def explain(self, name: str) -> str:
+        """Why a site gained or lost in the moves of this session, against what thresholds."""
+        site = self._site(name)
+        lines = [f"{plain(site.name)}: {site.held:,} of {site.capacity:,} weights held"]
+        for plan in self._last:
+            for change in plan.changes:
+                if change.site != site.name:
+                    continue
+                keep = "" if change.keep_threshold is None else f", kept above {change.keep_threshold:.3g}"
+                want = "" if change.want_threshold is None else f", acquired from {change.want_threshold:.3g} up"
+                lines.append(
+                    f"  step {plan.step}: {change.before:,} -> {change.after:,} units "
+                    f"(-{change.released.numel():,} +{change.acquired.numel():,}{keep}{want})"
+                )
+        if len(lines) == 1:
+            lines.append(f"  no move yet; the next one is due at step {self._engine.next_due() or 'never'}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        next_due = self._engine.next_due()
+        return (
+            f"Handle({self.start.method}, held={self.held:,}, parked={self.parked:,}, budget={self.budget:,}, "
+            f"moves={self.moves}, next={'none' if next_due is None else f'step {next_due}'})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(plain(n))}</td><td>{s.held:,}</td><td>{s.capacity:,}</td>"
+            f"<td>{s.held / s.capacity:.2%}</td><td>{s.storage}</td></tr>"
+            for n, s in self.sites.items()
+        )
+        head = "<tr><th>site</th><th>held</th><th>capacity</th><th>density</th><th>storage</th></tr>"
+        return f"<pre>{html.escape(repr(self))}</pre><table>{head}{rows}</table>"
+
+    # acts -------------------------------------------------------------------------------------------------------
+
+    def follow(self, average: nn.Module) -> None:
+        """Keep an averaged copy of the model (EMA, SWA) in step with the moves.
+
+        Raises:
+            ConfigError: the copy has other sites, or is the model itself.
+        """
+        found = find(average)
+        if found is None or [*found.sites] != [*self.sites]:
+            raise ConfigError("the copy does not hold the same sites; make it by copying the attached model")
+        if found.owner is self._holdings.owner:
+            raise ConfigError("the model cannot follow itself; give the averaged copy")
+        self._engine.follow(found)
+
+    def restart_moments(self) -> None:
+        """Accept a model loaded without its optimizer: the moments of all slots start anew."""
+        self._engine.restart_moments()
+
+    def compact(self) -> int:
+        """Give parked slots back: shorten the pools to what is held. Returns the slots freed. Not under DDP."""
+        return self._engine.compact()
+
+    def detach(self) -> None:
+        """Remove every hook and give back a plain dense model that the same optimizer goes on training."""
+        self._engine.complain()
+        self._engine.detach()
+
+    def state(self) -> dict[str, Any]:
+        """The numbers of `summary`, as data."""
+        return {
+            "method": self.start.method, "density": self.start.density, "budget": self.budget, "held": self.held,
+            "parked": self.parked, "moves": self.moves, "units_moved": self.units_moved, "steps": self.steps,
+            "sites": {name: {"held": site.held, "capacity": site.capacity} for name, site in self.sites.items()},
+        }  # fmt: skip

@@ -1,0 +1,128 @@
+"""Indexes derived from a placement: by column, and by element for blocks. Never part of any saved state.
+
+They are kept on the tap of a site beside a copy of the placement they were made from, and used only while that copy
+is equal to the placement; so a move, a loaded checkpoint or a write by hand can never leave a wrong one in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from realloc.errors import StateError
+from realloc.kernels import task as w
+from realloc.kernels.taps import find
+from realloc.kernels.team import run
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Lines of a sparse matrix. int32 ``pointer [lines + 1]``, ``other [m]``, ``order [m]`` (None: as they come)."""
+
+    pointer: Tensor
+    other: Tensor
+    order: Tensor | None
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """Shape of a site: a dense ``[out, in]`` cut into blocks of ``r x c``."""
+
+    out_features: int
+    in_features: int
+    r: int
+    c: int
+
+
+@final
+@dataclass(eq=False)
+class Walk:
+    """What was derived from one placement."""
+
+    columns: Tensor
+    rowptr: Tensor
+    layout: Layout
+    rows: Index
+    by_column: Index | None = field(default=None)
+
+    def fits(self, columns: Tensor, rowptr: Tensor, layout: Layout) -> bool:
+        """Whether the placement is still the one this was made from."""
+        return layout == self.layout and torch.equal(self.columns, columns) and torch.equal(self.rowptr, rowptr)
+
+
+def by_rows(tap: int, columns: Tensor, rowptr: Tensor, layout: Layout) -> Index:
+    """Rows of elements. For single weights this is the placement itself."""
+    if layout.r * layout.c == 1:
+        return Index(rowptr, columns, None)
+    return _walk(tap, columns, rowptr, layout).rows
+
+
+def by_columns(tap: int, columns: Tensor, rowptr: Tensor, layout: Layout) -> Index:
+    """Columns of elements."""
+    walk = _walk(tap, columns, rowptr, layout)
+    if walk.by_column is None:
+        walk.by_column = transposed(walk.rows, layout.in_features)
+    return walk.by_column
+
+
+def _walk(tap: int, columns: Tensor, rowptr: Tensor, layout: Layout) -> Walk:
+    owner = find(tap)
+    known = None if owner is None else owner.walk
+    if known is not None and known.fits(columns, rowptr, layout):
+        return known
+    made = _make(columns, rowptr, layout)
+    if owner is not None:
+        owner.walk = made
+    return made
+
+
+def _make(columns: Tensor, rowptr: Tensor, layout: Layout) -> Walk:
+    rows = layout.out_features // layout.r
+    sound = rowptr.numel() == rows + 1 and int(rowptr[0]) == 0 and int(rowptr[-1]) == columns.numel()
+    if not sound or bool((rowptr.diff() < 0).any()):
+        raise StateError("row pointer and columns of a site do not fit; the model's placement buffers are damaged")
+    if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < layout.in_features // layout.c:
+        raise StateError("a column of the placement lies outside the layer; the model's placement buffers are damaged")
+    if columns.numel() * layout.r * layout.c >= 2**31:
+        raise StateError(f"a site of {columns.numel() * layout.r * layout.c:,} weights: int32 indexes end at 2^31")
+    columns, rowptr = columns.clone(), rowptr.clone()
+    index = Index(rowptr, columns, None)
+    if layout.r * layout.c > 1:
+        index = elements(index, layout)
+    return Walk(columns, rowptr, layout, index)
+
+
+def elements(blocks: Index, layout: Layout) -> Index:
+    """Rows of elements of rows of blocks; ``order`` says where each element lies in the values."""
+    r, c = layout.r, layout.c
+    count = blocks.pointer.diff()
+    pointer = torch.cat([blocks.pointer.new_zeros(1), (count * c).repeat_interleave(r).cumsum(0, dtype=torch.int32)])
+    unit = torch.arange(blocks.other.numel(), dtype=torch.int32)
+    block_row = torch.repeat_interleave(torch.arange(count.numel()), count.long())
+    # position of a unit's first element in element row i of its block row
+    start = blocks.pointer[block_row].int() * (r * c) + (unit - blocks.pointer[block_row]) * c
+    down = torch.arange(r, dtype=torch.int32)[None, :, None]
+    right = torch.arange(c, dtype=torch.int32)[None, None, :]
+    spot = (start[:, None, None] + down * (count[block_row] * c)[:, None, None] + right).flatten().long()
+    other, order = torch.empty_like(spot, dtype=torch.int32), torch.empty_like(spot, dtype=torch.int32)
+    other[spot] = (blocks.other[:, None, None] * c + right).expand(-1, r, c).flatten()
+    order[spot] = (unit[:, None, None] * (r * c) + down * c + right).flatten()
+    return Index(pointer, other, order)
+
+
+def transposed(rows: Index, width: int) -> Index:
+    """The same matrix by columns, each in the order of rows (a stable counting sort)."""
+    pointer = torch.zeros(width + 1, dtype=torch.int32)
+    other, order = torch.empty_like(rows.other), torch.empty_like(rows.other)
+    room = torch.empty(width, dtype=torch.int32)
+    words = {
+        w.POINTER: rows.pointer, w.OTHER: rows.other, w.ORDER: rows.order, w.LINES: rows.pointer.numel() - 1,
+        w.FEATURES: width, w.OUT: pointer, w.X: other, w.PANEL: order, w.GRADIENT: room,
+    }  # fmt: skip
+    run("count_sort", torch.float32, words, 0)
+    return Index(pointer, other, order)

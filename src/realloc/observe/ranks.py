@@ -1,0 +1,93 @@
+"""The ranks of a distributed run, as a decision needs them: average, agree, and take rank 0's plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import StateError
+from realloc.plan import Change, Plan
+
+
+@final
+@dataclass(frozen=True)
+class Ranks:
+    """A process group, or a single process (``group=None``)."""
+
+    group: Any = None
+
+    @property
+    def several(self) -> bool:
+        """Whether there is anyone to talk to."""
+        return self.group is not None and torch.distributed.get_world_size(self.group) > 1
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Average over ranks; the same bits on each."""
+        if not self.several:
+            return tensor
+        total = tensor.clone()
+        torch.distributed.all_reduce(total, group=self.group)
+        return total / torch.distributed.get_world_size(self.group)
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Elementwise maximum over ranks: what took part on any rank took part."""
+        if not self.several:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX, group=self.group)
+        return tensor.tolist()
+
+    def agree(self, plan: Plan, stamp: int) -> Plan:
+        """Rank 0's plan, on every rank.
+
+        Raises:
+            StateError: the ranks start from different placements, so no plan fits all of them.
+        """
+        if not self.several:
+            return plan
+        low, high = self.largest([-stamp, stamp])
+        if -low != high:
+            raise StateError(
+                f"ranks hold different placements before the move at step {plan.step}: "
+                "use one seed on all ranks, and load the same checkpoint on each"
+            )
+        return self._broadcast(plan)
+
+    def _broadcast(self, plan: Plan) -> Plan:
+        counts = [int(plan.skipped is not None)]
+        counts += [n for c in plan.changes for n in (c.released.numel(), c.acquired.numel())]
+        sites = torch.tensor([len(plan.changes), len(counts)], dtype=torch.int64)
+        torch.distributed.broadcast(sites, 0, group=self.group)
+        mine = (
+            torch.tensor(counts, dtype=torch.int64)
+            if len(counts) == int(sites[1])
+            else torch.empty(int(sites[1]), dtype=torch.int64)
+        )
+        torch.distributed.broadcast(mine, 0, group=self.group)
+        if int(mine[0]):
+            return Plan(plan.step, (), skipped=plan.skipped or "rank 0 found scores that are not finite")
+        places = torch.cat(
+            [t for c in plan.changes for t in (c.released, c.acquired)] or [torch.empty(0, dtype=torch.int64)]
+        )
+        total = int(mine[1:].sum())
+        payload = places if places.numel() == total else torch.empty(total, dtype=torch.int64)
+        torch.distributed.broadcast(payload, 0, group=self.group)
+        pieces = torch.split(payload, mine[1:].tolist())
+        return Plan(plan.step, tuple(_with(c, pieces[2 * i], pieces[2 * i + 1]) for i, c in enumerate(plan.changes)))
+
+
+def _with(change: Change, released: Tensor, acquired: Tensor) -> Change:
+    same = torch.equal(acquired, change.acquired)
+    return Change(
+        change.site, change.before, change.before - released.numel() + acquired.numel(), released, acquired,
+        change.keep_threshold, change.want_threshold, change.predicted_gain, change.gradient if same else None,
+    )  # fmt: skip
+
+
+def ranks_of(model: nn.Module) -> Ranks:
+    """The ranks of a model: those of its DDP wrapper, or one process."""
+    group = getattr(model, "process_group", None) if type(model).__name__ == "DistributedDataParallel" else None
+    return Ranks(group)

@@ -1,0 +1,91 @@
+"""Plans: the frozen result of a decision. Dry run, apply, record and other ranks all read the same object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a move does to one site, in units."""
+
+    site: str
+    before: int
+    after: int
+    released: Tensor  # int64, sorted places that lose their slots
+    acquired: Tensor  # int64, sorted places that get one
+    keep_threshold: float | None = None  # highest keep score among the released
+    want_threshold: float | None = None  # lowest want score among the acquired
+    predicted_gain: float = 0.0  # sum of the want scores of the acquired
+    gradient: Tensor | None = None  # [len(acquired), size], where the moments of a new slot start from it
+
+    @property
+    def moves_anything(self) -> bool:
+        """Whether the site changes at all."""
+        return bool(self.released.numel() or self.acquired.numel())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A move, or the reason why there is none."""
+
+    step: int
+    changes: tuple[Change, ...]
+    skipped: str | None = None
+
+    @property
+    def units_moved(self) -> int:
+        """Units that get a slot by this plan."""
+        return sum(c.acquired.numel() for c in self.changes)
+
+    @property
+    def moves_anything(self) -> bool:
+        """Whether any site changes."""
+        return any(c.moves_anything for c in self.changes)
+
+
+@final
+@dataclass(frozen=True)
+class SiteLine:
+    """One row of the table that `prepare` returns."""
+
+    name: str
+    shape: tuple[int, ...]
+    capacity: int  # weights the dense layer has
+    held: int  # weights it starts with
+    storage: str  # packed or masked
+    compute: str  # kernel, scatter or dense
+    note: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class StartPlan:
+    """What `prepare` does, or with ``dry_run=True`` would do: sites, budget, and what stays dense and why."""
+
+    method: str
+    density: float
+    budget: int  # parameters
+    sites: tuple[SiteLine, ...]
+    dense: tuple[tuple[str, str], ...]  # (parameter, why it stays dense)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        width = max([4, *(len(s.name) for s in self.sites)])
+        lines = [f"{self.method}: {self.budget:,} weights held of {sum(s.capacity for s in self.sites):,}"]
+        lines += [f"  {'site':<{width}} {'shape':>16} {'held':>12} {'density':>8}  storage  compute"]
+        for s in self.sites:
+            shape = "x".join(map(str, s.shape))
+            share = s.held / s.capacity if s.capacity else 0.0
+            row = (
+                f"  {s.name:<{width}} {shape:>16} {s.held:>12,} {share:>8.2%}  {s.storage:<7}  {s.compute:<7} {s.note}"
+            )
+            lines.append(row.rstrip())
+        lines += [f"  {name}: dense ({why})" for name, why in self.dense]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)

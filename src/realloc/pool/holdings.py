@@ -1,0 +1,168 @@
+"""All that one model holds: its pools, its masks, its book. Found on the model itself, so copies bring their own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import RecordError, StateError
+from realloc.pool.book import FIELDS, FORMAT, KEY, Book
+from realloc.pool.flat import FlatPool, check_placement
+from realloc.pool.masked import MaskedPool, check_masks
+from realloc.sites.masked import MaskedSite
+from realloc.sites.packed import PackedSite
+
+ATTRIBUTE = "realloc_holdings"
+Site = PackedSite | MaskedSite
+
+
+@final
+class Holdings:
+    """What `prepare` put on a model."""
+
+    def __init__(self, owner: nn.Module, flats: tuple[FlatPool, ...], masked: MaskedPool | None) -> None:
+        self.owner = owner
+        self.flats = flats
+        self.masked = masked
+        self.book = Book(owner)
+        self._version = -1
+        self._stamp = 0
+
+    @property
+    def pools(self) -> Iterator[FlatPool | MaskedPool]:
+        """Every pool; units move within one, never between two."""
+        yield from self.flats
+        if self.masked is not None:
+            yield self.masked
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Sites by name."""
+        return {site.name: site for pool in self.pools for site in pool.sites}
+
+    @property
+    def budget(self) -> int:
+        """Weights, held and parked together."""
+        return sum(pool.capacity * pool.unit_size for pool in self.pools)
+
+    @property
+    def held(self) -> int:
+        """Weights that sites hold now."""
+        return sum(pool.held * pool.unit_size for pool in self.pools)
+
+    # the stamp: which placement the values belong to ------------------------------------------------------------
+
+    def compute_stamp(self) -> int:
+        """Digest of every placement, 63 bits."""
+        digest = hashlib.sha256()
+        for pool in self.pools:
+            for name in pool.buffer_names:
+                buffer = self.owner._buffers[name]
+                assert buffer is not None
+                digest.update(buffer.cpu().numpy().tobytes())
+        return int.from_bytes(digest.digest()[:8], "little") & (2**63 - 1)
+
+    def restamp(self) -> int:
+        """Write the stamp of the placement as it is now."""
+        stamp = self.compute_stamp()
+        self.book.write("stamp", stamp)
+        self._version, self._stamp = self.book.tensor._version, stamp
+        return stamp
+
+    def stamp(self) -> int:
+        """The stamp in the book; read only where the book changed."""
+        book = self.book.tensor
+        if book._version != self._version:
+            self._version, self._stamp = book._version, self.book.read("stamp")
+        return self._stamp
+
+    def note_step(self) -> None:
+        """Count one optimizer step that was really taken."""
+        current = self._version == self.book.tensor._version
+        self.book.add("steps")
+        if current:
+            self._version = self.book.tensor._version
+
+    # forward ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Split every pool for one forward of the model."""
+        if self.book.tensor._version != self._version:
+            self._refuse_mixed()
+        for pool in self.flats:
+            pool.open()
+
+    def close(self) -> None:
+        """End of that forward."""
+        for pool in self.flats:
+            pool.close()
+
+    def _refuse_mixed(self) -> None:
+        known = self._stamp
+        if self.stamp() != known and known:
+            raise StateError(
+                "this copy of the model got the placement of its source without its values (an averaged copy that "
+                "missed a move mixes units): call handle.follow(copy) right after making it"
+            )
+
+    # loading ----------------------------------------------------------------------------------------------------
+
+    def check_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Validate a state dict before anything of it is copied.
+
+        Raises:
+            RecordError: it belongs to another model, budget or layout, or was tampered with.
+        """
+        plain = [s for s in self.sites.values() if isinstance(s, PackedSite) and prefix + s.name in state]
+        if plain and prefix + KEY not in state:
+            raise RecordError(
+                f"{prefix}{plain[0].name} is a dense weight: this state comes from a plain model. "
+                "Load it before prepare() or attach()"
+            )
+        for flat in self.flats:
+            check_placement(flat, state, prefix)
+        if self.masked is not None:
+            check_masks(self.masked, state, prefix)
+        book = state.get(prefix + KEY)
+        if book is None:
+            return
+        if book.dtype != torch.int64 or book.shape != self.book.tensor.shape or int(book[0]) != FORMAT:
+            raise RecordError(f"{prefix}{KEY}: not the book of this version of realloc (format {FORMAT})")
+        budget = int(book[FIELDS.index("budget")])
+        if budget != self.book.read("budget"):
+            raise RecordError(f"the state has a budget of {budget:,} weights, this model {self.book.read('budget'):,}")
+
+    def loaded(self) -> None:
+        """After a load: values and places came together, so the new stamp is the right one."""
+        self._version, self._stamp = -1, 0
+        if self.compute_stamp() != self.stamp():
+            raise RecordError("the loaded placement does not match its digest: the state is damaged or was cut")
+
+
+def find(model: nn.Module) -> Holdings | None:
+    """The holdings of a model, also under DDP, torch.compile or an averaged copy."""
+    found = root_of(model).__dict__.get(ATTRIBUTE)
+    return found if isinstance(found, Holdings) else None
+
+
+def root_of(model: nn.Module) -> nn.Module:
+    """The user's own model below wrappers."""
+    while ATTRIBUTE not in model.__dict__:
+        wrapped = model._modules.get("_orig_mod") or (model._modules.get("module") if _wraps(model) else None)
+        if wrapped is None:
+            return model
+        model = wrapped
+    return model
+
+
+def _wraps(model: nn.Module) -> bool:
+    return type(model).__name__ in {
+        "DistributedDataParallel",
+        "DataParallel",
+        "AveragedModel",
+        "FullyShardedDataParallel",
+    }

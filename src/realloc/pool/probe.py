@@ -1,0 +1,95 @@
+"""Does an optimizer treat every slot alone? Asked of the optimizer itself, not of a list of names.
+
+A throwaway instance steps a tensor whole and in two parts. Unequal results, or state of another shape, mean that
+slots depend on each other (Adafactor's factors, Muon's orthogonalisation, LAMB's norm), so they cannot be moved.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import ConfigError
+
+Group = dict[str, Any]
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor) -> dict[str, float]:
+    """What a fresh instance writes into the state of a slot at value zero with gradient zero, by key.
+
+    Raises:
+        ConfigError: the optimizer is not elementwise; it is named, with the remedy.
+    """
+    name = type(optimizer).__name__
+    try:
+        _compare_whole_and_parts(optimizer, group, like)
+        slot = _parameter(torch.zeros(2, 1, dtype=like.dtype, device=like.device))
+        twin = _twin(optimizer, group, [slot])
+        slot.grad = torch.zeros_like(slot)
+        twin.step()
+        return {k: float(v.flatten()[0]) for k, v in twin.state[slot].items() if _is_slotwise(v, slot)}
+    except ConfigError:
+        raise
+    except Exception as error:  # a foreign optimizer may raise anything; it becomes one refusal with its reason
+        raise refusal(name, f"a trial step of it failed: {type(error).__name__}: {error}") from error
+
+
+def refusal(name: str, reason: str) -> ConfigError:
+    """The one message for optimizers whose slots cannot be moved."""
+    return ConfigError(
+        f"optimizer {name} cannot share a pool: {reason}. "
+        'Use masked storage instead: method.on(storage="masked"), or an elementwise optimizer such as AdamW or SGD'
+    )
+
+
+def _compare_whole_and_parts(optimizer: torch.optim.Optimizer, group: Group, like: Tensor) -> None:
+    name = type(optimizer).__name__
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(12, 1, generator=generator, dtype=torch.float64).to(like)
+    whole, parts = _parameter(start), [_parameter(start[:5]), _parameter(start[5:])]
+    one, two = _twin(optimizer, group, [whole]), _twin(optimizer, group, parts)
+    for _ in range(3):
+        grad = torch.randn(12, 1, generator=generator, dtype=torch.float64).to(like)
+        whole.grad, parts[0].grad, parts[1].grad = grad.clone(), grad[:5].clone(), grad[5:].clone()
+        one.step()
+        two.step()
+    for key, value in one.state[whole].items():
+        if torch.is_tensor(value) and value.numel() > 1 and value.shape != whole.shape:
+            raise refusal(
+                name, f"its state {key!r} has shape {tuple(value.shape)} for a parameter {tuple(whole.shape)}"
+            )
+    tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 5e-2
+    if not torch.allclose(whole, torch.cat([p.detach() for p in parts]), rtol=tolerance, atol=tolerance * 1e-2):
+        raise refusal(name, "a tensor stepped whole and stepped in two parts ends differently")
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.clone())
+
+
+def _is_slotwise(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _twin(optimizer: torch.optim.Optimizer, group: Group, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """A throwaway optimizer of the same class and settings over other parameters."""
+    cls = type(optimizer)
+    settings = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+    rate = float(settings.get("lr", 1e-3))
+    settings["lr"] = rate if math.isfinite(rate) and rate > 0 else 1e-3  # a warm-up may start at zero
+    accepted = inspect.signature(cls.__init__).parameters
+    try:
+        twin = cls(parameters, **{k: v for k, v in settings.items() if k in accepted})
+    except Exception:  # a constructor of unknown form: a bare copy without state will do
+        twin = copy.copy(optimizer)
+        twin.__dict__ = {k: v for k, v in optimizer.__dict__.items() if not k.startswith("_optimizer_")}
+        torch.optim.Optimizer.__init__(twin, parameters, dict(settings))
+        twin.state = defaultdict(dict)
+    twin.param_groups[0].update(settings)
+    return twin

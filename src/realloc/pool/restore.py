@@ -1,0 +1,50 @@
+"""The way back: dense weights of their own, plain classes, an ordinary optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from realloc.pool.flat import FlatPool
+from realloc.pool.groups import Part
+from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.sites.packed import PackedLinear, PackedSite, unpack
+
+ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_params_and_buffers_to_ignore")
+
+
+@torch.no_grad()
+def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
+    """Make the model plain again. Returns each pool's parameter and the dense weights that came out of it."""
+    taken = [(pool.parameter, [_dense(pool, site) for site in pool.sites]) for pool in holdings.flats]
+    by_site = {
+        id(s): p
+        for (_, parts), pool in zip(taken, holdings.flats, strict=True)
+        for s, p in zip(pool.sites, parts, strict=True)
+    }
+    for module in list(holdings.owner.modules()):
+        if isinstance(module, PackedLinear):
+            unpack(module, by_site[id(module.realloc_site)].parameter)
+    for pool in holdings.pools:
+        pool.unregister()
+    holdings.book.unregister()
+    for hook in holdings.owner.__dict__["realloc_hooks"]:
+        hook.remove()
+    for name in ADDED:
+        holdings.owner.__dict__.pop(name, None)
+    return taken
+
+
+def _dense(pool: FlatPool, site: PackedSite) -> Part:
+    first, last = (b * pool.unit_size for b in pool.bounds(site.index))
+    elements = site.grid.elements(site.places()).flatten()
+    weight = nn.Parameter(_scatter(pool.parameter[first:last, 0], elements, site), requires_grad=not site.frozen)
+    if pool.parameter.grad is not None:
+        weight.grad = _scatter(pool.parameter.grad[first:last, 0], elements, site)
+    return Part(site.name, weight, elements, first, site.shape)
+
+
+def _scatter(values: Tensor, elements: Tensor, site: PackedSite) -> Tensor:
+    dense = values.new_zeros(site.capacity)
+    dense[elements] = values.detach()
+    return dense.view(site.shape)

@@ -1,0 +1,118 @@
+"""Optimizer state of slots: it follows its slot at a move, and a new slot starts by a stated rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.kernels.gather import gather_slots
+
+Moments = Literal["zero", "median", "seed"]
+SECOND_MOMENTS = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Newcomers:
+    """The new slots of one site in one move."""
+
+    held: Tensor  # int64, the slots the site had before
+    slots: int  # how many are new
+    gradient: Tensor | None = None  # their own gradient, [units, size]
+
+
+def slotwise(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The state tensors that hold one number for each slot, by key."""
+    state = optimizer.state.get(parameter, {})
+    return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape and v.ndim > 0}
+
+
+def gather_state(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, source: Tensor, starts: dict[str, Tensor | float]
+) -> None:
+    """Apply one move to the state of a pool. ``source`` int64 [n]: the old slot of each new one, -1 where new.
+
+    ``starts``: what a new slot starts with, by key: a number, or one value for each -1.
+    """
+    for key, tensor in slotwise(optimizer, parameter).items():
+        start = starts.get(key, 0.0)
+        if isinstance(start, Tensor):
+            gather_slots(tensor, source, fresh=start.to(tensor))
+        else:
+            gather_slots(tensor, source, fill=start)
+
+
+def starts_of(
+    rule: Moments,
+    state: dict[str, Tensor],
+    fresh: dict[str, float],
+    newcomers: Sequence[Newcomers],
+) -> dict[str, Tensor | float]:
+    """Start values of new slots, by key, in pool order.
+
+    ``zero``: as a fresh optimizer would write them. ``median``: second moments start at the median over the
+    site's held slots. ``seed``: second moments start at the square of the candidate's own gradient (its absolute
+    value for Adamax, which keeps a norm). First moments always start fresh.
+    """
+    starts: dict[str, Tensor | float] = dict(fresh)
+    if rule == "zero":
+        return starts
+    for key in SECOND_MOMENTS & state.keys():
+        columns = []
+        for new in newcomers:
+            level = torch.full((new.slots,), fresh.get(key, 0.0), dtype=state[key].dtype, device=state[key].device)
+            if rule == "median" and new.held.numel():
+                level.fill_(float(state[key].flatten()[new.held].median()))
+            elif rule == "seed" and new.gradient is not None:
+                seed = new.gradient.flatten().to(state[key])
+                level = seed.abs() if key == "exp_inf" else seed.square()
+            columns.append(level)
+        starts[key] = torch.cat(columns)
+    return starts
+
+
+def reset_masked(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    released: Tensor,
+    acquired: Tensor,
+    starts: dict[str, Tensor | float],
+) -> None:
+    """Let a masked parameter's state forget what lay at ``released``, and start what begins at ``acquired``."""
+    for key, tensor in slotwise(optimizer, parameter).items():
+        put(tensor, released, 0.0)
+        put(tensor, acquired, starts.get(key, 0.0))
+
+
+def put(dense: Tensor, elements: Tensor, value: Tensor | float) -> None:
+    """Write at flat positions, in place, whatever the strides (a channels-last weight has no flat view)."""
+    dense[torch.unravel_index(elements, dense.shape)] = value.to(dense) if isinstance(value, Tensor) else value
+
+
+def restart(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Forget all the state of one parameter."""
+    optimizer.state.pop(parameter, None)
+
+
+def snapshot(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, first: int, last: int) -> dict[str, Any]:
+    """Copy the values and state of slots ``first:last``."""
+    kept = {key: value[first:last].clone() for key, value in slotwise(optimizer, parameter).items()}
+    return {"": parameter.detach()[first:last].clone(), **kept}
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    first: int,
+    kept: dict[str, Any],
+    fresh: dict[str, float],
+) -> None:
+    """Put a snapshot back; state that the step has just created starts fresh there."""
+    last = first + kept[""].shape[0]
+    parameter.detach()[first:last] = kept[""]
+    for key, value in slotwise(optimizer, parameter).items():
+        value[first:last] = kept.get(key, fresh.get(key, 0.0))

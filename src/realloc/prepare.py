@@ -1,0 +1,181 @@
+"""Choosing the layers, giving each its units, and building the pools. Installs no hook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.allocate.room import Room
+from realloc.choose import Chosen, choose
+from realloc.errors import ConfigError
+from realloc.kernels.dispatch import choose_compute, not_supported
+from realloc.methods.method import Method
+from realloc.plan import SiteLine, StartPlan
+from realloc.pool.flat import FlatPool
+from realloc.pool.groups import Part
+from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.masked import MaskedPool
+from realloc.rng import stream
+from realloc.scores.seen import Seen
+from realloc.select.top_k import top_k
+from realloc.sites.packed import pack
+
+GroupKey = Callable[[str], Hashable]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Which units each chosen weight holds at the start."""
+
+    chosen: tuple[Chosen, ...]
+    places: tuple[Tensor, ...]
+    dense: tuple[tuple[str, str], ...]
+
+
+def plan_start(root: nn.Module, method: Method, seed: int) -> Start:
+    """Choose layers and start places. Changes nothing.
+
+    Raises:
+        ConfigError: no layer, a pattern without a match, fewer weights than layers, values that are not finite.
+    """
+    chosen, dense = choose(root, method.where)
+    rooms = [
+        Room(c.name, (c.grid.rows, c.grid.columns), least=1, most=c.grid.units, shape=tuple(c.parameter.shape))
+        for c in chosen
+    ]
+    units = sum(room.most for room in rooms)
+    budget = round(method.start_density * units)
+    final = round(method.density * units)
+    if min(budget, final) < len(rooms):
+        need = len(rooms) / units
+        raise ConfigError(
+            f"density {method.density} gives {min(budget, final)} units to {len(rooms)} layers, fewer than one each; "
+            f"use density >= {math.ceil(need * 1e6) / 1e6}, or fewer layers with method.on(...)"
+        )
+    counts = method.start(rooms, budget)
+    places = tuple(_place(c, n, method, seed) for c, n in zip(chosen, counts, strict=True))
+    return Start(tuple(chosen), places, tuple(dense))
+
+
+def _place(chosen: Chosen, count: int, method: Method, seed: int) -> Tensor:
+    grid, weight = chosen.grid, chosen.parameter.detach()
+    if not bool(torch.isfinite(weight).all()):
+        raise ConfigError(f"{chosen.name} has NaN or Inf among its weights; initialise or load it before attach")
+    if count == grid.units:
+        return torch.arange(grid.units)
+    generator = stream(seed, "start", chosen.name)
+    values = grid.fold(weight.reshape(grid.height, grid.width)) if "values" in method.place.needs else None
+    seen = Seen(
+        torch.arange(grid.units), (grid.rows, grid.columns), torch.empty(0, dtype=torch.int64), generator, values
+    )
+    return top_k(method.place(seen), count)
+
+
+def describe(start: Start, method: Method) -> StartPlan:
+    """The table that `prepare` returns."""
+    lines, notes = [], []
+    for chosen, places in zip(start.chosen, start.places, strict=True):
+        parameter, size = chosen.parameter, chosen.grid.size
+        reasons = not_supported(parameter.device, parameter.dtype)
+        compute, note = "kernel", ""
+        if chosen.storage == "masked":
+            compute, note = "dense", "no speed, no memory saved"
+        elif reasons or _scatters(chosen, places):
+            compute, note = "scatter", "; ".join(reasons) or "computes densely: at this density the kernel is slower"
+        shape, held = tuple(parameter.shape), places.numel() * size
+        lines.append(SiteLine(chosen.name, shape, parameter.numel(), held, chosen.storage, compute, note))
+    if method.average is not None:
+        dense = sum(c.parameter.numel() * c.parameter.element_size() for c in start.chosen)
+        notes.append(
+            f"{method.name} keeps a dense running mean of the gradient: {dense:,} bytes, and one dense matrix "
+            "product for each site and step"
+        )
+    keys = {_zone(c, None) for c in start.chosen}
+    if len(keys) > 1:
+        notes.append(f"{len(keys)} separate pools (by storage, dtype, device): units do not move between them")
+    budget = sum(line.held for line in lines)
+    return StartPlan(method.name, method.density, budget, tuple(lines), start.dense, tuple(notes))
+
+
+def _scatters(chosen: Chosen, places: Tensor) -> bool:
+    share = places.numel() / max(1, chosen.grid.units)
+    block = (chosen.grid.r, chosen.grid.c)
+    return choose_compute(chosen.parameter.device, chosen.parameter.dtype, share, block) == 1
+
+
+def _zone(chosen: Chosen, group: GroupKey | None) -> Hashable:
+    if chosen.storage == "masked":
+        return "masked"
+    return chosen.parameter.dtype, str(chosen.parameter.device), group(chosen.name) if group else None
+
+
+def build(
+    root: nn.Module, start: Start, method: Method, *, seed: int, group: GroupKey | None = None
+) -> tuple[Holdings, list[list[Part]]]:
+    """Turn the chosen layers into sites over pools, in place. Returns what each pool took from where."""
+    zones: dict[Hashable, list[int]] = {}
+    for i, chosen in enumerate(start.chosen):
+        zones.setdefault(_zone(chosen, group), []).append(i)
+    flats: list[FlatPool] = []
+    parts: list[list[Part]] = []
+    masked: MaskedPool | None = None
+    for key, members in zones.items():
+        rows = [start.chosen[i] for i in members]
+        places = [start.places[i] for i in members]
+        if key == "masked":
+            masked = _build_masked(root, rows, places, method)
+        else:
+            flat, taken = _build_flat(root, len(flats), rows, places, method)
+            flats.append(flat)
+            parts.append(taken)
+    holdings = Holdings(root, tuple(flats), masked)
+    holdings.book.register(seed, sum(p.numel() * c.grid.size for c, p in zip(start.chosen, start.places, strict=True)))
+    root.__dict__[ATTRIBUTE] = holdings
+    holdings.restamp()
+    return holdings, parts
+
+
+@torch.no_grad()
+def _build_flat(
+    root: nn.Module, number: int, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method
+) -> tuple[FlatPool, list[Part]]:
+    pool = FlatPool(root, number, [c.name for c in rows], [c.grid for c in rows])
+    values, parts, first = [], [], 0
+    for chosen, held in zip(rows, places, strict=True):
+        held = held.to(chosen.parameter.device)
+        elements = chosen.grid.elements(held).flatten()
+        taken = chosen.parameter.detach().reshape(-1)[elements]
+        values.append(taken * _widen(chosen, held, method))
+        parts.append(Part(chosen.name, chosen.parameter, elements, first, tuple(chosen.parameter.shape)))
+        first += elements.numel()
+    pool.register(torch.cat(values).unsqueeze(1), ages=method.young > 0)
+    pool.write([p.to(pool.parameter.device) for p in places])
+    for site, chosen in zip(pool.sites, rows, strict=True):
+        for module, _ in chosen.holders:
+            assert isinstance(module, nn.Linear)
+            pack(module, site)
+    return pool, parts
+
+
+@torch.no_grad()
+def _build_masked(root: nn.Module, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method) -> MaskedPool:
+    capacity = sum(p.numel() for p in places)
+    pool = MaskedPool(root, [c.name for c in rows], [c.grid for c in rows], [c.holders[0] for c in rows], capacity)
+    pool.register(ages=method.young > 0)
+    pool.write([p.to(c.parameter.device) for p, c in zip(places, rows, strict=True)])
+    pool.clear_outside()
+    for site, chosen, held in zip(pool.sites, rows, places, strict=True):
+        site.parameter.mul_(_widen(chosen, held, method))
+    return pool
+
+
+def _widen(chosen: Chosen, held: Tensor, method: Method) -> float:
+    if not method.where.rescale or not held.numel():
+        return 1.0
+    return math.sqrt(chosen.grid.units / held.numel())

@@ -1,0 +1,45 @@
+"""From a plan to the line that records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from realloc.plan import Plan
+
+VERSION = 1
+
+
+class Sink(Protocol):
+    """Anything that takes one event for each decision."""
+
+    def decision(self, event: dict[str, Any]) -> None:
+        """Record one decision."""
+
+
+def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int, held: int) -> dict[str, Any]:
+    """One line of ``events.jsonl``: what a decision did to each site, in units, and to the budget, in weights."""
+    changes = {c.site: c for c in plan.changes}
+    sites: dict[str, dict[str, Any]] = {}
+    for name, count in before.items():
+        change = changes.get(name)
+        sites[name] = {
+            "before": count,
+            "after": count if change is None else change.after,
+            "released": 0 if change is None else change.released.numel(),
+            "acquired": 0 if change is None else change.acquired.numel(),
+            "keep_threshold": None if change is None else change.keep_threshold,
+            "want_threshold": None if change is None else change.want_threshold,
+        }
+    return {
+        "v": VERSION,
+        "kind": "skip" if plan.skipped else "move",
+        "step": plan.step,
+        "seconds": seconds,
+        "reason": plan.skipped,
+        "sites": sites,
+        "budget": budget,
+        "held": held,
+        "parked": budget - held,
+        "predicted_gain": sum(c.predicted_gain for c in plan.changes) if plan.changes else None,
+    }

@@ -1,0 +1,1 @@
+"""Which units: exactly k of them, the same on every rank."""

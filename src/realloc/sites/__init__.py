@@ -1,0 +1,1 @@
+"""Places in a model that hold units."""

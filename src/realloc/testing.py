@@ -1,0 +1,292 @@
+"""Does a method keep the promises? What a stranger's recipe must pass before it is trusted with a budget."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.attach import attach
+from realloc.errors import ReallocError, ReallocWarning
+from realloc.handle import Handle
+from realloc.methods.method import Method, Storage
+from realloc.schedule import every
+
+Factory = Callable[[float], Method]
+EVERY: Final = 4
+MOVES: Final = 6
+STEPS: Final = EVERY * MOVES
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """What was checked, and how it went. Prints as a table."""
+
+    method: str
+    lines: tuple[tuple[str, str], ...]  # (promise, note)
+
+    def __str__(self) -> str:
+        width = max(len(promise) for promise, _ in self.lines)
+        return "\n".join([f"{self.method}: keeps its promises", *(f"  {p:<{width}}  {note}" for p, note in self.lines)])
+
+
+def check_method(factory: Factory, *, density: float = 0.3) -> Report:
+    """Run a method through the promises, on a small net and made-up data, in float64. Takes about two seconds.
+
+    Args:
+        factory: density -> Method, such as `realloc.methods.rigl`.
+        density: share of the weights held, in (0, 1).
+
+    Returns:
+        One line a promise; print it.
+
+    Raises:
+        AssertionError: the first promise that does not hold, and how.
+
+    Example:
+        >>> from realloc import methods
+        >>> print(check_method(methods.static))  # doctest: +ELLIPSIS
+        static: keeps its promises
+          budget exact after every step ...
+    """
+    method = factory(density)
+    if not isinstance(method, Method):
+        raise AssertionError(f"the factory made {method!r}; it must return a realloc.methods.method.Method")
+    lines = []
+    for promise, check in PROMISES:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ReallocWarning)
+                note = check(method)
+        except AssertionError as error:
+            raise AssertionError(f"{method.name}: {promise}: {error}") from None
+        except (ReallocError, ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+            raise AssertionError(f"{method.name}: {promise}: {type(error).__name__}: {error}") from error
+        lines.append((promise, note))
+    return Report(method.name, tuple(lines))
+
+
+# one small run ----------------------------------------------------------------------------------------------------
+
+
+@final
+class _Run:
+    """A net of two sites in float64, AdamW, and made-up data that depends on the step alone."""
+
+    def __init__(self, method: Method, *, storage: Storage = "packed", seed: int = 3, gap: int = EVERY) -> None:
+        self.model, self.optimizer = _plain()
+        where = replace(method.where, layers=("*",), storage=storage)
+        self.skips: list[str] = []
+        self.handle: Handle = attach(
+            self.model, self.optimizer, replace(method, where=where), schedule=every(gap, total=STEPS), seed=seed,
+            record=self,
+        )  # fmt: skip
+
+    def decision(self, event: dict[str, object]) -> None:
+        """Take one line of the record."""
+        if event["kind"] == "skip":
+            self.skips.append(str(event["reason"]))
+
+    def step(self, number: int, *, parts: int = 1, scale: float = 1.0) -> None:
+        _step(self.model, self.optimizer, number, parts=parts, scale=scale)
+
+    def go(self, first: int = 1, last: int = STEPS) -> _Run:
+        for number in range(first, last + 1):
+            self.step(number)
+        return self
+
+    def masks(self) -> dict[str, Tensor]:
+        return {name: self.handle.mask(name) for name in self.handle.sites}
+
+
+def _plain() -> tuple[nn.Module, torch.optim.Optimizer]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).double()
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def _loss(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return x, x[:, :8] * x[:, 8:]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int, *, parts: int = 1, scale: float = 1.0) -> None:
+    optimizer.zero_grad()
+    x, y = _loss(model, number)
+    for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        (scale * (model(part) - wanted).square().sum() / y.numel()).backward()
+    optimizer.step()
+
+
+def _same(one: dict[str, Tensor], two: dict[str, Tensor]) -> str | None:
+    """The first site whose masks differ."""
+    return next((name for name in one if not torch.equal(one[name], two[name])), None)
+
+
+# the promises -----------------------------------------------------------------------------------------------------
+
+
+def _budget(method: Method) -> str:
+    run = _Run(method)
+    budget = run.handle.budget
+    assert budget > 0, "the budget is empty"
+    for number in range(1, STEPS + 1):
+        run.step(number)
+        held, parked = run.handle.held, run.handle.parked
+        assert held + parked == run.handle.budget == budget, f"step {number}: {held} + {parked} is not {budget}"
+        if method.held is None:
+            assert held == budget, f"step {number}: {budget - held} units were lost"
+        total = sum(int(mask.sum()) for mask in run.masks().values())
+        assert total == held, f"step {number}: the masks hold {total}, the account {held}"
+    return f"{budget} weights, {STEPS} steps"
+
+
+def _index(method: Method) -> str:
+    run = _Run(method)
+    for number in range(1, STEPS + 1):
+        run.step(number)
+        for name, site in run.handle.sites.items():
+            places = site.places()
+            assert bool((places.diff() > 0).all()), f"step {number}: the places of {name} are not sorted"
+            drawn = site.grid.mask(places).view(site.shape)
+            assert torch.equal(run.handle.mask(name), drawn), f"step {number}: {name} has two truths"
+            assert site.held == int(drawn.sum()) <= site.capacity, f"step {number}: {name} miscounts"
+    return f"{len(run.handle.sites)} sites"
+
+
+def _moves(method: Method) -> str:
+    run = _Run(method)
+    first = run.masks()
+    run.go()
+    moved = _same(first, run.masks()) is not None
+    if not method.moves:
+        assert not moved and not run.handle.moves, "it names no want and no density curve, yet units moved"
+        return "it never moves, as it says"
+    why = f"; every decision was skipped: {run.skips[0]}" if run.skips else ""
+    assert run.handle.moves and moved, f"nothing moved in {MOVES} decisions{why}"
+    assert not run.skips, f"a decision was skipped: {run.skips[0]}"
+    return f"{run.handle.moves} of {MOVES} decisions, {run.handle.units_moved} units"
+
+
+def _idle(method: Method) -> str:
+    run = _Run(method, storage="masked", gap=STEPS)
+    model, optimizer = _plain()
+    masks = run.masks()
+    weights = {name: model.get_parameter(name) for name in masks}
+    for name, weight in weights.items():
+        weight.data.mul_(masks[name])
+        weight.register_hook(lambda grad, mask=masks[name]: grad * mask)
+    for number in range(1, STEPS):
+        run.step(number)
+        _step(model, optimizer, number)
+        for name, parameter in model.named_parameters():
+            mine = run.model.get_parameter(name)
+            assert torch.equal(mine, parameter), f"step {number}: {name} differs from plain masked training"
+    return "bit-equal to plain masked training"
+
+
+def _repeats(method: Method) -> str:
+    one, two = _Run(method), _Run(method)
+    for number in range(1, STEPS + 1):
+        one.step(number)
+        two.step(number)
+        name = _same(one.masks(), two.masks())
+        assert name is None, f"step {number}: equal seeds, other units of {name}; use only the generator it is given"
+    return "equal seeds, equal plans"
+
+
+def _resumes(method: Method) -> str:
+    straight, stopped = _Run(method).go(), _Run(method)
+    stop = STEPS // 2 + 1
+    stopped.go(1, stop)
+    disk = io.BytesIO()
+    torch.save((stopped.model.state_dict(), stopped.optimizer.state_dict()), disk)
+    disk.seek(0)
+    model, optimizer = torch.load(disk, weights_only=True)
+    again = _Run(method, seed=99)
+    again.model.load_state_dict(model)
+    again.optimizer.load_state_dict(optimizer)
+    again.go(stop + 1)
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), f"stopped at step {stop}, {name} ends otherwise"
+    return f"stopped at step {stop}, ends bit-equal"
+
+
+def _nan(method: Method) -> str:
+    run = _Run(method).go(1, EVERY - 1)
+    before = run.masks()
+    run.step(EVERY, scale=float("nan"))
+    assert _same(before, run.masks()) is None, "units moved on a NaN gradient"
+    assert run.handle.held + run.handle.parked == run.handle.budget, "the budget broke on a NaN gradient"
+    return "no move"
+
+
+def _accumulates(method: Method) -> str:
+    one, two = _Run(method), _Run(method)
+    for number in range(1, STEPS // 2 + 1):
+        one.step(number)
+        two.step(number, parts=4)
+        assert two.handle.steps == number, f"{two.handle.steps} steps counted where {number} were taken"
+        name = _same(one.masks(), two.masks())
+        assert name is None, f"step {number}: four micro-batches choose other units of {name} than one batch"
+    return "micro-batches choose as one batch"
+
+
+def _detaches(method: Method) -> str:
+    run = _Run(method).go(1, STEPS - 2)
+    plain, optimizer = _plain()
+    x, _ = _loss(plain, 0)
+    before = run.model(x).detach()
+    run.handle.detach()
+    assert torch.allclose(run.model(x), before, rtol=0, atol=1e-12), "the outputs changed"
+    assert [*run.model.state_dict()] == [*plain.state_dict()], f"the state has keys {[*run.model.state_dict()]}"
+    for mine, theirs in zip(run.model.modules(), plain.modules(), strict=True):
+        assert type(mine) is type(theirs), f"a {type(mine).__name__} stayed"
+        hooks = [kind for kind in vars(mine) if kind.endswith("_hooks") and len(vars(mine)[kind]) > 0]
+        assert not hooks, f"hooks stayed: {hooks}"
+    mine_groups, plain_groups = run.optimizer.param_groups, optimizer.param_groups
+    assert [g.keys() for g in mine_groups] == [g.keys() for g in plain_groups], "the groups have other keys"
+    shapes = [[p.shape for p in g["params"]] for g in mine_groups]
+    assert shapes == [[p.shape for p in g["params"]] for g in plain_groups], f"the groups hold {shapes}"
+    optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+    plain.load_state_dict(run.model.state_dict())
+    for number in range(STEPS, STEPS + 3):
+        run.step(number)
+        _step(plain, optimizer, number)
+    assert all(map(torch.equal, run.model.parameters(), plain.parameters())), "the plain model trains otherwise"
+    return "plain model, plain optimizer"
+
+
+def _storages(method: Method) -> str:
+    packed, masked = _Run(method), _Run(method, storage="masked")
+    for number in range(1, STEPS + 1):
+        packed.step(number)
+        masked.step(number)
+        name = _same(packed.masks(), masked.masks())
+        assert name is None, f"step {number}: packed and masked storage chose other units of {name}"
+        for name, site in packed.handle.sites.items():
+            near = torch.allclose(site.values(), masked.handle.sites[name].values(), rtol=1e-9, atol=1e-12)
+            assert near, f"step {number}: packed and masked values of {name} differ"
+    return "packed and masked agree"
+
+
+PROMISES: Final[tuple[tuple[str, Callable[[Method], str]], ...]] = (
+    ("budget exact after every step", _budget),
+    ("mask and index agree", _index),
+    ("moves happen", _moves),
+    ("idle means untouched", _idle),
+    ("same seed, same plans", _repeats),
+    ("resume is bit-equal", _resumes),
+    ("NaN moves nothing", _nan),
+    ("accumulation counts steps", _accumulates),
+    ("detach leaves no trace", _detaches),
+    ("storages agree", _storages),
+)

@@ -1,0 +1,1 @@
+"""The command line's own trainer: a plain loop on real data, with three lines of realloc around it."""

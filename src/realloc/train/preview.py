@@ -1,0 +1,41 @@
+"""What a run would do, without training: for ``--dry-run``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from realloc.plan import StartPlan
+from realloc.train import arms, data, models
+from realloc.train.config import RunConfig
+from realloc.train.length import Length, by_epochs
+from realloc.train.order import Batches
+
+
+@final
+@dataclass(frozen=True)
+class Preview:
+    """One arm, resolved. ``length`` is None where a time budget decides it by measurement at the start."""
+
+    method: str
+    data: str
+    model: str
+    params: int
+    held: int | None
+    plan: StartPlan | None
+    length: Length | None
+
+    def as_json(self) -> dict[str, Any]:
+        """A dict that strict JSON can hold."""
+        return {"dry_run": True} | asdict(self)
+
+
+def preview(config: RunConfig) -> Preview:
+    """Load the data and resolve the arm; raises ConfigError where a run would."""
+    loaded = data.load(config.data, config.task, config.label)
+    arm = arms.resolve(config, loaded)
+    batches = Batches(loaded.train, config.batch_size, config.seed)
+    length = by_epochs(config, batches.per_epoch) if config.budget_seconds is None else None
+    params = models.parameters(arms.build(arm.model, config, loaded)) if arm.name == "small_dense" else arm.target
+    held = arm.held if arm.method or arm.name == "prune_after" else None
+    return Preview(arm.name, loaded.describe(), arm.model, params, held, arm.plan if arm.method else None, length)

@@ -1,0 +1,188 @@
+"""The inside of a run: load, rehearse, train, judge. Time and memory are booked here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import mean
+from typing import final
+
+import torch
+
+from realloc.record.checkpoint import Checkpoint
+from realloc.train import arms, data, rehearse
+from realloc.train.arms import Arm
+from realloc.train.config import RunConfig
+from realloc.train.dataset import Dataset
+from realloc.train.evaluate import METRIC, Quality, evaluate, loss_of
+from realloc.train.keep import Account, Keep
+from realloc.train.length import Length, Pace, by_budget, by_epochs
+from realloc.train.loop import Clock, Trainee, fit
+from realloc.train.memory import Peak, highest
+from realloc.train.models import parameters
+from realloc.train.order import Batches
+from realloc.train.progress import Progress, Tell
+from realloc.train.prune_after import turn
+from realloc.train.result import RunResult
+from realloc.train.stop import Interrupted, Stop
+from realloc.train.watch import Doings, OutOfTime, Tally, Watch
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What stays the same over a run."""
+
+    config: RunConfig
+    data: Dataset
+    arm: Arm
+    batches: Batches
+    length: Length
+    keep: Keep | None
+    tell: Tell
+    stop: Stop
+
+
+def session(config: RunConfig, keep: Keep | None, tell: Tell) -> RunResult:
+    """Run to the end, from the newest checkpoint if ``keep`` has one."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    clock = Clock()
+    with Stop() as stop:
+        with clock.apart("setup"):
+            tell(Progress("loading"))
+            loaded = data.load(config.data, config.task, config.label)
+            arm = arms.resolve(config, loaded)
+            batches = Batches(loaded.train, config.batch_size, config.seed)
+            length = _rehearsed(config, loaded, arm, batches, keep, tell)
+        scene = Scene(config, loaded, arm, batches, length, keep, tell, stop)
+        if stop.asked:
+            raise Interrupted(0, str(keep.path) if keep else None)
+        with Peak() as peak:
+            return _train(scene, clock, peak)
+
+
+def _rehearsed(config: RunConfig, loaded: Dataset, arm: Arm, batches: Batches, keep: Keep | None, tell: Tell) -> Length:
+    """Fix the length, once, and warm the code up. An explicit interval that never fires is refused first."""
+    known = keep.length() if keep else None
+    if known is None and config.budget_seconds is None:
+        known = by_epochs(config, batches.per_epoch)
+    tell(Progress("warming up"))
+
+    def make(length: Length) -> Trainee:
+        return arms.begin(arm, config, loaded, length)
+
+    def make_pruned(length: Length) -> Trainee:
+        return arms.prune(make(length), config, length)
+
+    stages = [make, make_pruned] if arm.name == "prune_after" else [make]
+    compute = loss_of(loaded.task)
+    if known is not None:
+        for stage in stages:
+            rehearse.warm_up(stage, batches, compute)
+    else:
+        budget = config.budget_seconds or 0.0
+        paces = [rehearse.measure(stage, batches, compute, budget / len(stages)) for stage in stages]
+        pace = Pace(mean(p.step for p in paces), mean(p.move for p in paces))
+        known = by_budget(config, batches.per_epoch, pace)
+    if keep:
+        keep.write_length(known)
+    return known
+
+
+def _train(scene: Scene, clock: Clock, peak: Peak) -> RunResult:
+    config, length, keep = scene.config, scene.length, scene.keep
+    sink = keep.log if keep else None
+    half = turn(length.total) if scene.arm.name == "prune_after" else None
+    account, found = Account(), None
+    with clock.apart("setup"):
+        found = keep.latest() if keep else None
+        first = found.step if found else 0
+        trainee = arms.begin(scene.arm, config, scene.data, length, sink)
+        if half is not None and first > half:
+            trainee = arms.prune(trainee, config, length, sink)
+        if keep and found:
+            account = _restored(keep, found, trainee, clock)
+    watch = _watch(scene, trainee, first, account, clock, peak)
+    finished = True
+    clock.start()
+    try:
+        compute = loss_of(scene.data.task)
+        if half is not None and first <= half:
+            fit(trainee, scene.batches, compute, range(first, half), watch)
+            trainee = watch.trainee = arms.prune(trainee, config, length, sink)
+            first = half
+        fit(trainee, scene.batches, compute, range(first, length.total), watch)
+    except OutOfTime:
+        finished = False
+    return _result(scene, watch, found, finished)
+
+
+def _restored(keep: Keep, found: Checkpoint, trainee: Trainee, clock: Clock) -> Account:
+    account = keep.restore(found, trainee)
+    clock.resume(account.train_seconds, account.elsewhere or {})
+    return account
+
+
+def _watch(scene: Scene, trainee: Trainee, first: int, account: Account, clock: Clock, peak: Peak) -> Watch:
+    keep = scene.keep
+    tally = Tally(account.epoch_loss, account.epoch_steps, account.validation, account.peak_bytes, account.mapped_bytes)
+
+    def validate() -> Quality:
+        return evaluate(watch.trainee.model, scene.data.validation, scene.data.task)
+
+    def save(step: int) -> None:
+        assert keep is not None
+        keep.save(step, watch.trainee, _account(watch))
+
+    doings = Doings(
+        scene.tell, validate,
+        save=save if keep else None,
+        note=keep.log.metric if keep else None,
+        folder=str(keep.path) if keep else None,
+        most_seconds=scene.config.budget_seconds,
+    )  # fmt: skip
+    watch = Watch(trainee, scene.length, doings, tally=tally, clock=clock, peak=peak, stop=scene.stop)
+    watch.step = first
+    return watch
+
+
+def _account(watch: Watch) -> Account:
+    tally, clock, peak = watch.tally, watch.clock, watch.peak
+    return Account(
+        train_seconds=clock.seconds, elsewhere=dict(clock.elsewhere),
+        epoch_loss=tally.epoch_loss, epoch_steps=tally.epoch_steps, validation=tally.validation,
+        peak_bytes=highest(tally.peak_bytes, peak.bytes), mapped_bytes=highest(tally.mapped_bytes, peak.mapped_bytes),
+    )  # fmt: skip
+
+
+def _result(scene: Scene, watch: Watch, found: Checkpoint | None, finished: bool) -> RunResult:
+    config, arm, handle, clock = scene.config, scene.arm, watch.trainee.handle, watch.clock
+    clock.stop()
+    scene.tell(watch.progress(watch.step, None))
+    with clock.apart("evaluate"):
+        quality = evaluate(watch.trainee.model, scene.data.test, scene.data.task)
+    watch.peak.look()
+    account = _account(watch)
+    whole = parameters(watch.trainee.model)
+    params = whole if handle is None else arm.rest + handle.held
+    classes = scene.data.task == "classification"
+    result = RunResult(
+        method=arm.name, data=config.data, model=arm.model, seed=config.seed, density=arm.density,
+        budget=handle.budget if handle else None, held=handle.held if handle else None,
+        parked=handle.parked if handle else None, moves=handle.moves if handle else None,
+        units_moved=handle.units_moved if handle else None,
+        metric=METRIC[scene.data.task], test_metric=quality.metric,
+        test_accuracy=quality.metric if classes else None, test_loss=quality.loss,
+        test_rmse=None if classes else quality.loss**0.5 * scene.data.label_scale,
+        validation_metric=watch.tally.validation,
+        train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
+        save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
+        peak_bytes=account.peak_bytes, mapped_bytes=account.mapped_bytes,
+        params=params, excess=params - arm.target if arm.name == "small_dense" else None,
+        steps=watch.step, every=scene.length.every if handle and arm.method and arm.method.moves else None,
+        optimizer=config.optimizer, lr=config.rate, threads=config.threads or torch.get_num_threads(),
+        finished=finished, resumed_from=found.step if found else None,
+        folder=str(scene.keep.path) if scene.keep else None,
+    )  # fmt: skip
+    if scene.keep:
+        scene.keep.finish(result.as_json())
+    return result

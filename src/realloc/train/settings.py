@@ -1,0 +1,81 @@
+"""From words on a command line to a method: names of ``realloc.methods``, settings by their own signatures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from realloc import methods
+from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.method import Method
+from realloc.schedule import Curve, constant
+from realloc.train.config import Setting
+
+Recipe = Callable[..., Method]
+
+
+def _recipes() -> dict[str, Recipe]:
+    found = {name: getattr(methods, name) for name in methods.__all__}
+    return {name: make for name, make in found.items() if inspect.isfunction(make) and "density" in _signature(make)}
+
+
+def _signature(make: Recipe) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(make).parameters
+
+
+RECIPES: Mapping[str, Recipe] = _recipes()
+
+
+@final
+@dataclass(frozen=True)
+class Option:
+    """One setting of a method: its name and what it is when not set."""
+
+    name: str
+    default: Any
+
+
+def options(name: str) -> tuple[Option, ...]:
+    """The settings that a method takes by ``--set``; ``density`` has its own flag."""
+    parameters = _signature(RECIPES[name]).values()
+    return tuple(Option(p.name, p.default) for p in parameters if p.name != "density")
+
+
+def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> Method:
+    """Make a method from words.
+
+    A number given for a curve sets its start; the curve keeps its shape. Raises ConfigError for a setting that the
+    method does not have, with the nearest name, and for a value of the wrong kind.
+    """
+    known = {option.name: option.default for option in options(name)}
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "density":
+            raise ConfigError(f"setting 'density' is {value}: it has a flag of its own; write --density {value}")
+        if key not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no settings"
+            raise ConfigError(f"setting '{plain(key)}' is unknown: '{name}' {takes}{nearest(key, known, 1)}")
+        values[key] = _fitting(name, key, value, known[key])
+    return RECIPES[name](density=density, **values)
+
+
+def _fitting(method: str, key: str, value: Setting, default: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, Curve) and number:
+        return constant(float(value)) if default.shape == "constant" else replace(default, start=float(value))
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, int):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(default, float):
+        fits = number
+    elif isinstance(default, str):
+        fits = isinstance(value, str)
+    else:
+        fits = default is None or default is inspect.Parameter.empty
+    if not fits:
+        kind = "number" if isinstance(default, Curve | float) else type(default).__name__
+        raise ConfigError(f"setting '{key}' of '{method}' is {plain(str(value))}; give a {kind}, such as {default}")
+    return float(value) if isinstance(default, float) else value

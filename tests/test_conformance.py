@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from realloc import methods
+from realloc.methods.method import Method
+from realloc.schedule import constant, cosine
+from realloc.scores.gradient import gradient
+from realloc.scores.score import Score
+from realloc.select.top_k import top_k
+from realloc.testing import PROMISES, Report, check_method
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_every_method_keeps_its_promises(name):
+    report = check_method(getattr(methods, name))
+    assert report.method == name and [promise for promise, _ in report.lines] == [promise for promise, _ in PROMISES]
+
+
+@pytest.mark.parametrize("density", [0.05, 0.95])
+@pytest.mark.parametrize("name", ["chts", "gmp", "gse", "rigl", "snfs"])
+def test_at_the_ends_of_the_range(name, density):
+    check_method(getattr(methods, name), density=density)
+
+
+@pytest.mark.parametrize("name", ["chts", "granet", "gse", "rigl", "smet", "snfs", "sparse_evolution"])
+def test_in_blocks(name):
+    check_method(lambda density: getattr(methods, name)(density).on(block=(2, 4)))
+
+
+@pytest.mark.parametrize("moments", ["median", "seed"])
+def test_with_other_starts_of_the_moments(moments):
+    check_method(lambda density: dataclasses.replace(methods.rigl(density), moments=moments))
+
+
+def loudest(density: float) -> Method:
+    score = Score("loudest", frozenset({"values", "gradient"}), lambda seen: (seen.values * seen.gradient).abs().sum(1))
+    return Method("loudest", density, keep=score, want=gradient, drop=cosine(0.3))
+
+
+def test_a_strangers_ten_lines_pass_and_print():
+    report = check_method(loudest)
+    assert isinstance(report, Report)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.method = "other"
+    text = str(report)
+    assert text.startswith("loudest: keeps its promises") and text.count("\n") == len(PROMISES)
+
+
+def broken(**parts):
+    return lambda density: dataclasses.replace(methods.rigl(density), name="broken", **parts)
+
+
+def loses_one(scores, k, generator):
+    return top_k(scores, max(0, k - 1))
+
+
+def doubles_one(scores, k, generator):
+    chosen = top_k(scores, k).clone()
+    chosen[-1:] = chosen[0] if k > 1 else chosen[-1:]
+    return chosen
+
+
+calls = iter(range(10**9))
+forgetful = Score("forgetful", frozenset(), lambda seen: torch.rand(len(seen)))
+nan = Score("nan", frozenset({"gradient"}), lambda seen: seen.gradient.abs().sum(1) * float("nan"))
+short = Score("short", frozenset(), lambda seen: torch.zeros(max(0, len(seen) - 1)))
+moody = Score("moody", frozenset(), lambda seen: (seen.places * 7919 + next(calls)).double() % 31)
+
+
+@pytest.mark.parametrize(
+    ("parts", "promise", "word"),
+    [
+        ({"acquire": loses_one}, "budget exact", "acquire of broken selected"),
+        ({"acquire": doubles_one}, "budget exact", "acquire of broken selected"),
+        ({"survive": lambda phase: loses_one}, "budget exact", "survive of broken selected"),
+        ({"share": lambda rooms, budget: [0] * len(rooms)}, "budget exact", "share of broken gave"),
+        ({"share": lambda rooms, budget: [budget + 1, -1]}, "budget exact", "share of broken gave"),
+        ({"want": nan}, "moves happen", "nan scores of .* are not finite"),
+        ({"want": short}, "budget exact", "short"),
+        ({"drop": constant(0.0)}, "moves happen", "nothing moved"),
+        ({"want": moody}, "same seed, same plans", "equal seeds"),
+        ({"keep": forgetful}, "same seed, same plans", "equal seeds"),
+    ],
+)
+def test_a_broken_method_is_caught_by_name(parts, promise, word):
+    with pytest.raises(AssertionError, match=f"broken: {promise}.*{word}"):
+        check_method(broken(**parts))
+
+
+def test_a_factory_of_something_else_is_refused():
+    with pytest.raises(AssertionError, match="must return"):
+        check_method(lambda density: None)
