@@ -39,6 +39,9 @@ def apply(plan: Plan, target: Target) -> None:
             _move_flat(flat, changes, target, [f.flats[number] for f in target.followers], plan.step)
     if holdings.masked is not None:
         _move_masked(holdings.masked, changes, target, plan.step)
+        for follower in target.followers:
+            if follower.masked is not None:
+                _follow_masked(follower.masked, holdings.masked, changes)
     holdings.book.add("moves")
     holdings.book.add("units_moved", plan.units_moved)
     stamp = holdings.restamp()
@@ -151,3 +154,12 @@ def _move_masked(pool: MaskedPool, changes: Mapping[str, Change], target: Target
         if born is not None:
             born[change.acquired] = step
     pool.write(new)
+
+
+def _follow_masked(copy: MaskedPool, pool: MaskedPool, changes: Mapping[str, Change]) -> None:
+    for site in copy.sites:
+        change = changes.get(site.name)
+        if change is not None:
+            both = torch.cat([change.released, change.acquired])
+            put(site.parameter.detach(), site.grid.elements(both).flatten(), 0.0)
+    copy.write([pool.places(site.index) for site in pool.sites])

@@ -5,83 +5,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
+from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_under
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
+from realloc.links import LINK, Collect, Link, Overflow
 from realloc.methods.method import Method
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
-from realloc.pool.flat import FlatPool
-from realloc.pool.groups import carry_in, carry_out, group_of, inner, replace, sort_groups
-from realloc.pool.holdings import Holdings, find, root_of
-from realloc.pool.probe import fresh_state
+from realloc.pool.groups import carry_out, inner, replace, sort_groups
+from realloc.pool.holdings import find, root_of
 from realloc.pool.restore import densify
-from realloc.pool.state import reset_masked
-from realloc.prepare import Start, build, describe, plan_start
+from realloc.prepare import build, describe, plan_start
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
-from realloc.sites.masked import MaskedSite
-
-LINK = "realloc_link"
-
-
-@final
-class _Link:
-    """The way from a model to its engine, and to the dense weights it had; a copy or a pickle has neither."""
-
-    def __init__(self, old: dict[str, weakref.ref[nn.Parameter]] | None = None) -> None:
-        self.engine: Engine | None = None
-        self.old = old or {}
-        self.order: list[Tensor | str] = []  # the optimizer's parameters before attach; a packed weight by its name
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Link:
-        return _Link()
-
-    def __reduce__(self) -> tuple[type[_Link], tuple[()]]:
-        return (_Link, ())
-
-
-@final
-class _Overflow:
-    """Calls the engine after each backward; a copied parameter's hook does nothing."""
-
-    def __init__(self, engine: Engine | None = None, pool: FlatPool | None = None) -> None:
-        self.engine, self.pool = engine, pool
-
-    def __call__(self, parameter: Tensor) -> None:
-        if self.engine is not None and self.pool is not None:
-            self.engine.after_backward(self.pool)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Overflow:
-        return _Overflow()
-
-    def __reduce__(self) -> tuple[type[_Overflow], tuple[()]]:
-        return (_Overflow, ())
-
-
-@final
-class _Collect:
-    """Masks the gradient of a masked site after each backward; a copied parameter's hook does nothing."""
-
-    def __init__(self, site: MaskedSite | None = None) -> None:
-        self.site = site
-
-    def __call__(self, parameter: Tensor) -> None:
-        if self.site is not None:
-            self.site.collect(parameter)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Collect:
-        return _Collect()
-
-    def __reduce__(self) -> tuple[type[_Collect], tuple[()]]:
-        return (_Collect, ())
 
 
 def prepare(
@@ -118,7 +62,7 @@ def prepare(
     table = describe(start, method)
     if not dry_run:
         build(model, start, method, seed=seed, group=groups)
-        _hook_model(model, table, _packed_weights(start))
+        _hook_model(model, table, packed_weights(start))
     return table
 
 
@@ -166,7 +110,10 @@ def attach(
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     root, holdings = root_of(model), find(model)
     if holdings is None:
-        table, holdings, fresh = _prepare_under(root, optimizer, method, seed)
+        bound = prepare_under(root, optimizer, method, seed)
+        table, holdings, fresh = bound.table, bound.holdings, bound.fresh
+        _hook_model(root, table, bound.old)
+        root.__dict__[LINK].order = bound.order
     else:
         if root.__dict__[LINK].engine is not None:
             raise StateError("this model is attached already; detach() the first handle before attaching again")
@@ -176,7 +123,7 @@ def attach(
                 f"the model was prepared for {table.method} at density {table.density}, attach got {method.name} at "
                 f"{method.density}; pass the same method to both"
             )
-        fresh = _fresh_of(optimizer, holdings)
+        fresh = fresh_of(optimizer, holdings)
     target = Target(holdings, optimizer, fresh, method.moments)
     return _hook(model, target, method, schedule, table, record)
 
@@ -188,74 +135,6 @@ def _check_model(model: nn.Module, method: Method, seed: int) -> None:
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError(f"seed is {seed!r}; use an integer")
-
-
-def _prepare_under(
-    root: nn.Module, optimizer: torch.optim.Optimizer, method: Method, seed: int
-) -> tuple[StartPlan, Holdings, dict[nn.Parameter, dict[str, float]]]:
-    """Prepare under an optimizer that has the dense weights: its groups change in place, its state is carried."""
-    start = plan_start(root, method, seed)
-    group_index = _groups_of(start, optimizer)
-    probes = {}
-    for chosen in start.chosen:
-        key = (group_index[chosen.name], chosen.storage, chosen.parameter.dtype)
-        if chosen.storage == "packed" and key not in probes:
-            probes[key] = fresh_state(optimizer, optimizer.param_groups[key[0]], chosen.parameter)
-    table = describe(start, method)
-    packed = {id(c.parameter): c.name for c in start.chosen if c.storage == "packed"}
-    order = [packed.get(id(p), p) for group in optimizer.param_groups for p in group["params"]]
-    holdings, parts = build(root, start, method, seed=seed, group=group_index.__getitem__)
-    fresh: dict[nn.Parameter, dict[str, float]] = {}
-    for pool, taken in zip(holdings.flats, parts, strict=True):
-        mine = probes[(group_index[taken[0].name], "packed", pool.parameter.dtype)]
-        carry_in(optimizer, taken, pool.parameter, mine)
-        replace(optimizer, [(p.name, p.parameter) for p in taken], [(pool.key, pool.parameter)])
-        fresh[pool.parameter] = mine
-    for site in holdings.masked.sites if holdings.masked is not None else ():
-        fresh[site.parameter] = _fresh_masked(optimizer, site.parameter)
-        outside = (~site.mask()).flatten().nonzero().flatten()
-        reset_masked(optimizer, site.parameter, outside[:0], outside, dict(fresh[site.parameter]))
-    _hook_model(root, table, _packed_weights(start))
-    root.__dict__[LINK].order = order
-    return table, holdings, fresh
-
-
-def _groups_of(start: Start, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    found = {c.name: group_of(optimizer, c.parameter) for c in start.chosen}
-    missing = [name for name, index in found.items() if index is None]
-    if missing:
-        raise ConfigError(
-            f"the optimizer does not hold {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-            + "; make the optimizer from this model's parameters, or freeze or exclude the layer"
-        )  # fmt: skip
-    return {name: index for name, index in found.items() if index is not None}
-
-
-def _fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Parameter, dict[str, float]]:
-    fresh = {}
-    for pool in holdings.flats:
-        index = group_of(optimizer, pool.parameter)
-        if index is None:
-            raise ConfigError(
-                "the optimizer does not hold the pool of this prepared model; "
-                "make it from model.parameters() after prepare()"
-            )
-        fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
-    for site in holdings.masked.sites if holdings.masked is not None else ():
-        if group_of(optimizer, site.parameter) is None:
-            raise ConfigError(f"the optimizer does not hold {site.name!r}; make it from this model's parameters")
-        fresh[site.parameter] = _fresh_masked(optimizer, site.parameter)
-    return fresh
-
-
-def _fresh_masked(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, float]:
-    """Masked storage takes any optimizer: where state is not slotwise there is none to move."""
-    index = group_of(optimizer, parameter)
-    assert index is not None
-    try:
-        return fresh_state(optimizer, optimizer.param_groups[index], parameter)
-    except ConfigError:
-        return {}
 
 
 # hooks ----------------------------------------------------------------------------------------------------------
@@ -292,10 +171,6 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
         engine.arm()
 
 
-def _packed_weights(start: Start) -> dict[str, weakref.ref[nn.Parameter]]:
-    return {c.name: weakref.ref(c.parameter) for c in start.chosen if c.storage == "packed"}
-
-
 def _hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
     hooks = [
         root.register_forward_pre_hook(_open),
@@ -303,7 +178,7 @@ def _hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
     ]
-    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table, LINK: _Link(old)})
+    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table, LINK: Link(old)})
     ignored = [*root._buffers, *getattr(root, "_ddp_params_and_buffers_to_ignore", [])]
     root._ddp_params_and_buffers_to_ignore = [n for n in ignored if n.startswith("realloc_") or n not in root._buffers]  # type: ignore[assignment]
 
@@ -352,7 +227,7 @@ def _hook(
         engine.after_update()
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
-        _check_optimizer_state(optimizer, state)
+        check_optimizer_state(optimizer, state)
 
     hooks += [
         optimizer.register_step_pre_hook(before_step),
@@ -360,33 +235,11 @@ def _hook(
         optimizer.register_load_state_dict_pre_hook(before_load),
     ]
     for pool in holdings.flats:
-        hooks.append(pool.parameter.register_post_accumulate_grad_hook(_Overflow(engine, pool)))
+        hook: Any = pool.parameter.register_post_accumulate_grad_hook(Overflow(engine, pool))  # type: ignore[no-untyped-call]
+        hooks.append(hook)
     for site in holdings.masked.sites if holdings.masked is not None else ():
-        hooks.append(site.parameter.register_post_accumulate_grad_hook(_Collect(site)))
+        hook = site.parameter.register_post_accumulate_grad_hook(Collect(site))  # type: ignore[no-untyped-call]
+        hooks.append(hook)
     root.__dict__[LINK].engine = engine
     mark_groups(target, holdings.stamp())
     return Handle(engine, table)
-
-
-def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Refuse state of another shape: torch maps by position and checks nothing; a fused step corrupts the heap."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [i for group in state["param_groups"] for i in group["params"]]
-    if len(numbers) != len(parameters):
-        raise ConfigError(
-            f"the optimizer state is for {len(numbers)} parameters, this optimizer has {len(parameters)}; "
-            "load a state saved while attached with the same method, or load a plain one before attach()"
-        )
-    for number, parameter in zip(numbers, parameters, strict=True):
-        for key, value in state["state"].get(number, {}).items():
-            if (
-                torch.is_tensor(value)
-                and value.numel() > 1
-                and value.shape != parameter.shape
-                and value.ndim == 2
-                and parameter.shape[1:] == (1,)
-            ):
-                raise ConfigError(
-                    f"optimizer state {key!r} of parameter {number} has shape {tuple(value.shape)}, the parameter "
-                    f"{tuple(parameter.shape)}; it was saved with another model, density or layers"
-                )

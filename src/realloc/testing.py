@@ -118,7 +118,9 @@ def _loss(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
     return x, x[:, :8] * x[:, 8:]
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int, *, parts: int = 1, scale: float = 1.0) -> None:
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, number: int, *, parts: int = 1, scale: float = 1.0
+) -> None:
     optimizer.zero_grad()
     x, y = _loss(model, number)
     for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):

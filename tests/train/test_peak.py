@@ -27,6 +27,19 @@ def test_what_was_there_before_does_not_count() -> None:
     assert peak.bytes is not None and peak.bytes < 20e6
 
 
+def test_building_is_told_apart_from_training() -> None:
+    with Peak() as peak:
+        held = torch.ones(20_000_000)
+        time.sleep(0.05)
+        del held
+        peak.training()
+        held = torch.ones(10_000_000)
+        time.sleep(0.05)
+    assert peak.bytes is not None and peak.training_bytes is not None
+    assert 78e6 < peak.bytes < 120e6
+    assert 38e6 < peak.training_bytes < 70e6
+
+
 def test_highest_leaves_out_what_is_not_known() -> None:
     assert highest(None, 3, 1) == 3
     assert highest(None, None) is None

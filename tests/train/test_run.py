@@ -18,7 +18,15 @@ from realloc.train.result import RunResult, from_json
 from realloc.train.run import resume, run_in, train
 from realloc.train.watch import RunError
 
-TIMES = ("train_seconds", "evaluate_seconds", "save_seconds", "setup_seconds", "peak_bytes", "mapped_bytes")
+TIMES = (
+    "train_seconds",
+    "evaluate_seconds",
+    "save_seconds",
+    "setup_seconds",
+    "peak_bytes",
+    "train_peak_bytes",
+    "mapped_bytes",
+)
 
 
 def config(method: str = "rigl", **more: Any) -> RunConfig:

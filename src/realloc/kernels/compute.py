@@ -6,7 +6,6 @@ import threading
 from typing import Final, NamedTuple, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from realloc.kernels import reference
@@ -74,10 +73,17 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, site: Site, kernel: b
     layout = site.layout
     bounds = site.bounds()
     mine = site.slots(values, bounds)
-    if not kernel:
-        return F.linear(x, dense(mine, site, bounds), bias)
     flat = rows_of(x, layout.in_features)
-    out = torch.empty(flat.shape[0], layout.out_features, dtype=x.dtype)
+    # made in its own shape: a view could not be written to in place, as ReLU(inplace=True) does
+    whole = x.new_empty(*x.shape[:-1], layout.out_features)
+    out = whole.view(-1, layout.out_features)
+    if not kernel:
+        weight = dense(mine, site, bounds).t()
+        if bias is None:
+            torch.mm(flat, weight, out=out)
+        else:
+            torch.addmm(bias, flat, weight, out=out)
+        return whole
     index = site.rows(bounds)
     bias = None if bias is None else bias.contiguous()
     for start in range(0, flat.shape[0], CHUNK):
@@ -85,7 +91,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, site: Site, kernel: b
         words = _lined(index, part.shape[0], layout.in_features, layout.out_features)
         words |= {w.PANEL: _panel(part), w.VALUES: mine, w.BIAS: bias, w.OUT: out[start:], w.OUT_STEP: out.stride(0)}
         run("forward", x.dtype, words, mine.numel() * part.shape[0])
-    return out.view(*x.shape[:-1], layout.out_features)
+    return whole
 
 
 def linear_backward(

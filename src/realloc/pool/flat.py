@@ -205,8 +205,6 @@ def check_placement(pool: FlatPool, state: dict[str, Tensor], prefix: str) -> No
     """
     found = {}
     for name in (*pool.buffer_names, pool.key):
-        if prefix + name not in state:
-            return  # torch names missing keys itself
         found[name] = state[prefix + name]
         mine = pool.owner._parameters[name] if name == pool.key else pool.owner._buffers[name]
         assert mine is not None

@@ -17,6 +17,7 @@ from realloc.sites.masked import MaskedSite
 from realloc.sites.packed import PackedSite
 
 ATTRIBUTE = "realloc_holdings"
+DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
 Site = PackedSite | MaskedSite
 
 
@@ -29,8 +30,8 @@ class Holdings:
         self.flats = flats
         self.masked = masked
         self.book = Book(owner)
-        self._version = -1
-        self._stamp = 0
+        self._seen: tuple[int, int] | None = None  # the book as it was when it was last compared with the stamp
+        self._stamp = 0  # the placement that the values belong to
 
     @property
     def pools(self) -> Iterator[FlatPool | MaskedPool]:
@@ -58,41 +59,46 @@ class Holdings:
 
     def compute_stamp(self) -> int:
         """Digest of every placement, 63 bits."""
-        digest = hashlib.sha256()
-        for pool in self.pools:
-            for name in pool.buffer_names:
-                buffer = self.owner._buffers[name]
-                assert buffer is not None
-                digest.update(buffer.cpu().numpy().tobytes())
-        return int.from_bytes(digest.digest()[:8], "little") & (2**63 - 1)
+        return _digest([self.owner._buffers[name] for name in self._placement()])
+
+    def _placement(self) -> list[str]:
+        return [name for pool in self.pools for name in pool.buffer_names]
 
     def restamp(self) -> int:
         """Write the stamp of the placement as it is now."""
-        stamp = self.compute_stamp()
-        self.book.write("stamp", stamp)
-        self._version, self._stamp = self.book.tensor._version, stamp
-        return stamp
+        self._stamp = self.compute_stamp()
+        self.book.write("stamp", self._stamp)
+        self._seen = self.book.version
+        return self._stamp
 
     def stamp(self) -> int:
-        """The stamp in the book; read only where the book changed."""
-        book = self.book.tensor
-        if book._version != self._version:
-            self._version, self._stamp = book._version, self.book.read("stamp")
+        """The stamp of the values, once it is sure that the book still names it; read only where the book changed.
+
+        Raises:
+            StateError: someone wrote another model's placement over this one's, without its values.
+        """
+        version = self.book.version
+        if version != self._seen:
+            if self.book.read("stamp") != self._stamp:
+                raise StateError(
+                    "this copy of the model got the placement of its source without its values (an averaged copy that "
+                    "missed a move mixes units): call handle.follow(copy) right after making it, and average "
+                    "parameters only, not integer buffers"
+                )
+            self._seen = version
         return self._stamp
 
     def note_step(self) -> None:
         """Count one optimizer step that was really taken."""
-        current = self._version == self.book.tensor._version
+        self.stamp()
         self.book.add("steps")
-        if current:
-            self._version = self.book.tensor._version
+        self._seen = self.book.version
 
     # forward ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Split every pool for one forward of the model."""
-        if self.book.tensor._version != self._version:
-            self._refuse_mixed()
+        self.stamp()
         for pool in self.flats:
             pool.open()
 
@@ -100,14 +106,6 @@ class Holdings:
         """End of that forward."""
         for pool in self.flats:
             pool.close()
-
-    def _refuse_mixed(self) -> None:
-        known = self._stamp
-        if self.stamp() != known and known:
-            raise StateError(
-                "this copy of the model got the placement of its source without its values (an averaged copy that "
-                "missed a move mixes units): call handle.follow(copy) right after making it"
-            )
 
     # loading ----------------------------------------------------------------------------------------------------
 
@@ -117,30 +115,46 @@ class Holdings:
         Raises:
             RecordError: it belongs to another model, budget or layout, or was tampered with.
         """
-        plain = [s for s in self.sites.values() if isinstance(s, PackedSite) and prefix + s.name in state]
-        if plain and prefix + KEY not in state:
+        names = [KEY, *self._placement(), *(flat.key for flat in self.flats)]
+        missing = [name for name in names if prefix + name not in state]
+        plain = [name for name in self.sites if prefix + name in state]
+        if plain and len(missing) == len(names):
             raise RecordError(
-                f"{prefix}{plain[0].name} is a dense weight: this state comes from a plain model. "
+                f"{prefix}{plain[0]} is a dense weight: this state comes from a plain model. "
                 "Load it before prepare() or attach()"
+            )
+        if len(missing) == len(names):
+            return  # nothing of ours: torch names the missing keys, or strict=False asked for that
+        if missing:
+            raise RecordError(
+                f"{prefix}{missing[0]} is missing: values never travel without their places; load the whole state"
             )
         for flat in self.flats:
             check_placement(flat, state, prefix)
         if self.masked is not None:
             check_masks(self.masked, state, prefix)
-        book = state.get(prefix + KEY)
-        if book is None:
-            return
+        book = state[prefix + KEY]
         if book.dtype != torch.int64 or book.shape != self.book.tensor.shape or int(book[0]) != FORMAT:
             raise RecordError(f"{prefix}{KEY}: not the book of this version of realloc (format {FORMAT})")
         budget = int(book[FIELDS.index("budget")])
         if budget != self.book.read("budget"):
             raise RecordError(f"the state has a budget of {budget:,} weights, this model {self.book.read('budget'):,}")
+        if _digest([state[prefix + name] for name in self._placement()]) != int(book[FIELDS.index("stamp")]):
+            raise RecordError(DAMAGED)
 
     def loaded(self) -> None:
         """After a load: values and places came together, so the new stamp is the right one."""
-        self._version, self._stamp = -1, 0
-        if self.compute_stamp() != self.stamp():
-            raise RecordError("the loaded placement does not match its digest: the state is damaged or was cut")
+        self._seen, self._stamp = None, self.compute_stamp()
+        if self._stamp != self.book.read("stamp"):
+            raise RecordError(DAMAGED)
+
+
+def _digest(buffers: list[Tensor | None]) -> int:
+    digest = hashlib.sha256()
+    for buffer in buffers:
+        assert buffer is not None
+        digest.update(buffer.cpu().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "little") & (2**63 - 1)
 
 
 def find(model: nn.Module) -> Holdings | None:

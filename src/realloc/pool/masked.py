@@ -87,13 +87,14 @@ class MaskedPool:
 def check_masks(pool: MaskedPool, state: dict[str, Tensor], prefix: str) -> None:
     """Refuse masks from outside that do not fit. Nothing has been copied yet."""
     held = 0
-    for name in pool.buffer_names:
-        if prefix + name not in state:
-            return
+    for name, site in zip(pool.buffer_names, pool.sites, strict=True):
         mine, mask = pool.owner._buffers[name], state[prefix + name]
         assert mine is not None
         if mask.dtype != torch.bool or mask.shape != mine.shape:
             raise RecordError(f"{prefix + name}: {tuple(mask.shape)} {mask.dtype}, here {tuple(mine.shape)} torch.bool")
         held += int(mask.sum())
+        dense = state.get(prefix + site.name)
+        if dense is not None and bool(dense.reshape(-1)[~mask.to(dense.device)].any()):
+            raise RecordError(f"{prefix + site.name}: a weight outside its mask is not zero; load the state as saved")
     if held > pool.capacity * pool.unit_size:
         raise RecordError(f"the masks hold {held} weights, the budget is {pool.capacity * pool.unit_size}")

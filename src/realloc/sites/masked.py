@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from realloc.sites.grid import Grid
-
-if TYPE_CHECKING:
-    from realloc.pool.masked import MaskedPool
+from realloc.sites.seat import Masks
 
 
 @final
@@ -20,7 +18,7 @@ class MaskedSite:
     storage: ClassVar[str] = "masked"
     compute: ClassVar[str] = "dense"
 
-    def __init__(self, name: str, grid: Grid, pool: MaskedPool, index: int, holder: tuple[nn.Module, str]) -> None:
+    def __init__(self, name: str, grid: Grid, pool: Masks, index: int, holder: tuple[nn.Module, str]) -> None:
         self.name = name
         self.grid = grid
         self.pool = pool

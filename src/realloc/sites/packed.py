@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from realloc.kernels.ops import packed_linear, packed_weight
 from realloc.kernels.taps import Tap
 from realloc.sites.grid import Grid
-
-if TYPE_CHECKING:
-    from realloc.pool.flat import FlatPool
+from realloc.sites.seat import Slots
 
 
 @final
@@ -25,7 +23,7 @@ class PackedSite:
 
     storage: ClassVar[str] = "packed"
 
-    def __init__(self, name: str, grid: Grid, pool: FlatPool, index: int) -> None:
+    def __init__(self, name: str, grid: Grid, pool: Slots, index: int) -> None:
         self.name = name
         self.grid = grid
         self.pool = pool
@@ -150,5 +148,5 @@ def unpack(module: PackedLinear, weight: nn.Parameter) -> None:
     module._parameters.clear()
     module._parameters["weight"] = weight
     module._parameters.update(rest)
-    module.__class__ = original
+    module.__class__ = original  # type: ignore[assignment]
     del module.__dict__["realloc_site"], module.__dict__["realloc_class"]

@@ -33,6 +33,7 @@ class Account:
     epoch_steps: int = 0
     validation: float | None = None
     peak_bytes: int | None = None
+    train_peak_bytes: int | None = None
     mapped_bytes: int | None = None
 
 

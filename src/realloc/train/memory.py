@@ -31,11 +31,13 @@ def pages() -> tuple[int, int] | None:
 class Peak:
     """Watch anonymous memory between ``with`` and its end.
 
-    ``bytes`` and ``mapped_bytes`` are the highest values seen over the start, or None where the system does not say.
+    ``bytes`` and ``mapped_bytes`` are the highest values seen over the start, ``training_bytes`` the highest since
+    ``training`` was called; None where the system does not say.
     """
 
     def __init__(self) -> None:
         self._start = self._most = (0, 0)
+        self._before = 0
         self._known = False
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -63,9 +65,23 @@ class Peak:
             with self._lock:
                 self._most = (max(self._most[0], found[0]), max(self._most[1], found[1]))
 
+    def training(self) -> None:
+        """Building is over: from now on count for ``training_bytes``."""
+        self.look()
+        _give_back()
+        found = pages()
+        if self._known and found is not None:
+            with self._lock:
+                self._before, self._most = self._most[0], (found[0], self._most[1])
+
     @property
     def bytes(self) -> int | None:
         """Highest anonymous memory over its start, in bytes."""
+        return max(0, self._most[0] - self._start[0], self._before - self._start[0]) if self._known else None
+
+    @property
+    def training_bytes(self) -> int | None:
+        """The same since ``training``: without what building the model and choosing the start took."""
         return max(0, self._most[0] - self._start[0]) if self._known else None
 
     @property

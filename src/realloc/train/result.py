@@ -18,8 +18,8 @@ class RunResult:
     ``budget`` is held and parked together; ``params`` counts every trainable number, biases and dense layers included.
     ``excess`` is what a small dense model has over the sparse one it stands beside. ``train_seconds`` runs from the
     first batch to the last, moves included; evaluation, checkpoints and set-up are apart. ``peak_bytes`` is anonymous
-    memory over its value once data and code are loaded; mapped files are in ``mapped_bytes``. ``resumed_from`` is a
-    step.
+    memory over its value once data and code are loaded, ``train_peak_bytes`` the same without what building the model
+    and choosing its start took; mapped files are in ``mapped_bytes``. ``resumed_from`` is a step.
     """
 
     method: str
@@ -43,6 +43,7 @@ class RunResult:
     save_seconds: float
     setup_seconds: float
     peak_bytes: int | None
+    train_peak_bytes: int | None
     mapped_bytes: int | None
     params: int
     excess: int | None

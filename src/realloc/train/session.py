@@ -103,6 +103,7 @@ def _train(scene: Scene, clock: Clock, peak: Peak) -> RunResult:
             account = _restored(keep, found, trainee, clock)
     watch = _watch(scene, trainee, first, account, clock, peak)
     finished = True
+    peak.training()
     clock.start()
     try:
         compute = loss_of(scene.data.task)
@@ -113,7 +114,7 @@ def _train(scene: Scene, clock: Clock, peak: Peak) -> RunResult:
         fit(trainee, scene.batches, compute, range(first, length.total), watch)
     except OutOfTime:
         finished = False
-    return _result(scene, watch, found, finished)
+    return _result(scene, watch, account, finished=finished, resumed_from=found.step if found else None)
 
 
 def _restored(keep: Keep, found: Checkpoint, trainee: Trainee, clock: Clock) -> Account:
@@ -124,14 +125,14 @@ def _restored(keep: Keep, found: Checkpoint, trainee: Trainee, clock: Clock) -> 
 
 def _watch(scene: Scene, trainee: Trainee, first: int, account: Account, clock: Clock, peak: Peak) -> Watch:
     keep = scene.keep
-    tally = Tally(account.epoch_loss, account.epoch_steps, account.validation, account.peak_bytes, account.mapped_bytes)
+    tally = Tally(account.epoch_loss, account.epoch_steps, account.validation)
 
     def validate() -> Quality:
         return evaluate(watch.trainee.model, scene.data.validation, scene.data.task)
 
     def save(step: int) -> None:
         assert keep is not None
-        keep.save(step, watch.trainee, _account(watch))
+        keep.save(step, watch.trainee, _account(watch, account))
 
     doings = Doings(
         scene.tell, validate,
@@ -145,23 +146,25 @@ def _watch(scene: Scene, trainee: Trainee, first: int, account: Account, clock: 
     return watch
 
 
-def _account(watch: Watch) -> Account:
+def _account(watch: Watch, before: Account) -> Account:
     tally, clock, peak = watch.tally, watch.clock, watch.peak
     return Account(
         train_seconds=clock.seconds, elsewhere=dict(clock.elsewhere),
         epoch_loss=tally.epoch_loss, epoch_steps=tally.epoch_steps, validation=tally.validation,
-        peak_bytes=highest(tally.peak_bytes, peak.bytes), mapped_bytes=highest(tally.mapped_bytes, peak.mapped_bytes),
+        peak_bytes=highest(before.peak_bytes, peak.bytes),
+        train_peak_bytes=highest(before.train_peak_bytes, peak.training_bytes),
+        mapped_bytes=highest(before.mapped_bytes, peak.mapped_bytes),
     )  # fmt: skip
 
 
-def _result(scene: Scene, watch: Watch, found: Checkpoint | None, finished: bool) -> RunResult:
+def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resumed_from: int | None) -> RunResult:
     config, arm, handle, clock = scene.config, scene.arm, watch.trainee.handle, watch.clock
     clock.stop()
     scene.tell(watch.progress(watch.step, None))
     with clock.apart("evaluate"):
         quality = evaluate(watch.trainee.model, scene.data.test, scene.data.task)
     watch.peak.look()
-    account = _account(watch)
+    account = _account(watch, before)
     whole = parameters(watch.trainee.model)
     params = whole if handle is None else arm.rest + handle.held
     classes = scene.data.task == "classification"
@@ -176,11 +179,11 @@ def _result(scene: Scene, watch: Watch, found: Checkpoint | None, finished: bool
         validation_metric=watch.tally.validation,
         train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
         save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
-        peak_bytes=account.peak_bytes, mapped_bytes=account.mapped_bytes,
+        peak_bytes=account.peak_bytes, train_peak_bytes=account.train_peak_bytes, mapped_bytes=account.mapped_bytes,
         params=params, excess=params - arm.target if arm.name == "small_dense" else None,
         steps=watch.step, every=scene.length.every if handle and arm.method and arm.method.moves else None,
         optimizer=config.optimizer, lr=config.rate, threads=config.threads or torch.get_num_threads(),
-        finished=finished, resumed_from=found.step if found else None,
+        finished=finished, resumed_from=resumed_from,
         folder=str(scene.keep.path) if scene.keep else None,
     )  # fmt: skip
     if scene.keep:

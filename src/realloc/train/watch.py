@@ -42,8 +42,6 @@ class Tally:
     epoch_loss: float = 0.0
     epoch_steps: int = 0
     validation: float | None = None
-    peak_bytes: int | None = None
-    mapped_bytes: int | None = None
 
 
 @final

@@ -1,0 +1,129 @@
+"""Binding a model's pools to an optimizer: groups changed in place, state carried over, foreign state refused."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import ConfigError
+from realloc.methods.method import Method
+from realloc.plan import StartPlan
+from realloc.pool.groups import carry_in, group_of, replace
+from realloc.pool.holdings import Holdings
+from realloc.pool.probe import fresh_state
+from realloc.pool.state import reset_masked
+from realloc.prepare import Start, build, describe, plan_start
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A model prepared under an optimizer."""
+
+    table: StartPlan
+    holdings: Holdings
+    fresh: dict[nn.Parameter, dict[str, float]]  # what a fresh optimizer writes, by parameter and key
+    old: dict[str, weakref.ref[nn.Parameter]]  # the dense weights that went into pools
+    order: list[Tensor | str]  # the optimizer's parameters before; a packed weight by its name
+
+
+def prepare_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: Method, seed: int) -> Bound:
+    """Prepare under an optimizer that has the dense weights: its groups change in place, its state is carried."""
+    start = plan_start(root, method, seed)
+    group_index = _groups_of(start, optimizer)
+    probes = {}
+    for chosen in start.chosen:
+        key = (group_index[chosen.name], chosen.storage, chosen.parameter.dtype)
+        if chosen.storage == "packed" and key not in probes:
+            probes[key] = fresh_state(optimizer, optimizer.param_groups[key[0]], chosen.parameter)
+    table = describe(start, method)
+    packed = {id(c.parameter): c.name for c in start.chosen if c.storage == "packed"}
+    order = [packed.get(id(p), p) for group in optimizer.param_groups for p in group["params"]]
+    holdings, parts = build(root, start, method, seed=seed, group=group_index.__getitem__)
+    fresh: dict[nn.Parameter, dict[str, float]] = {}
+    for pool, taken in zip(holdings.flats, parts, strict=True):
+        mine = probes[(group_index[taken[0].name], "packed", pool.parameter.dtype)]
+        carry_in(optimizer, taken, pool.parameter, mine)
+        replace(optimizer, [(p.name, p.parameter) for p in taken], [(pool.key, pool.parameter)])
+        fresh[pool.parameter] = mine
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        fresh[site.parameter] = _fresh_masked(optimizer, site.parameter)
+        outside = (~site.mask()).flatten().nonzero().flatten()
+        reset_masked(optimizer, site.parameter, outside[:0], outside, dict(fresh[site.parameter]))
+    return Bound(table, holdings, fresh, packed_weights(start), order)
+
+
+def packed_weights(start: Start) -> dict[str, weakref.ref[nn.Parameter]]:
+    """The dense weights that go into pools; whoever still holds one later holds a weight that nothing trains."""
+    return {c.name: weakref.ref(c.parameter) for c in start.chosen if c.storage == "packed"}
+
+
+def _groups_of(start: Start, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    found = {c.name: group_of(optimizer, c.parameter) for c in start.chosen}
+    missing = [name for name, index in found.items() if index is None]
+    if missing:
+        raise ConfigError(
+            f"the optimizer does not hold {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + "; make the optimizer from this model's parameters, or freeze or exclude the layer"
+        )  # fmt: skip
+    return {name: index for name, index in found.items() if index is not None}
+
+
+def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Parameter, dict[str, float]]:
+    """What a fresh optimizer writes for each managed parameter of a prepared model.
+
+    Raises:
+        ConfigError: the optimizer lacks one of them, or is not elementwise.
+    """
+    fresh = {}
+    for pool in holdings.flats:
+        index = group_of(optimizer, pool.parameter)
+        if index is None:
+            raise ConfigError(
+                "the optimizer does not hold the pool of this prepared model; "
+                "make it from model.parameters() after prepare()"
+            )
+        fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        if group_of(optimizer, site.parameter) is None:
+            raise ConfigError(f"the optimizer does not hold {site.name!r}; make it from this model's parameters")
+        fresh[site.parameter] = _fresh_masked(optimizer, site.parameter)
+    return fresh
+
+
+def _fresh_masked(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, float]:
+    """Masked storage takes any optimizer: where state is not slotwise there is none to move."""
+    index = group_of(optimizer, parameter)
+    assert index is not None
+    try:
+        return fresh_state(optimizer, optimizer.param_groups[index], parameter)
+    except ConfigError:
+        return {}
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse state of another shape: torch maps by position and checks nothing; a fused step corrupts the heap."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [i for group in state["param_groups"] for i in group["params"]]
+    if len(numbers) != len(parameters):
+        raise ConfigError(
+            f"the optimizer state is for {len(numbers)} parameters, this optimizer has {len(parameters)}; "
+            "load a state saved while attached with the same method, or load a plain one before attach()"
+        )
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in state["state"].get(number, {}).items():
+            if (
+                torch.is_tensor(value)
+                and value.numel() > 1
+                and value.shape != parameter.shape
+                and value.ndim == 2
+                and parameter.shape[1:] == (1,)
+            ):
+                raise ConfigError(
+                    f"optimizer state {key!r} of parameter {number} has shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(parameter.shape)}; it was saved with another model, density or layers"
+                )

@@ -1,0 +1,57 @@
+"""Moving slots in place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realloc.errors import StateError
+from realloc.kernels import reference
+from realloc.kernels.gather import gather_slots
+
+DTYPES = [torch.float32, torch.float64, torch.int32, torch.int64, torch.bfloat16, torch.bool]
+
+
+@given(
+    n=st.sampled_from([0, 1, 63, 100, 2000]), share=st.sampled_from([0.0, 0.3, 1.0]), column=st.booleans(),
+    dtype=st.sampled_from(DTYPES), given_fresh=st.booleans(), seed=st.integers(0, 5),
+)  # fmt: skip
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_agrees_with_the_reference_in_the_same_storage(n, share, column, dtype, given_fresh, seed):
+    draw = torch.Generator().manual_seed(seed)
+    source = torch.randperm(2 * n, generator=draw)[:n].sort().values.clamp(max=max(n - 1, 0))
+    source[torch.rand(n, generator=draw) < share] = -1
+    tensor = torch.randint(0, 100, (n, 1) if column else (n,), generator=draw).to(dtype)
+    fresh = torch.randint(0, 100, (int((source < 0).sum()),), generator=draw).to(dtype) if given_fresh else None
+    wanted = tensor.clone()
+    address, version = tensor.data_ptr(), tensor._version
+    gather_slots(tensor, source, fresh, fill=1.0)
+    reference.gather_slots(wanted, source, fresh, fill=1.0)
+    assert torch.equal(tensor, wanted) and tensor.data_ptr() == address and tensor._version > version
+
+
+def test_nan_moves_as_it_is():
+    tensor = torch.tensor([1.0, float("nan"), float("inf")])
+    gather_slots(tensor, torch.tensor([1, 2, -1]), fill=float("nan"))
+    assert tensor[0].isnan() and tensor[1].isinf() and tensor[2].isnan()
+
+
+def test_a_large_integer_keeps_every_bit():
+    tensor = torch.tensor([2**62 + 1, -1, 0])
+    gather_slots(tensor, torch.tensor([1, 0, -1]), fill=7)
+    assert tensor.tolist() == [-1, 2**62 + 1, 7]
+
+
+def test_a_parameter_moves_under_no_grad():
+    pool = torch.nn.Parameter(torch.arange(4.0).unsqueeze(1))
+    gather_slots(pool, torch.tensor([3, 2, 1, -1]))
+    assert pool.flatten().tolist() == [3, 2, 1, 0]
+
+
+def test_wrong_sources_are_refused():
+    with pytest.raises(ValueError, match="slots"):
+        gather_slots(torch.zeros(3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(StateError):
+        gather_slots(torch.zeros(3), torch.tensor([0, 3, 1]))
