@@ -75,6 +75,29 @@ def timed(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
     return (marks[-1] - marks[0]) * 1e3
 
 
+def break_even(width: int, batch: int, block: int, steps: int) -> None:
+    """Kernel against scatter on forward and backward of the hidden layers, by density."""
+    x, y = torch.randn(batch, 784), torch.randint(0, 10, (batch,))
+    print(
+        f"H={width} block {block}x{block}: forward + backward of 784-H-H-10, ms by kernel, by scatter, and their ratio"
+    )
+    for density in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7):
+        model = Packed(width, density, block)
+        taken: list[list[float]] = [[], []]
+        for turn in range(steps):
+            for compute, times in enumerate(taken):
+                model.compute.fill_(compute)
+                start = time.perf_counter()
+                F.cross_entropy(model(x), y).backward()
+                model.zero_grad()
+                if turn >= 3:
+                    times.append((time.perf_counter() - start) * 1e3)
+        kernel, scatter = (median(t) for t in taken)
+        least = min(taken[1]) / min(taken[0])
+        ratios = f"{scatter / kernel:6.2f} (least: {least:.2f})"
+        print(f"  density {density:4.0%} {kernel:8.2f} {scatter:8.2f} {ratios}", flush=True)
+
+
 def processor() -> str:
     """Name of the processor."""
     info = Path("/proc/cpuinfo")
@@ -91,11 +114,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--break-even", action="store_true", help="kernel against scatter, by density")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, numba {numba.__version__}, {options.threads} threads, {processor()}")
     print("medians of interleaved steps in ms: forward + backward + AdamW(fused) = step; least step in brackets")
     x, y = torch.randn(options.batch, 784), torch.randint(0, 10, (options.batch,))
+    if options.break_even:
+        for case in options.case:
+            break_even(int(case.split(":")[0]), options.batch, options.block, options.steps)
+        return
     for case in options.case:
         width, density = int(case.split(":")[0]), float(case.split(":")[1])
         models = {"dense": dense(width), "packed": Packed(width, density, options.block)}

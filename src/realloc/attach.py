@@ -15,7 +15,7 @@ from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepar
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
-from realloc.links import LINK, Collect, Link, Overflow
+from realloc.links import LINK, Arrival, Collect, Fresh, Link
 from realloc.methods.method import Method
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
@@ -26,6 +26,8 @@ from realloc.prepare import build, describe, plan_start
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
+
+_taken: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # optimizers that serve an attached model
 
 
 def prepare(
@@ -108,6 +110,12 @@ def attach(
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if optimizer in _taken:
+        raise StateError(
+            "this optimizer serves an attached model already; detach() that handle first, or put both models into one "
+            "nn.ModuleDict and attach that"
+        )
+    sink = _sink_of(record)
     root, holdings = root_of(model), find(model)
     if holdings is None:
         bound = prepare_under(root, optimizer, method, seed)
@@ -125,7 +133,7 @@ def attach(
             )
         fresh = fresh_of(optimizer, holdings)
     target = Target(holdings, optimizer, fresh, method.moments)
-    return _hook(model, target, method, schedule, table, record)
+    return _hook(model, target, method, schedule, table, sink)
 
 
 def _check_model(model: nn.Module, method: Method, seed: int) -> None:
@@ -133,8 +141,16 @@ def _check_model(model: nn.Module, method: Method, seed: int) -> None:
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
     if not isinstance(method, Method):
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ConfigError(f"seed is {seed!r}; use an integer")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")
+
+
+def _sink_of(record: Sink | str | Path | None) -> Sink | None:
+    if isinstance(record, (str, Path)):
+        return EventLog(Path(record))
+    if record is not None and not callable(getattr(record, "decision", None)):
+        raise ConfigError(f"record is {record!r}; give a path, or an object with decision(event)")
+    return record
 
 
 # hooks ----------------------------------------------------------------------------------------------------------
@@ -152,6 +168,12 @@ def _close(module: nn.Module, args: Any, output: Any) -> None:
         holdings = find(module)
         if holdings is not None:
             holdings.close()
+
+
+def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    holdings = find(module)
+    if holdings is not None:
+        holdings.stamp()
 
 
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
@@ -175,6 +197,7 @@ def _hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn
     hooks = [
         root.register_forward_pre_hook(_open),
         root.register_forward_hook(_close, always_call=True),
+        root.register_state_dict_pre_hook(_before_save),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
     ]
@@ -189,7 +212,7 @@ def _hook(
     method: Method,
     schedule: Schedule,
     table: StartPlan,
-    record: Sink | str | Path | None,
+    sink: Sink | None,
 ) -> Handle:
     holdings, optimizer = target.holdings, target.optimizer
     root = holdings.owner
@@ -206,9 +229,13 @@ def _hook(
         sort_groups(optimizer, [dense[p] if isinstance(p, str) else p for p in order] or list(root.parameters()))
         for group in optimizer.param_groups:
             group.pop("realloc_stamp", None)
+        _taken.discard(optimizer)
 
-    sink: Sink | None = EventLog(Path(record)) if isinstance(record, (str, Path)) else record
-    engine = Engine(target, method, schedule, ranks=ranks_of(model), sink=sink, undo=undo, old=root.__dict__[LINK].old)
+    ranks = ranks_of(model)
+    ranks.check_stamp(holdings.stamp(), "after attach")
+    if isinstance(sink, EventLog) and not ranks.first:
+        sink = None  # one line for each decision, not one for each rank
+    engine = Engine(target, method, schedule, ranks=ranks, sink=sink, undo=undo, old=root.__dict__[LINK].old)
 
     def before_step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -227,7 +254,7 @@ def _hook(
         engine.after_update()
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
-        check_optimizer_state(optimizer, state)
+        check_optimizer_state(optimizer, state, target.fresh)
 
     hooks += [
         optimizer.register_step_pre_hook(before_step),
@@ -235,11 +262,12 @@ def _hook(
         optimizer.register_load_state_dict_pre_hook(before_load),
     ]
     for pool in holdings.flats:
-        hook: Any = pool.parameter.register_post_accumulate_grad_hook(Overflow(engine, pool))  # type: ignore[no-untyped-call]
-        hooks.append(hook)
+        hooks.append(pool.parameter.register_hook(Arrival(engine, pool)))  # type: ignore[no-untyped-call]
     for site in holdings.masked.sites if holdings.masked is not None else ():
-        hook = site.parameter.register_post_accumulate_grad_hook(Collect(site))  # type: ignore[no-untyped-call]
-        hooks.append(hook)
+        hooks.append(site.parameter.register_hook(Fresh(site)))  # type: ignore[no-untyped-call]
+        hooks.append(site.parameter.register_post_accumulate_grad_hook(Collect(site)))  # type: ignore[no-untyped-call]
     root.__dict__[LINK].engine = engine
-    mark_groups(target, holdings.stamp())
+    _taken.add(optimizer)
+    if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already
+        mark_groups(target, holdings.stamp())
     return Handle(engine, table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -105,8 +106,14 @@ def _fresh_masked(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> 
         return {}
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Refuse state of another shape: torch maps by position and checks nothing; a fused step corrupts the heap."""
+def check_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], fresh: Mapping[nn.Parameter, dict[str, float]]
+) -> None:
+    """Refuse state of another shape: torch maps by position and checks nothing; a fused step corrupts the heap.
+
+    Raises:
+        ConfigError: nothing has been copied yet.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [i for group in state["param_groups"] for i in group["params"]]
     if len(numbers) != len(parameters):
@@ -114,15 +121,10 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any
             f"the optimizer state is for {len(numbers)} parameters, this optimizer has {len(parameters)}; "
             "load a state saved while attached with the same method, or load a plain one before attach()"
         )
+    slotwise = {key for starts in fresh.values() for key in starts}
     for number, parameter in zip(numbers, parameters, strict=True):
         for key, value in state["state"].get(number, {}).items():
-            if (
-                torch.is_tensor(value)
-                and value.numel() > 1
-                and value.shape != parameter.shape
-                and value.ndim == 2
-                and parameter.shape[1:] == (1,)
-            ):
+            if torch.is_tensor(value) and key in slotwise and value.shape != parameter.shape:
                 raise ConfigError(
                     f"optimizer state {key!r} of parameter {number} has shape {tuple(value.shape)}, the parameter "
                     f"{tuple(parameter.shape)}; it was saved with another model, density or layers"

@@ -57,6 +57,9 @@ def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str,
     weights = list(_weights(root))
     if not weights:
         raise ConfigError(f"{type(root).__name__} has no parameters; give a model with at least one nn.Linear")
+    lazy = next((w.name for w in weights if isinstance(w.parameter, nn.parameter.UninitializedParameter)), None)
+    if lazy is not None:
+        raise ConfigError(f"{lazy} is lazy and has no shape yet; run one batch through the model before attach")
     named = _named(weights, where)
     excluded = _matched(weights, where.exclude)
     last = next((w.name for w in reversed(weights) if w.linear), None)

@@ -15,12 +15,14 @@ from realloc.allocate.apportion import apportion
 from realloc.apply import Target, apply, mark_groups
 from realloc.decide import Standing, decide, least_of, target_of
 from realloc.errors import StateError, warn
+from realloc.kernels.taps import current_task
 from realloc.ledger import check
 from realloc.methods.method import Method
 from realloc.observe.average import Averages
 from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient
 from realloc.observe.ranks import Ranks
 from realloc.plan import Plan
+from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool
 from realloc.pool.guard import Guard
 from realloc.pool.holdings import Holdings, Site
@@ -28,6 +30,7 @@ from realloc.pool.masked import MaskedPool
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
+from realloc.sites.masked import is_blank
 from realloc.sites.packed import PackedSite
 
 
@@ -66,6 +69,11 @@ class Engine:
         """What the model holds."""
         return self.target.holdings
 
+    @property
+    def attached(self) -> bool:
+        """False once detached."""
+        return self._attached
+
     def next_due(self) -> int | None:
         """The step after which the next move is due."""
         if not self._attached or not self.method.moves:
@@ -88,15 +96,15 @@ class Engine:
             else:
                 site.armed, site.dense_gradient, site.touched = armed, None, False
 
-    def after_backward(self, pool: FlatPool) -> None:
-        """Forget what was collected when the gradient overflowed: a GradScaler will skip this step without a word."""
-        taps = [site.tap for site in pool.sites]
-        if any(tap.armed for tap in taps):
-            grad = pool.parameter.grad
-            if grad is not None and not bool(torch.isfinite(grad).all()):
-                for tap in taps:
-                    tap.reset()
-                    tap.armed = True
+    def on_gradient(self, pool: FlatPool) -> None:
+        """A backward ends. If its gradient is the first one since `zero_grad`, forget what was seen before.
+
+        A GradScaler skips a step without a word to the optimizer; that the gradient was thrown away is the sign.
+        """
+        task = current_task()
+        anew = any(site.tap.arrived_before(task) for site in pool.sites) and is_blank(pool.parameter.grad)
+        for site in pool.sites:
+            site.tap.arrive(task, anew)
 
     def _gradient(self, site: Site) -> GradientSource | None:
         if isinstance(site, PackedSite):
@@ -125,7 +133,20 @@ class Engine:
                     "model and optimizer hold different placements: one was loaded without the other. Load both, "
                     "or call handle.restart_moments() to go on with new moments"
                 )
+        if any(copy.stamp() != stamp for copy in self.target.followers):
+            raise StateError(
+                "an averaged copy that follows this model holds another placement: one was loaded without the other. "
+                "Load both, or make the copy anew and call handle.follow(copy)"
+            )
+        if any(pool.parameter not in self.target.fresh for pool in self.holdings.flats):
+            raise StateError(
+                "the model's parameters were replaced after attach (load_state_dict(assign=True)?) and the optimizer "
+                "trains the old ones; load without assign"
+            )
         flats = list(self.holdings.flats)
+        for pool in flats:
+            for site in pool.sites:
+                site.tap.settle()
         touched = self.ranks.largest([int(_took_part(site)) for pool in flats for site in pool.sites])
         self._guard.before(flats, [flag > 0 for flag in touched], self.target.optimizer)
         if self.method.young:
@@ -148,7 +169,7 @@ class Engine:
         step = self.holdings.book.read("steps")
         if self._old:
             self._look_for_captured()
-        if self._averages.active and self._finite():
+        if self._averages.active and self._finite() and not self._overwritten():
             active = self._who_took_part()
             self._averages.update(lambda site: self._gradient(site) if active[site.name] else None)
         if self.method.moves and self.schedule.due(step):
@@ -163,7 +184,7 @@ class Engine:
     def _lower(self) -> None:
         for pool in self.holdings.flats:
             for site in pool.sites:
-                site.tap.touched = 0
+                site.tap.lower()
 
     def _move(self, step: int) -> None:
         began = time.perf_counter()
@@ -224,12 +245,18 @@ class Engine:
             return "the batch had no rows"
         if not self._finite():
             return "a gradient is NaN or Inf"
+        if self._overwritten():
+            return "an input was written to after its backward; give the model a new tensor for each batch"
         return None
 
     def _finite(self) -> bool:
         grads = [p.grad for p in self.target.fresh if p.grad is not None]
         finite = all(bool(torch.isfinite(g).all()) for g in grads)
         return not self.ranks.largest([int(not finite)])[0]
+
+    def _overwritten(self) -> bool:
+        packed = [site.tap for pool in self.holdings.flats for site in pool.sites]
+        return bool(self.ranks.largest([int(any(tap.overwritten() for tap in packed))])[0])
 
     def _look_for_captured(self) -> None:
         """Someone still holds dense weights that `attach` replaced: clipping or logging them does nothing."""
@@ -246,13 +273,10 @@ class Engine:
 
     def complain(self) -> None:
         """Promise P6: say it once when the schedule has run and nothing moved."""
+        if not self._attached:
+            return
         steps = self.holdings.book.read("steps")
-        if (
-            self._attached
-            and self.method.moves
-            and steps >= self.schedule.last
-            and not self.holdings.book.read("moves")
-        ):
+        if self.method.moves and steps >= self.schedule.last and not self.holdings.book.read("moves"):
             self._warn_once(
                 "RA003",
                 f"no unit has moved in {steps} steps: the drop fraction times the units of each site is below one, "
@@ -266,20 +290,31 @@ class Engine:
 
     def follow(self, copy: Holdings) -> None:
         """Let a copy take part in every move."""
-        self.target.followers.append(copy)
+        if copy.stamp() != self.holdings.stamp():
+            raise StateError(
+                "the copy holds another placement than the model: it missed a move. "
+                "Make the copy anew and call handle.follow(copy) right after"
+            )
+        if not any(known is copy for known in self.target.followers):
+            self.target.followers.append(copy)
 
     def restart_moments(self) -> None:
         """Forget the moments of everything managed."""
+        self.require()
         for parameter in self.target.fresh:
             restart(self.target.optimizer, parameter)
         mark_groups(self.target, self.holdings.stamp())
 
+    def require(self) -> None:
+        """Refuse acts on a model that is no longer attached."""
+        if not self._attached:
+            raise StateError("this handle is detached already; attach() the model again")
+
     def compact(self) -> int:
         """Shorten the pools to what is held."""
+        self.require()
         if self.ranks.several:
             raise StateError("compact() changes shapes, which DDP cannot see; call it on a run with one process")
-        from realloc.pool.compact import compact
-
         before = self.holdings.budget
         for holdings in (self.holdings, *self.target.followers):
             for pool in holdings.pools:
@@ -291,8 +326,7 @@ class Engine:
 
     def detach(self) -> None:
         """Take everything back."""
-        if not self._attached:
-            raise StateError("this handle is detached already")
+        self.require()
         self._attached = False
         self._averages.unregister()
         self._undo()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor, nn
 
-from realloc.errors import ConfigError, nearest, plain
+from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Plan, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
 
@@ -30,6 +30,8 @@ class Handle:
 
     @property
     def _holdings(self) -> Holdings:
+        if not self._engine.attached:
+            raise StateError("this handle is detached; ask it before detach(), or attach() again")
         return self._engine.holdings
 
     @property
@@ -71,7 +73,7 @@ class Handle:
         sites = self.sites
         found = sites.get(name) or sites.get(f"{name}.weight")
         if found is None:
-            raise ConfigError(f"no site {plain(name)!r}{nearest(name, sites)}")
+            raise ConfigError(f"no site {plain(str(name))!r}{nearest(str(name), sites)}")
         return found
 
     def mask(self, name: str) -> Tensor:
@@ -80,7 +82,7 @@ class Handle:
         Raises:
             ConfigError: no such site; the nearest names are given.
         """
-        return self._site(name).mask()
+        return self._site(name).mask().clone()  # a masked site would give its live buffer
 
     # words ------------------------------------------------------------------------------------------------------
 
@@ -120,6 +122,8 @@ class Handle:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
+        if not self._engine.attached:
+            return f"Handle({self.start.method}, detached)"
         next_due = self._engine.next_due()
         return (
             f"Handle({self.start.method}, held={self.held:,}, parked={self.parked:,}, budget={self.budget:,}, "
@@ -127,6 +131,8 @@ class Handle:
         )
 
     def _repr_html_(self) -> str:
+        if not self._engine.attached:
+            return f"<pre>{html.escape(repr(self))}</pre>"
         rows = "".join(
             f"<tr><td>{html.escape(plain(n))}</td><td>{s.held:,}</td><td>{s.capacity:,}</td>"
             f"<td>{s.held / s.capacity:.2%}</td><td>{s.storage}</td></tr>"
@@ -143,11 +149,18 @@ class Handle:
         Raises:
             ConfigError: the copy has other sites, or is the model itself.
         """
+        self._engine.require()
+        if not isinstance(average, nn.Module):
+            raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
         found = find(average)
         if found is None or [*found.sites] != [*self.sites]:
             raise ConfigError("the copy does not hold the same sites; make it by copying the attached model")
         if found.owner is self._holdings.owner:
             raise ConfigError("the model cannot follow itself; give the averaged copy")
+        if getattr(average, "use_buffers", False):
+            raise ConfigError(
+                "use_buffers=True averages the integers of the placement too; make the copy with use_buffers=False"
+            )
         self._engine.follow(found)
 
     def restart_moments(self) -> None:

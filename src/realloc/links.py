@@ -31,22 +31,41 @@ class Link:
 
 
 @final
-class Overflow:
-    """Calls the engine after each backward; a copied parameter's hook does nothing."""
+class Arrival:
+    """Tells the engine that a gradient is about to reach a pool; a copied parameter's hook does nothing."""
 
     def __init__(self, engine: Engine | None = None, pool: FlatPool | None = None) -> None:
         self.engine, self.pool = engine, pool
 
-    def __call__(self, parameter: Tensor) -> None:
-        """Run after the pool's gradient is accumulated."""
+    def __call__(self, gradient: Tensor) -> None:
+        """Run before the pool's gradient is accumulated."""
         if self.engine is not None and self.pool is not None:
-            self.engine.after_backward(self.pool)
+            self.engine.on_gradient(self.pool)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Overflow:
-        return Overflow()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Arrival:
+        return Arrival()
 
-    def __reduce__(self) -> tuple[type[Overflow], tuple[()]]:
-        return (Overflow, ())
+    def __reduce__(self) -> tuple[type[Arrival], tuple[()]]:
+        return (Arrival, ())
+
+
+@final
+class Fresh:
+    """Lets a masked site forget what was thrown away; a copied parameter's hook does nothing."""
+
+    def __init__(self, site: MaskedSite | None = None) -> None:
+        self.site = site
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Run before the parameter's gradient is accumulated."""
+        if self.site is not None:
+            self.site.begin()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fresh:
+        return Fresh()
+
+    def __reduce__(self) -> tuple[type[Fresh], tuple[()]]:
+        return (Fresh, ())
 
 
 @final

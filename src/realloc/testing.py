@@ -113,7 +113,7 @@ def _plain() -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 
-def _loss(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
+def _data(number: int) -> tuple[Tensor, Tensor]:
     x = torch.randn(16, 16, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
     return x, x[:, :8] * x[:, 8:]
 
@@ -121,11 +121,17 @@ def _loss(model: nn.Module, number: int) -> tuple[Tensor, Tensor]:
 def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, number: int, *, parts: int = 1, scale: float = 1.0
 ) -> None:
+    _backward(model, optimizer, number, parts=parts, scale=scale)
+    optimizer.step()
+
+
+def _backward(
+    model: nn.Module, optimizer: torch.optim.Optimizer, number: int, *, parts: int = 1, scale: float = 1.0
+) -> None:
     optimizer.zero_grad()
-    x, y = _loss(model, number)
+    x, y = _data(number)
     for part, wanted in zip(x.chunk(parts), y.chunk(parts), strict=True):
         (scale * (model(part) - wanted).square().sum() / y.numel()).backward()
-    optimizer.step()
 
 
 def _same(one: dict[str, Tensor], two: dict[str, Tensor]) -> str | None:
@@ -182,13 +188,17 @@ def _idle(method: Method) -> str:
     run = _Run(method, storage="masked", gap=STEPS)
     model, optimizer = _plain()
     masks = run.masks()
-    weights = {name: model.get_parameter(name) for name in masks}
-    for name, weight in weights.items():
-        weight.data.mul_(masks[name])
-        weight.register_hook(lambda grad, mask=masks[name]: grad * mask)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name).mul_(mask)
     for number in range(1, STEPS):
         run.step(number)
-        _step(model, optimizer, number)
+        _backward(model, optimizer, number)
+        for name, mask in masks.items():
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None
+            gradient.mul_(mask)
+        optimizer.step()
         for name, parameter in model.named_parameters():
             mine = run.model.get_parameter(name)
             assert torch.equal(mine, parameter), f"step {number}: {name} differs from plain masked training"
@@ -245,7 +255,7 @@ def _accumulates(method: Method) -> str:
 def _detaches(method: Method) -> str:
     run = _Run(method).go(1, STEPS - 2)
     plain, optimizer = _plain()
-    x, _ = _loss(plain, 0)
+    x, _ = _data(0)
     before = run.model(x).detach()
     run.handle.detach()
     assert torch.allclose(run.model(x), before, rtol=0, atol=1e-12), "the outputs changed"

@@ -125,6 +125,15 @@ def test_the_numbers_of_a_run_fit_together() -> None:
     assert rigl.train_seconds > 0 and rigl.peak_bytes is not None
 
 
+def test_a_convolutional_net_is_trained_behind_masks_and_counted_by_what_it_holds() -> None:
+    result = train(config(model="cnn:4", lr=0.01))
+    small = train(config("small_dense", model="cnn:4", lr=0.01))
+    weights = 9 * 4 + 9 * 4 * 8 + 8 * 4 * 16
+    assert result.held == round(0.2 * weights) and result.moves
+    assert result.params == round(0.2 * weights) + 4 + 8 + 16 + 16 * 10 + 10
+    assert small.excess == small.params - result.params >= 0 and small.model.startswith("cnn:")
+
+
 def test_bad_input_gives_the_folder_up_again(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("a,label\n" + "red,1\nblue,0\n" * 20)

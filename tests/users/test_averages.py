@@ -18,11 +18,10 @@ def ema(decay: float) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])
-@pytest.mark.parametrize("buffers", [False, True])
-def test_a_followed_average_is_the_average_of_the_dense_weights(storage: str, buffers: bool) -> None:
+def test_a_followed_average_is_the_average_of_the_dense_weights(storage: str) -> None:
     """By hand: the average of the dense weights, where what a move released or acquired starts again at zero."""
     model, optimizer, handle = attached(methods.rigl(density=0.2).on("*", storage=storage), every=3)
-    average = AveragedModel(model, multi_avg_fn=ema(0.8), use_buffers=buffers)
+    average = AveragedModel(model, multi_avg_fn=ema(0.8))
     handle.follow(average)
     by_hand: dict[str, torch.Tensor] = {}
     before = masks(handle)
@@ -93,17 +92,26 @@ def test_a_copy_that_already_missed_a_move_cannot_follow() -> None:
 
 
 def test_following_twice_is_following_once() -> None:
+    ends = []
+    for times in (1, 2):
+        model, optimizer, handle = attached(every=3)
+        average = AveragedModel(model, multi_avg_fn=ema(0.8))
+        for _ in range(times):
+            handle.follow(average)
+        train(model, optimizer, 0, 7)
+        assert handle.moves == 2
+        ends.append(average(batch(0)[0]))
+    assert torch.equal(*ends)
+
+
+def test_an_average_of_the_integer_buffers_is_refused() -> None:
     model, optimizer, handle = attached(every=3)
-    average = AveragedModel(model, multi_avg_fn=ema(0.0))
-    handle.follow(average)
-    handle.follow(average)
-    average.update_parameters(model)
-    train(model, optimizer, 0, 3)
-    average.update_parameters(model)
-    x, _ = batch(0)
-    assert torch.allclose(average(x), model(x), atol=1e-6)
-    train(model, optimizer, 3, 6)  # a move without an update: the copy keeps its own values
-    assert not torch.allclose(average(x), model(x), atol=1e-6)
+    average = AveragedModel(model, multi_avg_fn=ema(0.8), use_buffers=True)
+    with pytest.raises(ConfigError, match="use_buffers=False"):
+        handle.follow(average)
+    train(model, optimizer, 0, 7, lambda step: average.update_parameters(model))
+    with pytest.raises(StateError, match="integer buffers"):
+        average(batch(0)[0])
 
 
 def test_a_follower_left_behind_by_a_load_is_named_before_it_is_mixed() -> None:

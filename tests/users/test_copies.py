@@ -137,9 +137,7 @@ def test_one_optimizer_over_two_attached_models_is_refused_by_name() -> None:
 def test_both_in_one_module_share_a_budget() -> None:
     both = nn.ModuleDict({"one": net(), "two": net(seed=1)})
     optimizer = torch.optim.AdamW(both.parameters(), lr=1e-2)
-    handle = realloc.attach(
-        both, optimizer, methods.rigl(density=0.2), schedule=realloc.every(4, until=1.0, total=60)
-    )
+    handle = realloc.attach(both, optimizer, methods.rigl(density=0.2), schedule=realloc.every(4, until=1.0, total=60))
     for step in range(9):
         x, y = batch(step)
         optimizer.zero_grad()

@@ -168,3 +168,19 @@ def test_a_step_without_gradients_changes_nothing() -> None:
     optimizer.step()
     assert same(before, weights(model))
     intact(handle)
+
+
+def test_an_input_buffer_filled_anew_before_the_step_is_noticed() -> None:
+    """A loader that reuses one tensor: what was captured is no longer what the backward saw."""
+    model, optimizer, handle = attached()
+    x = torch.empty(16, 12)
+    with pytest.warns(ReallocWarning, match=r"RA001.*written"):
+        for step in range(5):
+            data, y = batch(step)
+            x.copy_(data)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            x.copy_(batch(step + 1)[0])  # prefetch
+            optimizer.step()
+    assert handle.moves == 0
+    intact(handle)

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from realloc.cli import flags, outcome, views
+import realloc.cli.flags as flags
+import realloc.cli.outcome as outcome
+import realloc.cli.views as views
+import realloc.compare.demo as demonstration
 from realloc.cli.screen import Screen
-from realloc.compare import demo as demonstration
 from realloc.compare.contest import Contest, contest
 from realloc.compare.contest import compare as run_contest
 from realloc.errors import ConfigError, plain

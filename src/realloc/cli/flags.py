@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from realloc.train import data as sources
+import realloc.train.data as sources
 from realloc.train.config import RunConfig, Setting, run_config, seconds, setting
 
 Data = Annotated[str | None, typer.Option("--data", help="fashion-mnist, digits, or FILE.csv")]

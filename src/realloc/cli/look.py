@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from realloc.cli import flags, outcome, text
+import realloc.cli.flags as flags
+import realloc.cli.outcome as outcome
+import realloc.cli.text as text
+import realloc.train.fashion_mnist as fashion_mnist
 from realloc.cli.story import story, tell
 from realloc.errors import ConfigError, plain
-from realloc.train import fashion_mnist
 from realloc.train.arms import CONTROLS
 from realloc.train.optimizers import OPTIMIZERS
 from realloc.train.settings import RECIPES, options

@@ -26,9 +26,11 @@ _show_other = warnings.showwarning
 @contextmanager
 def told() -> Iterator[None]:
     """Around a command: errors become one line on stderr and an exit code."""
-    warnings.showwarning = _show
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            warnings.simplefilter("always", ReallocWarning)
+            yield
     except ConfigError as error:
         _end(f"error: {error}", USAGE)
     except ReallocError as error:

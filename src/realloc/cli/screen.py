@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from realloc.cli import text
+import realloc.cli.text as text
 from realloc.cli.outcome import talk
 from realloc.errors import plain
 from realloc.train.progress import Progress, Tell

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from realloc.cli import text
-from realloc.compare import contest
+import realloc.cli.text as text
+import realloc.compare.contest as contest
 from realloc.record.checkpoint import listing
 from realloc.record.events import read
 from realloc.record.folder import read_config, read_result
@@ -30,7 +30,7 @@ def story(folder: Path) -> dict[str, Any]:
         "config": config,
         "finished": result is not None,
         "checkpoint": int(saved[-1].name.rpartition("-")[2]) if saved else None,
-        "moves": sum(line["kind"] == "move" for line in decisions),
+        "moves": sum(_moved(line) for line in decisions),
         "skipped": sum(line["kind"] == "skip" for line in decisions),
         "sites": _sites(decisions),
         "last_metric": metrics[-1] if metrics else None,
@@ -42,6 +42,11 @@ def _state(folder: Path) -> str:
     if not (folder / "config.json").exists():
         return "not begun"
     return "begun" if read_result(folder) is None else "finished"
+
+
+def _moved(line: dict[str, Any]) -> bool:
+    # a decision may find nothing worth moving: it is logged, but it is no move
+    return any(change["released"] or change["acquired"] for change in line["sites"].values())
 
 
 def _sites(decisions: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from realloc.cli import flags, outcome, views
+import realloc.cli.flags as flags
+import realloc.cli.outcome as outcome
+import realloc.cli.views as views
+import realloc.compare.contest as contest
+import realloc.train.arms as arms
 from realloc.cli.compare import present
 from realloc.cli.screen import Screen
-from realloc.compare import contest
 from realloc.errors import ConfigError, plain
-from realloc.train import arms
 from realloc.train.preview import preview
 from realloc.train.result import RunResult
 from realloc.train.run import resume as resume_run

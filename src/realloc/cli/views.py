@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from realloc.cli import text
+import realloc.cli.text as text
 from realloc.compare.table import Comparison, Row
 from realloc.train.preview import Preview
 from realloc.train.result import RunResult

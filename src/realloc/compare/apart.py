@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from realloc.errors import ConfigError, ReallocError, RecordError, StateError, warn
 from realloc.record.folder import read_config, read_result
@@ -32,14 +33,19 @@ def run_apart(config: RunConfig, folder: Path, tell: Tell) -> RunResult:
     if done is not None:
         return done
     job = json.dumps({"config": config.model_dump(mode="json"), "folder": str(folder)})
-    # -P: a file in the working folder must not stand in for a module
+    # -P: a file in the working folder must not stand in for a module. Its own session: Ctrl-C reaches it through us,
+    # once, and a second one ends it. When we die, its next word to us fails and it ends too.
     command = [sys.executable, "-P", "-m", "realloc.compare.child"]
-    with Stop() as stop, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdin is not None and process.stdout is not None
+        child = _Child(process, tell)
         try:
-            process.stdin.write(job)
-            process.stdin.close()
-            found = _listen(process.stdout, tell)
+            with Stop(child.interrupt) as stop:
+                process.stdin.write(job)
+                process.stdin.close()
+                found = child.listen(process.stdout)
         except BaseException:
             process.kill()
             raise
@@ -69,14 +75,33 @@ def finished(config: RunConfig, folder: Path) -> RunResult | None:
     return None if result is None else from_json(result)
 
 
-def _listen(lines: Any, tell: Tell) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for line in lines:
-        said = json.loads(line)
-        if "progress" in said:
-            tell(Progress(**said["progress"]))
-        elif "warning" in said:
-            warn("RA500", said["warning"])
-        else:
-            found = said
-    return found
+@final
+class _Child:
+    """The other side of the pipe."""
+
+    def __init__(self, process: subprocess.Popen[str], tell: Tell) -> None:
+        self._process, self._tell = process, tell
+        self._ready = self._asked = False
+
+    def interrupt(self) -> None:
+        """Pass Ctrl-C on, as soon as the child can take it."""
+        self._asked = True
+        if self._ready:
+            self._process.send_signal(signal.SIGINT)
+
+    def listen(self, lines: Iterable[str]) -> dict[str, Any]:
+        """Hear the child out, and return its last word."""
+        found: dict[str, Any] = {}
+        for line in lines:
+            said = json.loads(line)
+            if "progress" in said:
+                self._tell(Progress(**said["progress"]))
+            elif "warning" in said:
+                warn(said["warning"]["code"], said["warning"]["message"])
+            else:
+                found = said
+            if not self._ready:
+                self._ready = True
+                if self._asked:
+                    self._process.send_signal(signal.SIGINT)
+        return found

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from realloc.errors import ReallocError
+from realloc.errors import ReallocError, ReallocWarning
 from realloc.train.config import run_config
 from realloc.train.progress import Progress
 from realloc.train.run import run_in
@@ -23,6 +23,7 @@ from realloc.train.stop import Interrupted
 def main() -> None:
     """Run the job."""
     warnings.showwarning = _warned
+    warnings.simplefilter("always", ReallocWarning)
     job = json.loads(sys.stdin.read())
     try:
         _say("result", run_in(Path(job["folder"]), run_config(job["config"]), _told).as_json())
@@ -45,7 +46,10 @@ def _warned(
     message: Warning | str, category: type[Warning], filename: str, lineno: int,
     file: TextIO | None = None, line: str | None = None,
 ) -> None:  # fmt: skip
-    _say("warning", str(message))
+    # our own are "[RA001] words": the code goes apart, so that it is not written twice
+    ours = isinstance(message, ReallocWarning)
+    code, _, words = str(message)[1:].partition("] ") if ours else ("RA500", "", f"{category.__name__}: {message}")
+    _say("warning", {"code": code, "message": words})
 
 
 if __name__ == "__main__":

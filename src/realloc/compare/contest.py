@@ -13,10 +13,10 @@ import torch
 
 import realloc.record.disk as disk
 import realloc.record.sealed as sealed
+import realloc.train.arms as arms
 from realloc.compare.apart import finished, run_apart
 from realloc.compare.table import Comparison, tabulate
 from realloc.errors import ConfigError, RecordError, plain
-from realloc.train import arms
 from realloc.train.config import RunConfig, run_config
 from realloc.train.progress import Tell
 from realloc.train.result import RunResult

@@ -8,8 +8,10 @@ import time
 import torch
 from torch import nn
 
+import realloc.train.data as data
+import realloc.train.models as models
+import realloc.train.optimizers as optimizers
 from realloc.compare.contest import Contest, contest
-from realloc.train import data, models, optimizers
 from realloc.train.config import RunConfig
 
 ARMS = ("dense", "small_dense", "static", "random_moves", "rigl")

@@ -24,6 +24,9 @@ def dense(model: nn.Module) -> nn.Module:
         >>> [name for name, _ in realloc.export.dense(model).named_parameters()]
         ['0.weight', '0.bias', '1.weight', '1.bias']
     """
+    source = find(model)
+    if source is not None:
+        source.stamp()  # refuses a copy whose values and places do not belong together
     twin = copy.deepcopy(root_of(model))
     holdings = find(twin)
     if holdings is not None:

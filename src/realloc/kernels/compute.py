@@ -89,7 +89,10 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, site: Site, kernel: b
     for start in range(0, flat.shape[0], CHUNK):
         part = flat[start : start + CHUNK]
         words = _lined(index, part.shape[0], layout.in_features, layout.out_features)
-        words |= {w.PANEL: _panel(part), w.VALUES: mine, w.BIAS: bias, w.OUT: out[start:], w.OUT_STEP: out.stride(0)}
+        words |= {
+            w.PANEL: _panel(part, slim=True), w.VALUES: mine, w.BIAS: bias, w.OUT: out[start:],
+            w.OUT_STEP: out.stride(0),
+        }  # fmt: skip
         run("forward", x.dtype, words, mine.numel() * part.shape[0])
     return whole
 
@@ -159,7 +162,7 @@ def _lined(index: Index, samples: int, features: int, lines: int) -> dict[int, T
     }  # fmt: skip
 
 
-def _panel(x: Tensor, total: Tensor | None = None) -> Tensor:
+def _panel(x: Tensor, total: Tensor | None = None, slim: bool = False) -> Tensor:
     """x ``[s, f]`` feature-major, in scratch memory of this thread; ``total`` gains the sum over samples."""
     samples, features = x.shape
     need = -(-samples // PADDING) * PADDING * features
@@ -169,6 +172,7 @@ def _panel(x: Tensor, total: Tensor | None = None) -> Tensor:
         rooms[x.dtype] = room = torch.empty(need, dtype=x.dtype)
     words: w.Words = {
         w.X: x, w.X_STEP: x.stride(0), w.SAMPLES: samples, w.FEATURES: features, w.PANEL: room, w.BIAS: total,
+        w.SLIM: int(slim),
     }  # fmt: skip
     run("panels", x.dtype, words, x.numel())
     return room

@@ -50,9 +50,9 @@ def _cut(pointer: Any, lines: int, lane: int, part: int, parts: int) -> int:
 
 
 @njit
-def _width(left: int, lane: int) -> int:
+def _width(left: int, lane: int, narrow: int) -> int:
     """Width of the panel for the samples that are left."""
-    return lane * WIDE if left > lane * (WIDE - NARROW) else lane * NARROW
+    return lane * WIDE if narrow == 0 and left > lane * (WIDE - NARROW) else lane * NARROW
 
 
 def panels(task: Any) -> None:
@@ -69,7 +69,7 @@ def panels(task: Any) -> None:
         column = tile * lane
         base = 0
         while base < samples:
-            width = _width(samples - base, lane)
+            width = _width(samples - base, lane, v.get(word, w.SLIM))
             for inner in range(0, width, lane):
                 sample, start = base + inner, base * features + column * width + inner
                 if sample + lane <= samples and column + lane <= features:
@@ -129,10 +129,9 @@ def forward(task: Any) -> None:
     bias, biased = v.numbers(task, v.get(word, w.BIAS)), v.get(word, w.BIAS) != 0
     part, parts = _part(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
-    tile, zero, fault, sample = v.room(task), v.zero(task), 0, 0
-    while sample < samples:
-        width = _width(samples - sample, lane)
-        mine, wide = v.shift(panel, sample * features), width != lane * NARROW
+    tile, zero, fault, width = v.room(task), v.zero(task), 0, lane * NARROW
+    for sample in range(0, samples, width):
+        mine = v.shift(panel, sample * features)
         for number in range(first, last):
             row = number * lane
             count = min(lane, lines - row)
@@ -140,9 +139,8 @@ def forward(task: Any) -> None:
                 a, z = v.get(pointer, row + j), v.get(pointer, row + j + 1)
                 start = v.get(bias, row + j) if biased else zero
                 target = v.shift(tile, j * width)
-                fault |= v.gather(values, other, order, a, z, mine, features - 1, start, target, wide)
+                fault |= v.gather(values, other, order, a, z, mine, features - 1, start, target)
             _store_tile(tile, v.shift(out, sample * step + row), step, samples - sample, count, lane, width)
-        sample += width
     if fault:
         v.put(word, w.FAULT, 1)
 
@@ -166,7 +164,7 @@ def backward(task: Any) -> None:
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     tile, total, zero, fault, sample = v.room(task), v.room(task), v.zero(task), 0, 0
     while sample < samples:
-        width = _width(samples - sample, lane)
+        width = _width(samples - sample, lane, 0)
         mine, wide = v.shift(panel, sample * features), width != lane * NARROW
         keep = v.get(word, w.KEEP) != 0 or sample > 0
         for number in range(first, last):

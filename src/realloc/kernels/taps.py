@@ -33,6 +33,10 @@ class Tap:
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self.dense: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
+        self._tasks: list[tuple[int, int]] = []  # (backward, rows) of each notice
+        self._pair_tasks: list[int] = []
+        self._dense_tasks: list[int] = []
+        self._arrived: set[int] = set()  # backwards whose gradient reached the optimizer's parameter
         self.walk: Walk | None = None  # what is derived from the placement; see kernels/walks.py
         _registry[self.number] = self
 
@@ -45,21 +49,80 @@ class Tap:
 
     def reset(self) -> None:
         """Forget what was seen, and disarm."""
-        self.touched = self.rows = 0
         self.armed = False
         self.pairs, self.dense, self._versions = [], [], []
+        self._pair_tasks, self._dense_tasks = [], []
+        self.lower()
+
+    def lower(self) -> None:
+        """Forget who took part, for the next step."""
+        self.touched = self.rows = 0
+        self._tasks = []
+        self._arrived = set()
+
+    def arrive(self, task: int, anew: bool) -> None:
+        """The gradient of one backward reaches the parameter. If that starts ``anew``, those before were thrown away.
+
+        Backwards nest (checkpointing runs one inside another), so what has not arrived yet is kept until `settle`.
+        """
+        if anew:
+            self._keep({t for t in self._tasks_seen() if t == task or t not in self._arrived})
+            self._arrived = set()
+        self._arrived.add(task)
+
+    def arrived_before(self, task: int) -> bool:
+        """Whether the gradient of another backward than this one has arrived since the last step."""
+        return bool(self._arrived - {task})
+
+    def settle(self) -> None:
+        """Drop what was seen in a backward whose gradient went elsewhere (`torch.autograd.grad` for an input)."""
+        self._keep(self._arrived)
+
+    def _tasks_seen(self) -> set[int]:
+        return {task for task, _ in self._tasks}
+
+    def _keep(self, tasks: set[int]) -> None:
+        if self._tasks_seen() <= tasks:
+            return
+        self._tasks = [(t, rows) for t, rows in self._tasks if t in tasks]
+        self.touched, self.rows = len(self._tasks), sum(rows for _, rows in self._tasks)
+        stays = [t in tasks for t in self._pair_tasks]
+        self.pairs = [pair for pair, stay in zip(self.pairs, stays, strict=True) if stay]
+        self._versions = [version for version, stay in zip(self._versions, stays, strict=True) if stay]
+        self._pair_tasks = [t for t in self._pair_tasks if t in tasks]
+        self.dense = [d for d, t in zip(self.dense, self._dense_tasks, strict=True) if t in tasks]
+        self._dense_tasks = [t for t in self._dense_tasks if t in tasks]
+
+    def note(self, rows: int) -> int:
+        """Count one backward. Returns its number."""
+        task = current_task()
+        self.touched += 1
+        self.rows += rows
+        self._tasks.append((task, rows))
+        return task
 
     def overwritten(self) -> bool:
         """Whether someone wrote into a captured tensor after its backward (a reused input buffer, for instance)."""
         return any((x._version, gy._version) != seen for (x, gy), seen in zip(self.pairs, self._versions, strict=True))
 
-    def keep(self, x: Tensor, gy: Tensor) -> None:
-        """Capture one pair."""
+    def keep(self, x: Tensor, gy: Tensor, task: int) -> None:
+        """Capture one pair of a backward."""
         self.pairs.append((x, gy))
+        self._pair_tasks.append(task)
         self._versions.append((x._version, gy._version))
+
+    def keep_dense(self, gradient: Tensor, task: int) -> None:
+        """Capture one dense gradient of a backward."""
+        self.dense.append(gradient)
+        self._dense_tasks.append(task)
 
 
 _registry: Final[weakref.WeakValueDictionary[int, Tap]] = weakref.WeakValueDictionary()
+
+
+def current_task() -> int:
+    """Number of the backward that is running now, -1 outside one."""
+    return int(torch._C._current_graph_task_id())
 
 
 def find(number: int) -> Tap | None:
@@ -77,10 +140,9 @@ def notify(number: int, x: Tensor, gy: Tensor, copy: bool = False) -> None:
     tap = _registry.get(number)
     if tap is None:
         return
-    tap.touched += 1
-    tap.rows += x.shape[0]
+    task = tap.note(x.shape[0])
     if tap.armed:
-        tap.keep(x.clone() if copy else x.detach(), gy.clone() if copy else gy.detach())
+        tap.keep(x.clone() if copy else x.detach(), gy.clone() if copy else gy.detach(), task)
 
 
 @torch.no_grad()
@@ -89,6 +151,6 @@ def notify_dense(number: int, gradient: Tensor, copy: bool = False) -> None:
     tap = _registry.get(number)
     if tap is None:
         return
-    tap.touched += 1
+    task = tap.note(0)
     if tap.armed:
-        tap.dense.append(gradient.clone() if copy else gradient.detach())
+        tap.keep_dense(gradient.clone() if copy else gradient.detach(), task)

@@ -20,7 +20,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BYTES: Final = 64  # one vector: 16 float32 or 8 float64
-# Vectors of samples in a panel. Wide ones need 2 * WIDE registers of 64 bytes; narrow ones take the last few samples.
+# Vectors of samples in a panel. Wide ones share the cost of a dot product's last sum, and need 2 * WIDE registers.
+# Narrow ones stay in the second-level cache up to 8192 features: right for the forward pass and the last few samples.
 WIDE: Final = 8 if get_host_cpu_features().get("avx512f", False) else 4
 NARROW: Final = 2
 FLAGS: Final = ("reassoc", "contract", "nsz")
@@ -279,19 +280,19 @@ def _horizontal(builder: Any, value: Any) -> Any:
 @intrinsic
 def gather(
     typing: Any, values: Any, other: Any, order: Any, first: Any, last: Any, panel: Any, limit: Any, start: Any,
-    target: Any, wide: Any,
+    target: Any,
 ) -> Any:  # fmt: skip
     """``target = start + sum over units of value * panel[other]``; nonzero if an index was too large."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values, other, order, first, last, panel, limit, start, target, wide = args
+        values, other, order, first, last, panel, limit, start, target = args
         dtype = signature.args[0].dtype
         size = dtype.bitwidth // 8
         worst = cgutils.alloca_once_value(builder, _constant(0))
         ordered = _present(builder, order)
-        for vectors, by_order in itertools.product((WIDE, NARROW), (False, True)):
-            kind = _vector(context, dtype, vectors)
-            with _when(builder, _is(builder, wide, vectors == WIDE), _is(builder, ordered, by_order)):
+        kind = _vector(context, dtype, NARROW)
+        for by_order in (False, True):
+            with _when(builder, _is(builder, ordered, by_order)):
                 total = cgutils.alloca_once_value(builder, _splat(builder, start, kind))
                 with cgutils.for_range_slice(builder, first, last, _constant(1)) as (at, _):
                     row, place = _unit(builder, at, other, order if by_order else None, limit, worst)
@@ -302,7 +303,7 @@ def gather(
                 _store(builder, builder.load(total), target, size)
         return builder.load(worst)
 
-    return _LONG(values, _INTS, _INTS, _LONG, _LONG, values, _LONG, values.dtype, values, types.boolean), code
+    return _LONG(values, _INTS, _INTS, _LONG, _LONG, values, _LONG, values.dtype, values), code
 
 
 @intrinsic

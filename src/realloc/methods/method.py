@@ -82,6 +82,9 @@ class Method:
                 raise ConfigError(f"drop is {share!r}; it is a share of the held weights: 0 <= drop < 1, such as 0.3")
             if self.held is not None:
                 check_share("held", self.held(phase))
+        known = self.average is None or (isinstance(self.average, (int, float)) and 0.0 <= self.average < 1.0)
+        if not known or isinstance(self.average, bool):
+            raise ConfigError(f"decay is {self.average!r}; the running mean of the gradient needs 0 <= decay < 1")
         if self.held is not None and self.held(0.0) < self.held(1.0):
             raise ConfigError(f"held goes from {self.held(0.0)} up to {self.held(1.0)}; a budget can only fall")
 
@@ -100,7 +103,11 @@ class Method:
         """
         if storage not in ("auto", "packed", "masked"):
             raise ConfigError(f"storage is {storage!r}; use 'auto', 'packed' or 'masked'")
-        if len(block) != 2 or any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in block):
+        if (
+            not isinstance(block, tuple)
+            or len(block) != 2
+            or any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in block)
+        ):
             raise ConfigError(f"block is {block!r}; use two positive integers such as (4, 4)")
         if isinstance(exclude, str):
             raise ConfigError(f"exclude is the string {exclude!r}; use a tuple of patterns: ({exclude!r},)")

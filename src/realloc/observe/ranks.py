@@ -48,13 +48,28 @@ class Ranks:
         """
         if not self.several:
             return plan
+        self.check_stamp(stamp, f"before the move at step {plan.step}")
+        return self._broadcast(plan)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, or the only one."""
+        return not self.several or torch.distributed.get_rank(self.group) == 0
+
+    def check_stamp(self, stamp: int, when: str) -> None:
+        """Refuse ranks that start from different placements.
+
+        Raises:
+            StateError: on every rank, so that none waits for another.
+        """
+        if not self.several:
+            return
         low, high = self.largest([-stamp, stamp])
         if -low != high:
             raise StateError(
-                f"ranks hold different placements before the move at step {plan.step}: "
+                f"ranks hold different placements {when}: "
                 "use one seed on all ranks, and load the same checkpoint on each"
             )
-        return self._broadcast(plan)
 
     def _broadcast(self, plan: Plan) -> Plan:
         counts = [int(plan.skipped is not None)]

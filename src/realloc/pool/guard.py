@@ -26,7 +26,7 @@ class Guard:
     def __init__(self, young: int) -> None:
         self._young = young
         self._kept: list[tuple[FlatPool, int, dict[str, Any]]] = []
-        self._before: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._before: list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]] = []
 
     def before(self, flats: list[FlatPool], took_part: list[bool], optimizer: torch.optim.Optimizer) -> None:
         """Remember the segments without a gradient. ``took_part``: one flag a site, in pool order."""
@@ -67,7 +67,7 @@ class Guard:
             if born is not None:
                 units, age = self._still_young(born, step, groups[id(site.parameter)])
                 elements = site.grid.elements(units)
-                self._remember(site.parameter.detach().view(-1), elements, age, groups[id(site.parameter)])
+                self._remember(site.parameter.detach(), elements, age, groups[id(site.parameter)])
 
     def _still_young(self, born: Tensor, step: int, group: Group) -> tuple[Tensor, Tensor]:
         age = step - born.long()
@@ -77,13 +77,14 @@ class Guard:
     def _remember(self, values: Tensor, index: Tensor, age: Tensor, group: Group) -> None:
         if index.numel():
             factor = young_factor(age[:, None].to(values), self._young, group)
-            self._before.append((values, index, values[index], factor))
+            at = torch.unravel_index(index, values.shape)  # a channels-last weight has no flat view
+            self._before.append((values, at, values[at], factor))
 
     @torch.no_grad()
     def after_young(self) -> None:
         """Scale the update that young slots just got by `young_factor` of their age."""
-        for values, index, old, factor in self._before:
-            values[index] = old + factor * (values[index] - old)
+        for values, at, old, factor in self._before:
+            values[at] = old + factor * (values[at] - old)
         self._before = []
 
 

@@ -38,7 +38,10 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
 def _dense(pool: FlatPool, site: PackedSite) -> Part:
     first, last = (b * pool.unit_size for b in pool.bounds(site.index))
     elements = site.grid.elements(site.places()).flatten()
-    weight = nn.Parameter(_scatter(pool.parameter[first:last, 0], elements, site), requires_grad=not site.frozen)
+    weight = nn.Parameter(
+        _scatter(pool.parameter[first:last, 0], elements, site),
+        requires_grad=pool.parameter.requires_grad and not site.frozen,
+    )
     if pool.parameter.grad is not None:
         weight.grad = _scatter(pool.parameter.grad[first:last, 0], elements, site)
     return Part(site.name, weight, elements, first, site.shape)

@@ -73,6 +73,11 @@ class MaskedSite:
         grad = self.parameter.grad
         return None if grad is None else grad.reshape(-1)[self.grid.elements(self.places())]
 
+    def begin(self) -> None:
+        """Before a gradient is accumulated: if the ones before it were thrown away, forget what they showed."""
+        if self.touched and is_blank(self.parameter.grad):
+            self.dense_gradient, self.touched = None, False
+
     def collect(self, parameter: Tensor) -> None:
         """Keep the dense gradient of a step on which a move is due, then leave the optimizer only what is held.
 
@@ -90,3 +95,8 @@ class MaskedSite:
             self.dense_gradient[outside] += grad[outside]
             self.dense_gradient[~outside] = grad[~outside]
         grad.masked_fill_(outside, 0.0)
+
+
+def is_blank(gradient: Tensor | None) -> bool:
+    """Whether nothing was accumulated since `zero_grad`, which leaves None or zeros."""
+    return gradient is None or not bool(gradient.any())

@@ -9,6 +9,8 @@ from typing import final
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+import realloc.train.models as models
+import realloc.train.optimizers as optimizers
 from realloc.attach import attach
 from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.method import Method
@@ -16,7 +18,6 @@ from realloc.plan import StartPlan
 from realloc.prepare import describe, plan_start
 from realloc.record.sink import Sink
 from realloc.schedule import every as fire_every
-from realloc.train import models, optimizers
 from realloc.train.config import RunConfig
 from realloc.train.dataset import Dataset
 from realloc.train.length import Length

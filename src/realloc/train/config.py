@@ -8,9 +8,9 @@ from typing import Annotated, Any, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+import realloc.train.data as sources
+import realloc.train.models as models
 from realloc.errors import ConfigError, nearest, plain
-from realloc.train import data as sources
-from realloc.train import models
 from realloc.train.dataset import Task
 from realloc.train.optimizers import OPTIMIZERS
 

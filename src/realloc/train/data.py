@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import realloc.train.digits as digits
+import realloc.train.fashion_mnist as fashion_mnist
+import realloc.train.table as table
 from realloc.errors import ConfigError, nearest, plain
-from realloc.train import digits, fashion_mnist, table
 from realloc.train.dataset import Dataset, Task
 
 NAMES = ("fashion-mnist", "digits")

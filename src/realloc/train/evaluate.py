@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from realloc.train.dataset import Rows, Task
 
-CHUNK = 512  # rows at a time, so that evaluation never sets the peak of memory
+CHUNK = 128  # rows at a time, as many as in a usual batch, so that evaluation does not set the peak of memory
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 METRIC: dict[Task, str] = {"classification": "accuracy", "regression": "r2"}

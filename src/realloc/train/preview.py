@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+import realloc.train.arms as arms
+import realloc.train.data as data
+import realloc.train.models as models
 from realloc.plan import StartPlan
-from realloc.train import arms, data, models
 from realloc.train.config import RunConfig
 from realloc.train.length import Length, by_epochs
 from realloc.train.order import Batches

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+import realloc.train.arms as arms
 from realloc.errors import ConfigError
 from realloc.record.folder import RunFolder
-from realloc.train import arms
 from realloc.train.config import RunConfig, run_config
 from realloc.train.keep import LENGTH, Keep
 from realloc.train.progress import Tell, silent

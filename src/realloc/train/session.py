@@ -8,8 +8,10 @@ from typing import final
 
 import torch
 
+import realloc.train.arms as arms
+import realloc.train.data as data
+import realloc.train.rehearse as rehearse
 from realloc.record.checkpoint import Checkpoint
-from realloc.train import arms, data, rehearse
 from realloc.train.arms import Arm
 from realloc.train.config import RunConfig
 from realloc.train.dataset import Dataset

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from realloc import methods
+import realloc.methods as methods
 from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.method import Method
 from realloc.schedule import Curve, constant

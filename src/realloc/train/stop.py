@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Self, final
+from typing import Any, Self, final
 
 
 @final
@@ -19,11 +20,12 @@ class Interrupted(Exception):
 
 @final
 class Stop:
-    """While open, the first Ctrl-C only sets ``asked``; a second one interrupts at once, as without it."""
+    """While open, the first Ctrl-C only sets ``asked`` and calls ``then``; a second one interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
         self.asked = False
-        self._before: object = None
+        self._then = then
+        self._before: Any = None
         self._ours = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
@@ -34,9 +36,11 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         if self._ours:
             # None: the handler before was not set from Python and cannot be put back
-            signal.signal(signal.SIGINT, self._before if callable(self._before) else signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             signal.default_int_handler(number, frame)
         self.asked = True
+        if self._then is not None:
+            self._then()

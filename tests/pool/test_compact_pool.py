@@ -1,0 +1,114 @@
+"""compact(): parked slots given back, everything else as it was."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import realloc
+from realloc import methods
+from realloc.errors import RecordError
+
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def build(storage: str = "packed", cls: type = torch.optim.AdamW, seed: int = 0, make=methods.granet):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    optimizer = cls(model.parameters(), lr=0.02)
+    method = make(0.2).on("*", storage=storage)
+    return model, optimizer, realloc.attach(model, optimizer, method, schedule=realloc.every(2, total=20), seed=seed)
+
+
+def go(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for number in range(first, last):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        optimizer.zero_grad()
+        (model(x) - x[:, :3]).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("at", [11, 20])
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_shorter_with_the_same_outputs_and_the_same_training(cls, storage, at):
+    model, optimizer, handle = build(storage, cls)
+    twin, twin_optimizer, twin_handle = build(storage, cls)
+    go(model, optimizer, 0, at)
+    go(twin, twin_optimizer, 0, at)
+    before, parked, budget = model(X).detach(), handle.parked, handle.budget
+    assert parked > 20
+    assert handle.compact() == parked
+    assert handle.parked == 0 and handle.budget == handle.held == budget - parked
+    assert torch.equal(model(X), before)
+    if storage == "packed":
+        (pool,) = {site.pool for site in handle.sites.values()}
+        lengths = [pool.parameter, pool.columns, *(v for v in optimizer.state[pool.parameter].values() if v.ndim)]
+        assert [len(t) for t in lengths] == [handle.held] * len(lengths)
+    assert handle.compact() == 0
+    go(model, optimizer, at, 26)
+    go(twin, twin_optimizer, at, 26)
+    for name in handle.sites:
+        assert torch.equal(handle.mask(name), twin_handle.mask(name))
+    assert torch.equal(model(X), twin(X))
+    assert handle.held + handle.parked == handle.budget == budget - parked
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_the_state_loads_into_an_equal_compacted_model_only(storage):
+    model, optimizer, handle = build(storage)
+    go(model, optimizer, 0, 20)
+    handle.compact()
+    saved, moments = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    out = model(X).detach()
+    go(model, optimizer, 20, 24)
+    model.load_state_dict(saved)
+    optimizer.load_state_dict(moments)
+    assert torch.equal(model(X), out)
+    go(model, optimizer, 20, 22)
+    longer, *_ = build(storage)
+    untouched = longer(X).detach()
+    with pytest.raises(RecordError, match=r"density|budget"):
+        longer.load_state_dict(saved)
+    assert torch.equal(longer(X), untouched)
+
+
+def test_an_averaged_copy_that_follows_is_shortened_too():
+    model, optimizer, handle = build()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0))
+    handle.follow(average)
+    go(model, optimizer, 0, 11)
+    handle.compact()
+    go(model, optimizer, 11, 20)
+    average.update_parameters(model)
+    assert torch.equal(average(X), model(X))
+
+
+def test_several_pools_and_detach_after():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    optimizer = torch.optim.AdamW([{"params": [*model[0].parameters()]}, {"params": [*model[2].parameters()]}], lr=0.02)
+    handle = realloc.attach(model, optimizer, methods.gmp(0.25).on("*"), schedule=realloc.every(2, total=20))
+    go(model, optimizer, 0, 12)
+    handle.compact()
+    out = model(X).detach()
+    go(model, optimizer, 12, 13)
+    go(model, optimizer, 13, 20)
+    handle.compact()
+    out = model(X).detach()
+    handle.detach()
+    torch.testing.assert_close(model(X), out)
+    go(model, optimizer, 20, 22)
+
+
+def test_nothing_to_give_back():
+    model, optimizer, handle = build(make=methods.rigl)
+    go(model, optimizer, 0, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert handle.compact() == 0
