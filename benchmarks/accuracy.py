@@ -3,9 +3,8 @@
     python benchmarks/accuracy.py --out runs/accuracy --epochs 6            # resumes run by run
     python benchmarks/accuracy.py --out runs/accuracy --epochs 6 --table    # only the tables, from finished runs
 
-Each arm's learning rate is the best of RATES on a held-out slice of the training data (seed 1000); the paired seeds never
-see that choice made on them, and the test set is read once a run. Intervals: Student t over the paired differences to
-small dense.
+Each arm's learning rate is the best of RATES on a held-out slice of the training data (seed 1000), which is none of the
+paired seeds; the test set is read once a run. Intervals: Student t over the paired differences to small dense.
 """
 
 from __future__ import annotations
@@ -83,7 +82,8 @@ def table(out: Path, seeds: list[int], epochs: int, only_read: bool) -> None:
             rows[arm] = [r for r in got if r is not None]
         print(f"\n### {budget:,} weights ({budget / CAPACITY:.1%} of 784-1024-1024), {epochs} epochs\n")
         print(
-            "| arm | rate | trainable numbers | test accuracy % | minus small dense, 95 % | train seconds |\n|---|---|---|---|---|---|"
+            "| arm | rate | trainable numbers | test accuracy % | minus small dense, 95 % | train seconds |\n"
+            "|---|---|---|---|---|---|"
         )
         base = {r.seed: r.test_accuracy or 0.0 for r in rows.get("small_dense", [])}
         for arm, results in rows.items():
@@ -93,10 +93,8 @@ def table(out: Path, seeds: list[int], epochs: int, only_read: bool) -> None:
             gaps = [100 * ((r.test_accuracy or 0.0) - base[r.seed]) for r in results if r.seed in base]
             seconds = statistics.mean(r.train_seconds for r in results)
             difference = "" if arm == "small_dense" else interval(gaps)
-            print(
-                f"| {arm} | {rates[arm]:g} | {results[0].params:,} | {statistics.mean(accuracies):.2f} (n={len(results)}) "
-                f"| {difference} | {seconds:.1f} |"
-            )
+            accuracy = f"{statistics.mean(accuracies):.2f} (n={len(results)})"
+            print(f"| {arm} | {rates[arm]:g} | {results[0].params:,} | {accuracy} | {difference} | {seconds:.1f} |")
 
 
 def pareto(out: Path, seeds: list[int], epochs: int, only_read: bool) -> None:

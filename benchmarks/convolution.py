@@ -2,7 +2,7 @@
 
     python benchmarks/convolution.py --seeds 3
 
-Fashion-MNIST, the first 10,000 training images, one budget; all layers but the classifier masked. Accuracy on the test set.
+Fashion-MNIST, the first 10,000 training images, one budget; all layers but the classifier masked. Test accuracy.
 """
 
 from __future__ import annotations

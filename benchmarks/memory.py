@@ -2,9 +2,11 @@
 
     python benchmarks/memory.py --width 4096 --density 0.02
 
-Two figures. "state": bytes of parameters, gradients, moments and placements. "anonymous": the most anonymous memory of
-the process (RssAnon, sampled every millisecond) over its value before the model's training begins; it has activations and
-temporaries in it. Attaching starts from a dense model, so the sampling begins after attach.
+Three figures. "state": bytes of parameters, gradients, moments and placements. "state at a move": the same and the most
+that one optimizer step with its move allocates on top. "peak anonymous": the most anonymous memory over its
+value before the model exists; it has activations and the kernels' scratch in it. Anonymous memory is RssAnon, sampled
+every millisecond, with malloc told to give freed memory back at once (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_
+65536, both arms), so that it follows what lives. Attaching starts from a dense model: sampling begins after attach.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -66,11 +69,25 @@ def child(arm: str, width: int, density: float, steps: int) -> dict[str, int]:
     optimizer, handle = _begin(model, arm, density, steps)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    extra = 0
     with Peak() as peak:
-        _loop(model, optimizer, x, y, steps)
+        for _ in range(steps):
+            nn.functional.cross_entropy(model(x), y).backward()
+            extra = max(extra, _step(optimizer))
+            optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
     state = sum(t.numel() * t.element_size() for t in _tensors(model, optimizer))
     moves = handle.moves if handle is not None else 0
-    return {"anonymous": peak.most - base, "state": state, "moves": moves}
+    return {"anonymous": peak.most - base, "state": state, "at_move": state + extra, "moves": moves}
+
+
+def _step(optimizer: torch.optim.Optimizer) -> int:
+    """Take one optimizer step; most anonymous memory within it over its start, once its state exists."""
+    known = bool(optimizer.state)
+    before = anonymous()
+    with Peak() as peak:
+        optimizer.step()
+    return max(0, peak.most - before) if known else 0
 
 
 def _model(width: int) -> nn.Sequential:
@@ -118,17 +135,22 @@ def main() -> None:
         return
     print(f"`{machine.command()}`\n\n{machine.describe()}\n")
     print(
-        f"784-{args.width}-{args.width}-10, batch 128, AdamW(fused=True), density {args.density:.0%}, a move every 4 steps\n"
+        f"784-{args.width}-{args.width}-10, batch 128, AdamW(fused=True), density {args.density:.0%}, "
+        "a move every 4 steps\n"
     )
-    print("| arm | moves | state MB | of dense | peak anonymous MB | of dense |\n|---|---|---|---|---|---|")
+    print("| arm | moves | state MB | of dense | state at a move MB | of dense | peak anonymous MB | of dense |")
+    print("|---|---|---|---|---|---|---|---|")
     first: dict[str, int] = {}
     for arm in args.arms:
         own = [sys.executable, __file__, "--child", arm, "--width", str(args.width), "--density", str(args.density)]
-        done = subprocess.run([*own, "--steps", str(args.steps)], capture_output=True, text=True, check=True)
+        malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        done = subprocess.run(
+            [*own, "--steps", str(args.steps)], capture_output=True, text=True, check=True, env={**os.environ, **malloc}
+        )
         got = json.loads(done.stdout.splitlines()[-1])
         first = first or got
-        shares = [f"{got[k] / 1e6:.1f} | 1/{first[k] / got[k]:.1f}" for k in ("state", "anonymous")]
-        print(f"| {arm} | {got['moves']} | {shares[0]} | {shares[1]} |", flush=True)
+        shares = [f"{got[k] / 1e6:.1f} | 1/{first[k] / got[k]:.1f}" for k in ("state", "at_move", "anonymous")]
+        print(f"| {arm} | {got['moves']} | {' | '.join(shares)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings
 from realloc.pool.masked import MaskedPool
 from realloc.pool.state import Moments, Newcomers, gather_state, put, reset_masked, slotwise, starts_of
+from realloc.sites.places import merge, without
 
 
 @final
@@ -68,8 +69,7 @@ def merged(held: Tensor, change: Change | None) -> Tensor:
     """
     if change is None:
         return held
-    kept = held[~torch.isin(held, change.released, assume_unique=True)]
-    return torch.cat([kept, change.acquired]).sort().values
+    return merge(without(held, change.released), change.acquired)
 
 
 def source_of(old: Sequence[Tensor], new: Sequence[Tensor], capacity: int) -> Tensor:
@@ -78,16 +78,15 @@ def source_of(old: Sequence[Tensor], new: Sequence[Tensor], capacity: int) -> Te
     >>> source_of([torch.tensor([1, 3])], [torch.tensor([0, 3])], 3)
     tensor([-1,  1, -1])
     """
-    parts, first = [], 0
+    source = torch.full((capacity,), -1, dtype=torch.int64, device=new[0].device)
+    first, start = 0, 0
     for before, after in zip(old, new, strict=True):
         if before.numel():
             spot = torch.searchsorted(before, after).clamp_(max=before.numel() - 1)
-            parts.append(torch.where(before[spot] == after, spot + first, -1))
-        else:
-            parts.append(torch.full_like(after, -1))
-        first += before.numel()
-    filled = torch.cat(parts)
-    return torch.cat([filled, filled.new_full((capacity - filled.numel(),), -1)])
+            known = before[spot] == after
+            source[start : start + after.numel()] = torch.where(known, spot.add_(first), -1)
+        first, start = first + before.numel(), start + after.numel()
+    return source
 
 
 def to_slots(source: Tensor, size: int) -> Tensor:
@@ -105,11 +104,11 @@ def _move_flat(
     mine = [changes.get(site.name) for site in pool.sites]
     new = [merged(places, change) for places, change in zip(old, mine, strict=True)]
     units = source_of(old, new, pool.capacity)
+    old.clear()
     source = to_slots(units, pool.unit_size)
     parameter = pool.parameter
-    starts = starts_of(
-        target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], _newcomers(pool, mine, new)
-    )
+    newcomers = _newcomers(pool, mine, new) if target.moments != "zero" else []
+    starts = starts_of(target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], newcomers)
     gather_slots(parameter.detach(), source)
     if parameter.grad is not None:
         gather_slots(parameter.grad, source)

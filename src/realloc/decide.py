@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -22,6 +22,7 @@ from realloc.scores.seen import Seen
 from realloc.select.streaming import Best
 from realloc.select.top_k import top_k
 from realloc.sites.grid import Grid
+from realloc.sites.places import among
 
 
 @final
@@ -94,8 +95,13 @@ def decide(
         StateError: a selector or allocator of the method that gives another number of units than it was asked for.
     """
     try:
-        keeps = [_keep(site, method, stream(seed, "keep", site.name, step)) for site in sites]
-        counts = _counts_after_pruning(sites, keeps, target_of(sites, method, phase) if target is None else target)
+        counts = [site.places.numel() for site in sites]
+        goal = target_of(sites, method, phase) if target is None else target
+        # one site's scores at a time, unless one ranking over all of them is asked for
+        keeps: Iterable[Tensor] = (_keep(site, method, stream(seed, "keep", site.name, step)) for site in sites)
+        if goal < sum(counts):
+            keeps = list(keeps)
+            counts = _counts_after_pruning(sites, keeps, goal)
         drops = [
             _release(site, keep, count, method, phase, stream(seed, "release", site.name, step))
             for site, keep, count in zip(sites, keeps, counts, strict=True)
@@ -138,13 +144,11 @@ def least_of(sites: Sequence[Standing]) -> int:
 
 def _counts_after_pruning(sites: Sequence[Standing], keeps: Sequence[Tensor], target: int) -> list[int]:
     """Units each site keeps when the density curve falls: one global ranking by the keep score."""
-    counts = [site.places.numel() for site in sites]
-    if target >= sum(counts):
-        return counts
-    rooms = [
-        Room(site.name, (site.grid.rows, site.grid.columns), least=min(1, n) if site.active else n, most=n)
-        for site, n in zip(sites, counts, strict=True)
-    ]
+    rooms = []
+    for site in sites:
+        held = site.places.numel()
+        least = min(1, held) if site.active else held
+        rooms.append(Room(site.name, (site.grid.rows, site.grid.columns), least=least, most=held))
     return list(globally(list(keeps))(rooms, max(target, least_of(sites))))
 
 
@@ -216,8 +220,8 @@ def _change(site: Standing, drop: _Drop, grow: int, method: Method, generator: t
             acquired, wants = _among(site, drop, grow, method, generator)
         else:
             acquired, wants = _anywhere(site, drop, grow, method, generator)
-    back = torch.isin(acquired, drop.released, assume_unique=True)
-    released = drop.released[~torch.isin(drop.released, acquired, assume_unique=True)]
+    back = among(acquired, drop.released)
+    released = drop.released[~among(drop.released, acquired)]
     come = acquired[~back]
     gradient = site.gradient.at(come) if method.moments == "seed" and site.gradient is not None else None
     return Change(

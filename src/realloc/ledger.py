@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from realloc.errors import StateError
 from realloc.plan import Change, Plan
 from realloc.sites.grid import Grid
+from realloc.sites.places import among
 
 
 class Account(Protocol):
@@ -54,9 +54,9 @@ def _check_change(change: Change, account: Account) -> None:
             raise StateError(f"{change.site}: a {word} place lies outside the grid of {account.grid.units} units")
         if bool((places[1:] <= places[:-1]).any()):
             raise StateError(f"{change.site}: {word} places are not sorted, or one is named twice")
-    if not bool(torch.isin(change.released, held, assume_unique=True).all()):
+    if not bool(among(change.released, held).all()):
         raise StateError(f"{change.site}: releases a unit that it does not hold")
-    if bool(torch.isin(change.acquired, held, assume_unique=True).any()):
+    if bool(among(change.acquired, held).any()):
         raise StateError(f"{change.site}: acquires a unit that it already holds")
     if change.before != held.numel() or change.after != change.before - len(change.released) + len(change.acquired):
         raise StateError(f"{change.site}: counts before and after do not match the units named")

@@ -171,7 +171,7 @@ def _build_masked(root: nn.Module, rows: Sequence[Chosen], places: Sequence[Tens
     pool.write([p.to(c.parameter.device) for p, c in zip(places, rows, strict=True)])
     pool.clear_outside()
     for site, chosen, held in zip(pool.sites, rows, places, strict=True):
-        site.parameter.mul_(_widen(chosen, held, method))
+        pool.widen(site.index, _widen(chosen, held, method))
     return pool
 
 

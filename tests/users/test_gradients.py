@@ -115,7 +115,7 @@ def test_a_batch_of_no_rows(storage: str) -> None:
     model, optimizer, handle = attached(methods.rigl(density=0.2).on("*", storage=storage))
     train(model, optimizer, 0, 3)
     before, codes = masks(handle), []
-    for step in (3, 4):
+    for _ in range(2):
         optimizer.zero_grad()
         out = model(torch.zeros(0, 12))
         assert out.shape == (0, 4)
@@ -133,7 +133,7 @@ def test_a_batch_of_no_rows(storage: str) -> None:
 
 
 def test_another_model_trained_is_said_loudly() -> None:
-    model, optimizer, handle = attached()
+    _, optimizer, handle = attached()
     stranger = net()
     with pytest.warns(ReallocWarning, match=r"RA001.*is this the model you train"):
         train(stranger, optimizer, 0, 5)

@@ -113,7 +113,7 @@ def test_optimizer_state_of_another_density_is_refused_before_anything_is_copied
     train(model, optimizer, 0, 2)
     train(other, second, 0, 2)
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ConfigError, match="shape.*density"):
+    with pytest.raises(ConfigError, match=r"shape.*density"):
         optimizer.load_state_dict(saved(second)[0])
     after = optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"]

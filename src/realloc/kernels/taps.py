@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from realloc.kernels.walks import Walk
 
 _numbers: Final = itertools.count(1)
 
@@ -37,7 +34,7 @@ class Tap:
         self._pair_tasks: list[int] = []
         self._dense_tasks: list[int] = []
         self._arrived: set[int] = set()  # backwards whose gradient reached the optimizer's parameter
-        self.walk: Walk | None = None  # what is derived from the placement; see kernels/walks.py
+        self.walk: Any = None  # what is derived from the placement; see kernels/walks.py
         _registry[self.number] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:

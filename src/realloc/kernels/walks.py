@@ -72,7 +72,7 @@ def by_columns(tap: int, columns: Tensor, rowptr: Tensor, layout: Layout) -> Ind
 
 def _walk(tap: int, columns: Tensor, rowptr: Tensor, layout: Layout) -> Walk:
     owner = find(tap)
-    known = None if owner is None else owner.walk
+    known: Walk | None = None if owner is None else owner.walk
     if known is not None and known.fits(columns, rowptr, layout):
         return known
     made = _make(columns, rowptr, layout)

@@ -16,7 +16,7 @@ from realloc.kernels.candidates import candidate_gradient, row_block_gradient
 from realloc.sites.grid import Grid
 
 Reduce = Callable[[Tensor], Tensor]
-BLOCK_WEIGHTS = 1 << 18  # dense weights looked at together: a megabyte in float32
+BLOCK_WEIGHTS = 1 << 16  # dense weights looked at together: what a move needs beside the budget
 
 
 def alone(tensor: Tensor) -> Tensor:

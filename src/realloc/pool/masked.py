@@ -78,6 +78,11 @@ class MaskedPool:
             self.mask(index).copy_(site.grid.mask(held).flatten())
 
     @torch.no_grad()
+    def widen(self, index: int, factor: float) -> None:
+        """Scale the start values of one site."""
+        self.sites[index].parameter.mul_(factor)
+
+    @torch.no_grad()
     def clear_outside(self) -> None:
         """Set every weight that is not held to exact zero, whatever the optimizer did to it."""
         for site in self.sites:
