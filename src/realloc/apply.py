@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.kernels.gather import gather_slots
+from realloc.kernels.search import locate
 from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings
@@ -82,7 +83,7 @@ def source_of(old: Sequence[Tensor], new: Sequence[Tensor], capacity: int) -> Te
     first, start = 0, 0
     for before, after in zip(old, new, strict=True):
         if before.numel():
-            spot = torch.searchsorted(before, after).clamp_(max=before.numel() - 1)
+            spot = locate(before, after).clamp_(max=before.numel() - 1)
             known = before[spot] == after
             source[start : start + after.numel()] = torch.where(known, spot.add_(first), -1)
         first, start = first + before.numel(), start + after.numel()

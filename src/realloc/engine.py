@@ -157,7 +157,7 @@ class Engine:
         """After the update, if it was really taken."""
         optimizer = self.target.optimizer
         found_inf = getattr(optimizer, "found_inf", None)
-        self._guard.after(optimizer, dict(self.target.fresh))
+        self._guard.after(optimizer, self.target.fresh)
         if self.method.young:
             self._guard.after_young()
         if self.holdings.masked is not None:

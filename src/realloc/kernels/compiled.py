@@ -25,6 +25,7 @@ KERNELS: Final[dict[str, Callable[[Any], None]]] = {
     "collect": csr.collect,
     "gather": csr.gather,
     "count_sort": sort.count_sort,
+    "locate": sort.locate,
 }
 _TYPES: Final = {torch.float32: types.float32, torch.float64: types.float64}
 

@@ -1,4 +1,4 @@
-"""Counting sort of a CSR index into columns."""
+"""Counting sort of a CSR index into columns; search of sorted numbers in sorted numbers."""
 
 from __future__ import annotations
 
@@ -29,3 +29,16 @@ def count_sort(task: Any) -> None:
             v.put(spot, column, to + 1)
             v.put(other, to, row)
             v.put(order, to, v.get(inner, unit) if ordered else unit)
+
+
+def locate(task: Any) -> None:
+    """OUT[i]: how many of POINTER int64 [LINES] lie below OTHER[i], int64 [SAMPLES]; both ascending, one walk."""
+    word = v.words(task)
+    held, count = v.long_integers(v.get(word, w.POINTER)), v.get(word, w.LINES)
+    queries, out = v.long_integers(v.get(word, w.OTHER)), v.long_integers(v.get(word, w.OUT))
+    at = 0
+    for i in range(v.get(word, w.SAMPLES)):
+        query = v.get(queries, i)
+        while at < count and v.get(held, at) < query:
+            at += 1
+        v.put(out, i, at)

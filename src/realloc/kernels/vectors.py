@@ -266,22 +266,6 @@ def _unit(builder: Any, at: Any, other: Any, order: Any, limit: Any, worst: Any)
     return builder.select(outside, _constant(0), found), place
 
 
-AHEAD: Final = 8
-
-
-def _prefetch(builder: Any, other: Any, at: Any, last: Any, limit: Any, panel: Any, kind: Any, size: int) -> None:
-    later = builder.add(at, _constant(AHEAD))
-    later = builder.select(builder.icmp_signed("<", later, last), later, at)
-    row = builder.zext(builder.load(builder.gep(other, [later])), I64)
-    row = builder.select(builder.icmp_unsigned(">", row, limit), _constant(0), row)
-    start = builder.bitcast(builder.gep(panel, [builder.mul(row, _constant(kind.count))]), ir.IntType(8).as_pointer())
-    kinds = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
-    call = cgutils.get_or_insert_function(builder.module, kinds, "llvm.prefetch.p0")
-    for line in range(kind.count * size // 64):
-        spot = builder.gep(start, [_constant(64 * line)])
-        builder.call(call, [spot, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-
-
 def _horizontal(builder: Any, value: Any) -> Any:
     """Sum of a vector's lanes, as a fixed tree."""
     while value.type.count > 1:
@@ -348,8 +332,6 @@ def walk(
                 with cgutils.for_range_slice(builder, first, last, _constant(1)) as (at, _):
                     row, place = _unit(builder, at, other, order if by_order else None, limit, worst)
                     x = _load(builder, builder.gep(panel, [builder.mul(row, _constant(kind.count))]), kind, size)
-                    if vectors == WIDE:
-                        _prefetch(builder, other, at, last, limit, panel, kind, size)
                     if sums:
                         weight = _splat(builder, builder.load(builder.gep(values, [place])), kind)
                         product = builder.fmul(weight, x, flags=FLAGS)

@@ -11,6 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from realloc.errors import ConfigError
+from realloc.kernels.search import locate
+from realloc.sites.places import among, merge
 
 
 @final
@@ -62,7 +64,7 @@ class Candidates:
         drawn = _distinct(free, self.count(len(held), capacity, wanted), generator).to(held.device)
         # rank r among the free places lies behind every held place with at most r free places before it
         free_before = held - torch.arange(len(held), device=held.device)
-        return drawn + torch.searchsorted(free_before, drawn, right=True)
+        return drawn + locate(free_before, drawn + 1)
 
     def __str__(self) -> str:
         return "everything" if self.factor is None else f"sampled({self.factor:g})"
@@ -101,6 +103,6 @@ def _distinct(high: int, count: int, generator: Generator) -> Tensor:
     drawn = torch.zeros(0, dtype=torch.long)
     while len(drawn) < count:
         # drawing only what is missing keeps every set of the final size equally likely
-        more = torch.randint(high, (count - len(drawn),), generator=generator)
-        drawn = torch.unique(torch.cat((drawn, more)))
+        more = torch.unique(torch.randint(high, (count - len(drawn),), generator=generator))
+        drawn = merge(drawn, more[~among(more, drawn)])
     return drawn

@@ -51,4 +51,4 @@ class Book:
 
     def add(self, name: str, value: int = 1) -> None:
         """Add to one number in place."""
-        self.tensor[FIELDS.index(name)] += value
+        self.tensor[FIELDS.index(name)].add_(value)

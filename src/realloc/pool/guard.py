@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -42,7 +43,7 @@ class Guard:
                     self._kept.append((pool, first, snapshot(optimizer, pool.parameter, first, last)))
 
     @torch.no_grad()
-    def after(self, optimizer: torch.optim.Optimizer, fresh: dict[Any, Fresh]) -> None:
+    def after(self, optimizer: torch.optim.Optimizer, fresh: Mapping[torch.nn.Parameter, Fresh]) -> None:
         """Put them back."""
         for pool, first, kept in self._kept:
             restore(optimizer, pool.parameter, first, kept, fresh[pool.parameter])

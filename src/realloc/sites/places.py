@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from realloc.kernels.search import locate
+
 
 def among(queries: Tensor, held: Tensor) -> Tensor:
     """Bool: which of ``queries`` occur in ``held`` (int64, ascending, each place once).
@@ -14,7 +16,7 @@ def among(queries: Tensor, held: Tensor) -> Tensor:
     """
     if not held.numel():
         return torch.zeros(queries.numel(), dtype=torch.bool, device=queries.device)
-    spot = torch.searchsorted(held.contiguous(), queries.contiguous()).clamp_(max=held.numel() - 1)
+    spot = locate(held, queries).clamp_(max=held.numel() - 1)
     return held[spot] == queries
 
 
@@ -25,7 +27,7 @@ def without(held: Tensor, gone: Tensor) -> Tensor:
     tensor([1, 9])
     """
     stays = torch.ones(held.numel(), dtype=torch.bool, device=held.device)
-    stays[torch.searchsorted(held.contiguous(), gone.contiguous())] = False
+    stays[locate(held, gone)] = False
     return held[stays]
 
 
@@ -37,7 +39,7 @@ def merge(kept: Tensor, come: Tensor) -> Tensor:
     """
     if not come.numel():
         return kept
-    spot = torch.searchsorted(kept.contiguous(), come.contiguous()) + torch.arange(come.numel(), device=come.device)
+    spot = locate(kept, come) + torch.arange(come.numel(), device=come.device)
     old = torch.ones(kept.numel() + come.numel(), dtype=torch.bool, device=kept.device)
     old[spot] = False
     both = torch.empty(old.numel(), dtype=kept.dtype, device=kept.device)
