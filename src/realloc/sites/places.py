@@ -16,7 +16,7 @@ def among(queries: Tensor, held: Tensor) -> Tensor:
     """
     if not held.numel():
         return torch.zeros(queries.numel(), dtype=torch.bool, device=queries.device)
-    spot = locate(held, queries).clamp_(max=held.numel() - 1)
+    spot = locate(held, queries).clamp(max=held.numel() - 1)
     return held[spot] == queries
 
 
