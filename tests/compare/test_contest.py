@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 
-from realloc.compare.apart import run_apart
+from realloc.compare.apart import finished, run_apart
 from realloc.compare.contest import Contest, compare, contest, read
 from realloc.compare.demo import demo_contest
 from realloc.errors import ConfigError
 from realloc.train import fashion_mnist
 from realloc.train.config import RunConfig, run_config
-from realloc.train.progress import silent
+from realloc.train.progress import Tell, silent
+from realloc.train.result import RunResult
+from realloc.train.run import run_in
 from realloc.train.watch import RunError
 
 
 def base(**more: Any) -> RunConfig:
-    return run_config({"data": "digits", "model": "mlp:16,16", "density": 0.2, "epochs": 2} | more)
+    return run_config({"data": "digits", "model": "mlp:16,16", "density": 0.2, "epochs": 2, "threads": 1} | more)
 
 
 @pytest.mark.parametrize(
@@ -52,22 +54,34 @@ def test_settings_go_to_the_arms_that_have_them() -> None:
     assert [dict(entry.settings) for entry in found.entries] == [{}, {"drop": 0.2}, {"drop": 0.2, "candidates": 2.0}]
 
 
-def test_a_contest_is_read_back_from_its_folder_and_finished_runs_are_not_run_again(tmp_path: Path) -> None:
+def test_a_contest_is_read_back_from_its_folder_and_finished_runs_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import realloc.compare.contest as module
+
+    ran: list[str] = []
+
+    def here(config: RunConfig, folder: Path, tell: Tell) -> RunResult:
+        done = finished(config, folder)
+        if done is None:
+            ran.append(config.method)
+        return done or run_in(folder, config, tell)
+
+    monkeypatch.setattr(module, "run_apart", here)
     out = tmp_path / "c"
     started: list[str] = []
 
-    def announce(config: RunConfig, number: int, total: int) -> Any:
+    def announce(config: RunConfig, number: int, total: int) -> Tell:
         started.append(f"{config.method}{config.seed} {number}/{total}")
         return silent
 
-    found = contest(base(), ["static", "rigl"], [0], {})
+    found = contest(base(), ["static", "rigl"], [0, 1], {})
     first = compare(found, out, announce)
-    assert started == ["static0 1/2", "rigl0 2/2"]
-    assert read(out) == found
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
-    wider = contest(base(), ["static", "rigl", "small_dense"], [0], {})
-    second = compare(wider, out, announce)
-    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert started == ["static0 1/4", "rigl0 2/4", "static1 3/4", "rigl1 4/4"]
+    assert read(out) == found and ran == ["static", "rigl"] * 2
+    ran.clear()
+    second = compare(contest(base(), ["static", "rigl", "small_dense"], [0, 1], {}), out, announce)
+    assert ran == ["small_dense"] * 2
     assert second.rows[1].runs == first.rows[1].runs
     assert second.rows[2].excess is not None and second.rows[2].held is None
     with pytest.raises(ConfigError, match="epochs 2, not 3"):
@@ -95,7 +109,7 @@ def test_errors_of_a_child_are_our_errors(tmp_path: Path) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from realloc.compare.apart import run_apart
+from realloc.compare.apart import finished, run_apart
 from realloc.train.config import run_config
 from realloc.train.stop import Interrupted
 try:

@@ -21,7 +21,7 @@ from realloc.schedule import constant
 
 
 def _long(rank: int, moves: int, folder: str) -> Any:
-    method = replace(methods.rigl(density=0.2), drop=constant(0.3))
+    method = replace(methods.rigl(density=0.2), drop=constant(0.3), regrow=False)  # each decision moves something
     path = f"{folder}/run/events.jsonl"
     model, optimizer, handle = start(net(), method, every=1, total=moves, record=path)
     seen = []

@@ -42,11 +42,13 @@ class Guard:
                     first, last = (b * pool.unit_size for b in pool.bounds(site.index))
                     self._kept.append((pool, first, snapshot(optimizer, pool.parameter, first, last)))
 
-    @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, fresh: Mapping[torch.nn.Parameter, Fresh]) -> None:
         """Put them back."""
-        for pool, first, kept in self._kept:
-            restore(optimizer, pool.parameter, first, kept, fresh[pool.parameter])
+        if not self._kept:
+            return
+        with torch.no_grad():
+            for pool, first, kept in self._kept:
+                restore(optimizer, pool.parameter, first, kept, fresh[pool.parameter])
         self._kept = []
 
     def before_young(
