@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 import machine
+import torch
 from scipy import stats
 
 from realloc.train.config import RunConfig, run_config
@@ -25,7 +26,7 @@ from realloc.train.run import run_in
 
 CAPACITY = 784 * 1024 + 1024 * 1024
 BUDGETS = (37_000, 93_000, 186_000)
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 TUNING_SEED = 1000
 ARMS = (
     "small_dense", "static", "random_moves", "sparse_evolution", "rigl", "granet", "gse", "chts", "prune_after",
@@ -43,7 +44,7 @@ def config(arm: str, budget: int, rate: float, seed: int, epochs: int) -> RunCon
             "epochs": epochs,
             "lr": rate,
             "seed": seed,
-            "threads": 2,
+            "threads": torch.get_num_threads(),
         }
     )
 
@@ -69,11 +70,12 @@ def interval(values: list[float]) -> str:
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
-def table(out: Path, seeds: list[int], epochs: int, only_read: bool) -> None:
-    for budget in BUDGETS:
+def table(out: Path, chosen: argparse.Namespace) -> None:
+    budgets, seeds, epochs, only_read = chosen.budgets, chosen.seeds, chosen.epochs, chosen.table
+    for budget in budgets:
         rows: dict[str, list[RunResult]] = {}
         rates: dict[str, float] = {}
-        for arm in ARMS:
+        for arm in chosen.arms:
             rate = tuned(out, arm, budget, epochs, only_read)
             if rate is None:
                 continue
@@ -114,7 +116,7 @@ def pareto(out: Path, seeds: list[int], epochs: int, only_read: bool) -> None:
                 "epochs": epochs,
                 "lr": 1e-3,
                 "seed": seed,
-                "threads": 2,
+                "threads": torch.get_num_threads(),
             }
             results.append(run_in(folder, run_config(values)))
         if results:
@@ -128,12 +130,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=json.loads, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--budgets", type=json.loads, default=list(BUDGETS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--no-pareto", action="store_true")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"`{machine.command()}`\n\n{machine.describe()}")
-    table(args.out, args.seeds, args.epochs, args.table)
-    pareto(args.out, args.seeds, args.epochs, args.table)
+    table(args.out, args)
+    if not args.no_pareto:
+        pareto(args.out, args.seeds, args.epochs, args.table)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
 from realloc.sites.masked import is_blank
-from realloc.sites.packed import PackedSite
+from realloc.sites.packed import PackedSite, half_frozen
 
 
 @final
@@ -172,6 +172,8 @@ class Engine:
         if self._averages.active and self._finite() and not self._overwritten():
             active = self._who_took_part()
             self._averages.update(lambda site: self._gradient(site) if active[site.name] else None)
+        if self.schedule.due(step):
+            self._look_for_half_frozen()
         if self.method.moves and self.schedule.due(step):
             self._move(step)
         if self.schedule.due(step) or self.schedule.due(step + 1) or self._averages.active:
@@ -258,6 +260,15 @@ class Engine:
         packed = [site.tap for pool in self.holdings.flats for site in pool.sites]
         return bool(self.ranks.largest([int(any(tap.overwritten() for tap in packed))])[0])
 
+    def _look_for_half_frozen(self) -> None:
+        names = half_frozen(self.holdings.owner)
+        if names:
+            self._warn_once(
+                "RA004",
+                f"the bias of {names[0]!r} was frozen after attach, its packed weight still trains: freezing a "
+                "container does not reach the pool; call requires_grad_(False) on the layer itself",
+            )
+
     def _look_for_captured(self) -> None:
         """Someone still holds dense weights that `attach` replaced: clipping or logging them does nothing."""
         alive = [name for name, reference in self._old.items() if reference() is not None]
@@ -327,6 +338,12 @@ class Engine:
     def detach(self) -> None:
         """Take everything back."""
         self.require()
+        if self.ranks.several:
+            warn(
+                "RA005",
+                "detach() under DDP gives the model new parameters that DDP does not synchronise: "
+                "wrap the detached model anew before training on",
+            )
         self._attached = False
         self._averages.unregister()
         self._undo()

@@ -8,6 +8,7 @@ from toy import attached, batch, intact, masks, net, same, train, weights
 
 import realloc
 from realloc import methods
+from realloc.errors import ReallocWarning
 
 
 def schedule(every: int = 2) -> realloc.schedule.Schedule:
@@ -368,3 +369,16 @@ def test_a_convolutional_net_in_channels_last() -> None:
             assert not weight[outside].any() and not optimizer.state[weight]["momentum_buffer"][outside].any()
     assert handle.moves == 3 and model[0].weight.is_contiguous(memory_format=torch.channels_last)
     intact(handle)
+
+
+def test_freezing_a_container_after_attach_is_named():
+    inside = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+    model = nn.Sequential(inside, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    realloc.attach(model, optimizer, methods.rigl(density=0.5), schedule=realloc.every(2, total=10))
+    inside.requires_grad_(False)
+    with pytest.warns(ReallocWarning, match=r"RA004.*0\.0\.weight.*on the layer itself"):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6)).square().mean().backward()
+            optimizer.step()

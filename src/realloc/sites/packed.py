@@ -30,6 +30,7 @@ class PackedSite:
         self.index = index
         self.tap = Tap()
         self.frozen = False
+        self.bias_trains = False  # whether a bias beside it was trainable when it was packed
 
     def __repr__(self) -> str:
         return f"PackedSite({self.name!r}, held={self.held:,} of {self.capacity:,})"
@@ -135,10 +136,21 @@ class PackedLinear(nn.Linear):
 def pack(module: nn.Linear, site: PackedSite) -> None:
     """Turn a plain layer into a packed one in place. Its values must already be in the pool."""
     original = type(module)
+    site.bias_trains = module.bias is not None and module.bias.requires_grad
     del module._parameters["weight"]
     module.__class__ = PackedLinear
     state: dict[str, Any] = module.__dict__
     state["realloc_site"], state["realloc_class"] = site, original
+
+
+def half_frozen(root: nn.Module) -> list[str]:
+    """Names of packed layers whose bias was frozen after they were packed while their weight still trains.
+
+    Freezing a container reaches the parameters it owns; the values of a packed layer belong to the root's pool.
+    """
+    packed = [m for m in root.modules() if isinstance(m, PackedLinear) and m.realloc_site.bias_trains]
+    frozen = [m.realloc_site for m in packed if not m.bias.requires_grad]
+    return [site.name for site in frozen if not site.frozen and site.pool.parameter.requires_grad]
 
 
 def unpack(module: PackedLinear, weight: nn.Parameter) -> None:
