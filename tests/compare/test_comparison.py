@@ -37,6 +37,11 @@ def test_a_winner_beats_each_other_arm_of_the_budget() -> None:
     assert found.winner == "rigl"
 
 
+def test_a_winner_that_held_more_on_its_way_is_said_to() -> None:
+    found = made({"static": [0.5, 0.61, 0.7], "prune_after": [0.55, 0.65, 0.75]})
+    assert found.winner == "prune_after" and "held more weights on its way" in found.why
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [

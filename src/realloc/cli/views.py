@@ -26,7 +26,8 @@ def run(result: RunResult) -> str:
         )
         rows.append(["moves", f"{text.count(result.moves)}, {text.count(result.units_moved)} units moved"])
     rows.append(["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps"])
-    rows.append(["peak memory", f"{text.size(result.peak_bytes)} over the loaded data"])
+    peak = f"{text.size(result.peak_bytes)} over the loaded data, {text.size(result.train_peak_bytes)} in training"
+    rows.append(["peak memory", peak])
     if not result.finished:
         rows.append(["stopped", "the time budget was spent before the schedule ended"])
     if result.resumed_from is not None:
@@ -52,7 +53,7 @@ def comparison(found: Comparison) -> str:
     first = found.rows[0].arm
     many = len(found.seeds) > 1
     header = ["arm", found.metric, *(["sd"] if many else []), f"to {first}", *(["95 % interval"] if many else [])]
-    header += ["seconds", "parameters", "peak bytes"]
+    header += ["seconds", "parameters", "peak bytes", "in training"]
     rows = []
     for row in found.rows:
         line = [row.arm + ("*" if row.arm == "dense" else ""), text.measure(found.metric, row.mean)]
@@ -60,9 +61,11 @@ def comparison(found: Comparison) -> str:
         line.append(_points(found.metric, row.difference.mean if row.difference else None))
         line += [_interval(found.metric, row)] if many else []
         line += [f"{row.seconds:.1f}", text.count(row.params), text.count(row.peak_bytes)]
+        line.append(text.count(row.train_peak_bytes))
         rows.append(line)
     notes = [_note(row) for row in found.rows]
     seeds = f"{len(found.seeds)} seed{'s' * many}; {found.why}"
+    notes.append("peak bytes: memory over the loaded data; in training: without building the model and its start")
     return "\n".join([text.table(header, rows), *[note for note in notes if note], seeds])
 
 
@@ -71,9 +74,10 @@ def _note(row: Row) -> str:
         return "* dense has no budget: it stands here for comparison"
     if row.excess is not None:
         return f"{row.arm}: {row.runs[0].model}, {row.excess:,} parameters more than the sparse model"
-    run = row.runs[0]
-    if run.budget is not None and run.held is not None and run.budget != run.held:
-        return f"{row.arm}: began with {run.budget:,} weights and ended with {run.held:,}"
+    if row.began_with_more:
+        budget = row.runs[0].budget
+        before = "every weight for half the run" if row.arm == "prune_after" else f"up to {text.count(budget)} weights"
+        return f"{row.arm}: held {before}, and {text.count(row.held)} at the end"
     return ""
 
 

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any, final
 
 from realloc.compare.student import Interval, interval
+from realloc.train.memory import highest
 from realloc.train.result import RunResult
 
 LEAST_SEEDS = 3  # fewer name no winner
@@ -25,9 +26,16 @@ class Row:
     difference: Interval | None
     seconds: float
     peak_bytes: int | None
+    train_peak_bytes: int | None
     params: int
     excess: int | None
     held: int | None
+
+    @property
+    def began_with_more(self) -> bool:
+        """Whether the arm held more on its way than at its end: equal at the end, not in what it cost."""
+        run = self.runs[0]
+        return self.arm == "prune_after" or (run.budget is not None and run.budget != run.held)
 
 
 @final
@@ -72,10 +80,10 @@ def _row(arm: str, first: str, seeds: Sequence[int], results: dict[tuple[str, in
     values = [_value(run) for run in runs]
     against = [_value(results[first, seed]) for seed in seeds]
     difference = None if arm == first else interval([a - b for a, b in zip(values, against, strict=True)])
-    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
     return Row(
         arm, runs, mean(values), stdev(values) if len(values) > 1 else None, difference,
-        mean(run.train_seconds for run in runs), max(peaks) if peaks else None,
+        mean(run.train_seconds for run in runs), highest(*(run.peak_bytes for run in runs)),
+        highest(*(run.train_peak_bytes for run in runs)),
         runs[0].params, runs[0].excess, runs[0].held,
     )  # fmt: skip
 
@@ -91,7 +99,8 @@ def _winner(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str | None, str]
         pairs = zip(best.runs, other.runs, strict=True)
         if other is not best and not interval([_value(a) - _value(b) for a, b in pairs]).excludes_zero:
             return None, f"no winner: {best.arm} and {other.arm} are not told apart by {len(seeds)} seeds"
-    return best.arm, f"{best.arm} beats every other arm of the budget on the paired 95 % interval"
+    more = "; it held more weights on its way" if best.began_with_more else ""
+    return best.arm, f"{best.arm} beats every other arm of the budget on the paired 95 % interval{more}"
 
 
 def _value(run: RunResult) -> float:
