@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepar
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
-from realloc.links import LINK, Arrival, Collect, Fresh, Link
+from realloc.links import LINK, Hook, Link
 from realloc.methods.method import Method
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
@@ -262,10 +263,10 @@ def _hook(
         optimizer.register_load_state_dict_pre_hook(before_load),
     ]
     for pool in holdings.flats:
-        hooks.append(pool.parameter.register_hook(Arrival(engine, pool)))  # type: ignore[no-untyped-call]
+        hooks.append(pool.parameter.register_hook(Hook(partial(engine.on_gradient, pool))))  # type: ignore[no-untyped-call]
     for site in holdings.masked.sites if holdings.masked is not None else ():
-        hooks.append(site.parameter.register_hook(Fresh(site)))  # type: ignore[no-untyped-call]
-        hooks.append(site.parameter.register_post_accumulate_grad_hook(Collect(site)))  # type: ignore[no-untyped-call]
+        hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
+        hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(partial(site.collect, site.parameter))))  # type: ignore[no-untyped-call]
     root.__dict__[LINK].engine = engine
     _taken.add(optimizer)
     if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already

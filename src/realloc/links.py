@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from realloc.engine import Engine
-from realloc.pool.flat import FlatPool
-from realloc.sites.masked import MaskedSite
 
 LINK = "realloc_link"
 
@@ -31,57 +30,19 @@ class Link:
 
 
 @final
-class Arrival:
-    """Tells the engine that a gradient is about to reach a pool; a copied parameter's hook does nothing."""
+class Hook:
+    """A hook on a parameter that runs ``act``; the hook of a copied parameter does nothing."""
 
-    def __init__(self, engine: Engine | None = None, pool: FlatPool | None = None) -> None:
-        self.engine, self.pool = engine, pool
+    def __init__(self, act: Callable[[], None] | None = None) -> None:
+        self.act = act
 
-    def __call__(self, gradient: Tensor) -> None:
-        """Run before the pool's gradient is accumulated."""
-        if self.engine is not None and self.pool is not None:
-            self.engine.on_gradient(self.pool)
+    def __call__(self, tensor: Tensor) -> None:
+        """Run, whatever the tensor: the parameter, or the gradient that is about to reach it."""
+        if self.act is not None:
+            self.act()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Arrival:
-        return Arrival()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return Hook()
 
-    def __reduce__(self) -> tuple[type[Arrival], tuple[()]]:
-        return (Arrival, ())
-
-
-@final
-class Fresh:
-    """Lets a masked site forget what was thrown away; a copied parameter's hook does nothing."""
-
-    def __init__(self, site: MaskedSite | None = None) -> None:
-        self.site = site
-
-    def __call__(self, gradient: Tensor) -> None:
-        """Run before the parameter's gradient is accumulated."""
-        if self.site is not None:
-            self.site.begin()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Fresh:
-        return Fresh()
-
-    def __reduce__(self) -> tuple[type[Fresh], tuple[()]]:
-        return (Fresh, ())
-
-
-@final
-class Collect:
-    """Masks the gradient of a masked site after each backward; a copied parameter's hook does nothing."""
-
-    def __init__(self, site: MaskedSite | None = None) -> None:
-        self.site = site
-
-    def __call__(self, parameter: Tensor) -> None:
-        """Run after the parameter's gradient is accumulated."""
-        if self.site is not None:
-            self.site.collect(parameter)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Collect:
-        return Collect()
-
-    def __reduce__(self) -> tuple[type[Collect], tuple[()]]:
-        return (Collect, ())
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
+        return (Hook, ())
