@@ -191,7 +191,9 @@ def test_masked_and_packed_take_the_same_decisions_for_200_steps(name, block):
     for storage in ("packed", "masked"):
         model = net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        method = getattr(methods, name)(0.25).on("*", storage=storage, block=block)
+        # the gradients of all classes sum to zero, so blocks of half the classes can tie, and rounding would decide
+        tied = ("4",) if block[0] > 1 else ()
+        method = getattr(methods, name)(0.25).on("*", exclude=tied, storage=storage, block=block)
         schedule = realloc.every(5, until=0.9, total=200)
         runs.append((model, optimizer, realloc.attach(model, optimizer, method, schedule=schedule, seed=4)))
     for number in range(1, 201):

@@ -27,7 +27,7 @@ ORDER = (
     "sites", "pool", "observe",
     "methods", "choose", "prepare",
     "decide", "ledger", "apply", "record",
-    "bind", "engine", "links", "handle", "attach",
+    "stand", "complaints", "bind", "engine", "links", "handle", "attach",
     "export", "testing", "train", "compare", "cli", "realloc",
 )  # fmt: skip
 
@@ -40,7 +40,6 @@ FROM_PACKAGE = {
 HOOKS = {"attach": "installs them all"}
 LONG = {  # over 60 lines, never over 100
     "realloc.attach.attach": "half of it is the docstring users read",
-    "realloc.attach._hook": "one place that shows every hook and its undoing",
 }
 WIDE = {
     "realloc.kernels": "operators of torch.library take plain tensors and numbers, no objects",

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from realloc.kernels.gather import gather_slots
-from realloc.kernels.search import locate
+from realloc.ledger import Entry
 from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings
 from realloc.pool.masked import MaskedPool
-from realloc.pool.state import Moments, Newcomers, gather_state, put, reset_masked, slotwise, starts_of
-from realloc.sites.places import merge, without
+from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of
 
 
 @final
@@ -32,15 +31,22 @@ class Target:
 
 
 @torch.no_grad()
-def apply(plan: Plan, target: Target) -> None:
-    """Apply a plan that the ledger has checked. Values and state move by one gather for each pool."""
+def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
+    """Apply a plan. Values and state move by one gather for each pool.
+
+    Args:
+        plan: what is released and acquired.
+        entries: what the ledger made of it, for every site.
+        target: what changes.
+    """
     changes = {c.site: c for c in plan.changes if c.moves_anything}
     holdings = target.holdings
     for number, flat in enumerate(holdings.flats):
         if any(site.name in changes for site in flat.sites):
-            _move_flat(flat, changes, target, [f.flats[number] for f in target.followers], plan.step)
+            followers = [f.flats[number] for f in target.followers]
+            _move_flat(flat, changes, entries, target, followers, plan.step)
     if holdings.masked is not None:
-        _move_masked(holdings.masked, changes, target, plan.step)
+        _move_masked(holdings.masked, changes, entries, target, plan.step)
         for follower in target.followers:
             if follower.masked is not None:
                 _follow_masked(follower.masked, holdings.masked, changes)
@@ -61,35 +67,6 @@ def mark_groups(target: Target, stamp: int) -> None:
             group["realloc_stamp"] = stamp
 
 
-def merged(held: Tensor, change: Change | None) -> Tensor:
-    """Sorted places after a change.
-
-    >>> change = Change("a", 2, 2, torch.tensor([3]), torch.tensor([0]))
-    >>> merged(torch.tensor([1, 3]), change)
-    tensor([0, 1])
-    """
-    if change is None:
-        return held
-    return merge(without(held, change.released), change.acquired)
-
-
-def source_of(old: Sequence[Tensor], new: Sequence[Tensor], capacity: int) -> Tensor:
-    """int64 [capacity]: for each new unit of a pool the old unit it comes from, or -1.
-
-    >>> source_of([torch.tensor([1, 3])], [torch.tensor([0, 3])], 3)
-    tensor([-1,  1, -1])
-    """
-    source = torch.full((capacity,), -1, dtype=torch.int64, device=new[0].device)
-    first, start = 0, 0
-    for before, after in zip(old, new, strict=True):
-        if before.numel():
-            spot = locate(before, after).clamp_(max=before.numel() - 1)
-            known = before[spot] == after
-            source[start : start + after.numel()] = torch.where(known, spot.add_(first), -1)
-        first, start = first + before.numel(), start + after.numel()
-    return source
-
-
 def to_slots(source: Tensor, size: int) -> Tensor:
     """Expand a source over units of ``size`` slots each."""
     if size == 1:
@@ -99,27 +76,28 @@ def to_slots(source: Tensor, size: int) -> Tensor:
 
 
 def _move_flat(
-    pool: FlatPool, changes: Mapping[str, Change], target: Target, followers: Sequence[FlatPool], step: int
+    pool: FlatPool,
+    changes: Mapping[str, Change],
+    entries: Mapping[str, Entry],
+    target: Target,
+    followers: Sequence[FlatPool],
+    step: int,
 ) -> None:
-    old = [pool.places(i) for i in range(len(pool.sites))]
     mine = [changes.get(site.name) for site in pool.sites]
-    new = [merged(places, change) for places, change in zip(old, mine, strict=True)]
-    units = source_of(old, new, pool.capacity)
-    old.clear()
+    new = [entries[site.name].places for site in pool.sites]
+    parked = new[0].new_full((pool.capacity - sum(places.numel() for places in new),), -1)
+    units = torch.cat([*(entries[site.name].source for site in pool.sites), parked])
     source = to_slots(units, pool.unit_size)
     parameter = pool.parameter
     newcomers = _newcomers(pool, mine, new) if target.moments != "zero" else []
     starts = starts_of(target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], newcomers)
-    gather_slots(parameter.detach(), source)
-    if parameter.grad is not None:
-        gather_slots(parameter.grad, source)
-    gather_state(target.optimizer, parameter, source, starts)
+    gather_pool(target.optimizer, parameter, source, starts)
     born = pool.born
     if born is not None:
-        gather_slots(born, units, fill=step)
+        gather_slots([(born, step)], units)
     pool.write(new)
     for follower in followers:
-        gather_slots(follower.parameter.detach(), source)
+        gather_slots([(follower.parameter.detach(), 0.0)], source)
         follower.write(new)
 
 
@@ -128,22 +106,24 @@ def _newcomers(pool: FlatPool, changes: Sequence[Change | None], new: Sequence[T
     for index, change in enumerate(changes):
         first, last = (b * pool.unit_size for b in pool.bounds(index))
         count = 0 if change is None else change.acquired.numel() * pool.unit_size
-        found.append(Newcomers(torch.arange(first, last), count, None if change is None else change.gradient))
+        spaced = torch.arange(first, last, max(1, (last - first) // SPACED))
+        found.append(Newcomers(spaced, count, None if change is None else change.gradient))
     parked = (pool.capacity - sum(places.numel() for places in new)) * pool.unit_size
     return [*found, Newcomers(torch.empty(0, dtype=torch.int64), parked)]
 
 
-def _move_masked(pool: MaskedPool, changes: Mapping[str, Change], target: Target, step: int) -> None:
-    new = []
+def _move_masked(
+    pool: MaskedPool, changes: Mapping[str, Change], entries: Mapping[str, Entry], target: Target, step: int
+) -> None:
     for site in pool.sites:
         change, held = changes.get(site.name), site.places()
-        new.append(merged(held, change))
         if change is None:
             continue
         parameter = site.parameter
         gone = site.grid.elements(change.released).flatten()
         come = site.grid.elements(change.acquired).flatten()
-        newcomers = Newcomers(site.grid.elements(held).flatten(), come.numel(), change.gradient)
+        spaced = held[:: max(1, held.numel() // SPACED)]
+        newcomers = Newcomers(site.grid.elements(spaced).flatten(), come.numel(), change.gradient)
         state, fresh = slotwise(target.optimizer, parameter), target.fresh[parameter]
         starts = starts_of(target.moments, state, fresh, [newcomers])
         reset_masked(target.optimizer, parameter, gone, come, starts)
@@ -153,7 +133,7 @@ def _move_masked(pool: MaskedPool, changes: Mapping[str, Change], target: Target
         born = pool.born(site.index)
         if born is not None:
             born[change.acquired] = step
-    pool.write(new)
+    pool.write([entries[site.name].places for site in pool.sites])
 
 
 def _follow_masked(copy: MaskedPool, pool: MaskedPool, changes: Mapping[str, Change]) -> None:

@@ -238,32 +238,16 @@ def _hook(
         sink = None  # one line for each decision, not one for each rank
     engine = Engine(target, method, schedule, ranks=ranks, sink=sink, undo=undo, old=root.__dict__[LINK].old)
 
-    def before_step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            engine.before_update()
-            return None
-
-        def wrapped() -> Any:  # Lightning runs forward and backward inside the closure
-            result = closure()
-            engine.before_update()
-            return result
-
-        return (args[0],), {**kwargs, "closure": wrapped}
-
-    def after_step(_: Any, args: Any, kwargs: Any) -> None:
-        engine.after_update()
-
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, target.fresh)
 
     hooks += [
-        optimizer.register_step_pre_hook(before_step),
-        optimizer.register_step_post_hook(after_step),
+        optimizer.register_step_pre_hook(engine.before_step),
+        optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_load_state_dict_pre_hook(before_load),
     ]
     for pool in holdings.flats:
-        hooks.append(pool.parameter.register_hook(Hook(partial(engine.on_gradient, pool))))  # type: ignore[no-untyped-call]
+        hooks.append(pool.parameter.register_hook(Hook(pool.arrive)))  # type: ignore[no-untyped-call]
     for site in holdings.masked.sites if holdings.masked is not None else ():
         hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
         hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(partial(site.collect, site.parameter))))  # type: ignore[no-untyped-call]

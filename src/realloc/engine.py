@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from realloc.allocate.apportion import apportion
 from realloc.apply import Target, apply, mark_groups
+from realloc.complaints import Complaints
 from realloc.decide import Standing, decide, least_of, target_of
 from realloc.errors import StateError, warn
-from realloc.kernels.taps import current_task
-from realloc.ledger import check
+from realloc.ledger import Entry, check
 from realloc.methods.method import Method
 from realloc.observe.average import Averages
-from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient
 from realloc.observe.ranks import Ranks
-from realloc.plan import Plan
+from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
-from realloc.pool.flat import FlatPool
 from realloc.pool.guard import Guard
-from realloc.pool.holdings import Holdings, Site
-from realloc.pool.masked import MaskedPool
+from realloc.pool.holdings import Holdings
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
-from realloc.sites.masked import is_blank
-from realloc.sites.packed import PackedSite, half_frozen
+from realloc.sites.packed import PackedSite
+from realloc.stand import active_sites, finite, gradient_of, overwritten, standing_of, took_part
+
+APART = (
+    "model and optimizer hold different placements: one was loaded without the other. Load both, "
+    "or call handle.restart_moments() to go on with new moments"
+)
+COPY_APART = (
+    "an averaged copy that follows this model holds another placement: one was loaded without the other. "
+    "Load both, or make the copy anew and call handle.follow(copy)"
+)
+REPLACED = (
+    "the model's parameters were replaced after attach (load_state_dict(assign=True)?) and the optimizer "
+    "trains the old ones; load without assign"
+)
 
 
 @final
@@ -54,14 +64,16 @@ class Engine:
         self.schedule = schedule
         self.ranks = ranks
         self.sink = sink
-        self.recent: deque[Plan] = deque(maxlen=64)
+        self.recent: deque[Note] = deque(maxlen=1024)
         self._undo = undo
-        self._old = old
         self._attached = True
         self._guard = Guard(method.young)
         self._averages = Averages(self.holdings, method.average)
-        self._warned: set[str] = set()
+        self.complaints = Complaints(old)
         self._active: dict[str, bool] = {}
+        self._quiet = 0
+        self._several = ranks.several
+        self._trained = [(pool, pool.parameter) for pool in target.holdings.flats]
         self.arm()
 
     @property
@@ -78,8 +90,7 @@ class Engine:
         """The step after which the next move is due."""
         if not self._attached or not self.method.moves:
             return None
-        steps = range(self.holdings.book.read("steps") + 1, self.schedule.until + 1)
-        return next((s for s in steps if self.schedule.due(s)), None)
+        return self.schedule.upcoming(self.holdings.book.read("steps") + 1)
 
     # observe ----------------------------------------------------------------------------------------------------
 
@@ -89,133 +100,129 @@ class Engine:
         needs = self.method.keep.needs | (self.method.want.needs if self.method.want else frozenset())
         looks = "gradient" in needs or self.method.moments == "seed"
         armed = self._averages.active or (looks and self.schedule.due(upcoming))
-        for site in self.holdings.sites.values():
-            if isinstance(site, PackedSite):
+        for pool in self.holdings.flats:
+            pool.arrived.clear()
+            for site in pool.sites:
                 site.tap.reset()
-                site.tap.armed = armed
-            else:
-                site.armed, site.dense_gradient, site.touched = armed, None, False
-
-    def on_gradient(self, pool: FlatPool) -> None:
-        """A backward ends. If its gradient is the first one since `zero_grad`, forget what was seen before.
-
-        A GradScaler skips a step without a word to the optimizer; that the gradient was thrown away is the sign.
-        """
-        task = current_task()
-        anew = any(site.tap.arrived_before(task) for site in pool.sites) and is_blank(pool.parameter.grad)
-        for site in pool.sites:
-            site.tap.arrive(task, anew)
-
-    def _gradient(self, site: Site) -> GradientSource | None:
-        if isinstance(site, PackedSite):
-            if not site.tap.armed:
-                return None
-            return PairGradient(site.grid, site.tap.pairs, site.tap.dense, site.values(), self.ranks.mean)
-        if not site.armed:
-            return None
-        dense = site.dense_gradient
-        return DenseGradient(site.grid, torch.zeros_like(site.parameter) if dense is None else dense, self.ranks.mean)
-
-    def _who_took_part(self) -> dict[str, bool]:
-        """Which sites were in a backward of this step, on any rank."""
-        sites = self.holdings.sites.values()
-        flags = self.ranks.largest([int(_took_part(site)) for site in sites])
-        return {site.name: bool(flag) for site, flag in zip(sites, flags, strict=True)}
+                site.tap.armed, site.tap.listens = armed, True
+        for masked in self.holdings.masked.sites if self.holdings.masked is not None else ():
+            masked.armed, masked.dense_gradient, masked.touched = armed, None, False
+        # steps up to this one have nothing to decide, to collect or to complain about
+        due = self.schedule.upcoming(upcoming)
+        busy = self._averages.active or not self.complaints.looked
+        self._quiet = 0 if busy else sys.maxsize if due is None else due - 2
 
     # the step ---------------------------------------------------------------------------------------------------
 
+    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """The optimizer's pre-hook."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self.before_update()
+            return None
+
+        def wrapped() -> Any:  # Lightning runs forward and backward inside the closure
+            result = closure()
+            self.before_update()
+            return result
+
+        return (args[0],), {**kwargs, "closure": wrapped}
+
     def before_update(self) -> None:
         """Between backward and update."""
-        stamp = self.holdings.stamp()
-        for group in self.target.optimizer.param_groups:
+        target = self.target
+        stamp = target.holdings.stamp()
+        for group in target.optimizer.param_groups:
             if group.get("realloc_stamp", stamp) != stamp:
-                raise StateError(
-                    "model and optimizer hold different placements: one was loaded without the other. Load both, "
-                    "or call handle.restart_moments() to go on with new moments"
-                )
-        if any(copy.stamp() != stamp for copy in self.target.followers):
-            raise StateError(
-                "an averaged copy that follows this model holds another placement: one was loaded without the other. "
-                "Load both, or make the copy anew and call handle.follow(copy)"
-            )
-        if any(pool.parameter not in self.target.fresh for pool in self.holdings.flats):
-            raise StateError(
-                "the model's parameters were replaced after attach (load_state_dict(assign=True)?) and the optimizer "
-                "trains the old ones; load without assign"
-            )
-        flats = list(self.holdings.flats)
-        for pool in flats:
+                raise StateError(APART)
+        if target.followers and any(copy.stamp() != stamp for copy in target.followers):
+            raise StateError(COPY_APART)
+        idle = self._several  # whether some site took no part, perhaps on another rank
+        for pool, parameter in self._trained:
+            if pool.owner._parameters[pool.key] is not parameter:
+                raise StateError(REPLACED)
+            arrived = pool.arrived
             for site in pool.sites:
-                site.tap.settle()
-        touched = self.ranks.largest([int(_took_part(site)) for pool in flats for site in pool.sites])
-        self._guard.before(flats, [flag > 0 for flag in touched], self.target.optimizer)
+                if not site.tap.settle(arrived) or site.frozen:
+                    idle = True
+        if idle:
+            sites = [site for pool, _ in self._trained for site in pool.sites]
+            touched = self.ranks.largest([int(took_part(site)) for site in sites])
+            self._guard.before(self.holdings.flats, [flag > 0 for flag in touched], target.optimizer)
         if self.method.young:
             step = self.holdings.book.read("steps") + 1
-            self._guard.before_young(flats, self.holdings.masked, step, self.target.optimizer)
+            self._guard.before_young(self.holdings.flats, self.holdings.masked, step, target.optimizer)
 
-    def after_update(self) -> None:
-        """After the update, if it was really taken."""
-        optimizer = self.target.optimizer
-        found_inf = getattr(optimizer, "found_inf", None)
-        self._guard.after(optimizer, self.target.fresh)
-        if self.method.young:
-            self._guard.after_young()
-        if self.holdings.masked is not None:
-            self.holdings.masked.clear_outside()
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The optimizer's post-hook: after the update, if it was really taken."""
+        holdings = self.target.holdings
+        if self._guard.holds:
+            self._guard.after(self.target.optimizer, self.target.fresh)
+        if holdings.masked is not None:
+            holdings.masked.clear_outside()
+        found_inf = self.target.optimizer.__dict__.get(
+            "found_inf"
+        )  # a GradScaler leaves it where the optimizer skips by itself
         if found_inf is not None and float(found_inf) > 0:
             self.arm()
             return
-        self.holdings.note_step()
-        step = self.holdings.book.read("steps")
-        if self._old:
-            self._look_for_captured()
-        if self._averages.active and self._finite() and not self._overwritten():
-            active = self._who_took_part()
-            self._averages.update(lambda site: self._gradient(site) if active[site.name] else None)
-        if self.schedule.due(step):
-            self._look_for_half_frozen()
-        if self.method.moves and self.schedule.due(step):
+        step = holdings.book.count()  # a step that was really taken
+        if step <= self._quiet:
+            for pool, _ in self._trained:
+                pool.arrived.clear()
+                for site in pool.sites:
+                    site.tap.seen.clear()
+            return
+        if self._averages.active:
+            self._average()
+        due = self.schedule.due(step)
+        if due or not self.complaints.looked:
+            self.complaints.look(holdings.owner)
+        if due and self.method.moves:
             self._move(step)
-        if self.schedule.due(step) or self.schedule.due(step + 1) or self._averages.active:
-            self.arm()
-        else:
-            self._lower()
+        self.arm()
         if step == self.schedule.last:
             self.complain()
 
-    def _lower(self) -> None:
-        for pool in self.holdings.flats:
-            for site in pool.sites:
-                site.tap.lower()
+    def _average(self) -> None:
+        sites = self.holdings.sites.values()
+        if finite(self.target.fresh, self.ranks) and not overwritten(sites, self.ranks):
+            active = active_sites(sites, self.ranks)
+            self._averages.update(lambda site: gradient_of(site, self.ranks) if active[site.name] else None)
 
     def _move(self, step: int) -> None:
         began = time.perf_counter()
         before = {name: site.held // site.grid.size for name, site in self.holdings.sites.items()}
         reason = self._reason_to_wait()
-        plans = []
-        if reason is None:
-            plans = [self.ranks.agree(plan, self.holdings.stamp()) for plan in self._decide(step)]
-            reason = next((p.skipped for p in plans if p.skipped), None)
-        if reason is not None:
-            plan = Plan(step, (), skipped=reason)
+        plan, entries = (Plan(step, (), skipped=reason), {}) if reason is not None else self._settled(step)
+        if plan.skipped is not None:
             self.holdings.book.add("skipped")
-            self._warn_once("RA001", f"no move at step {step}: {reason}; the budget is intact")
-        else:
-            plan = Plan(step, tuple(c for p in plans for c in p.changes))
-            if plan.moves_anything:
-                for pool in self.holdings.pools:
-                    mine = {site.name for site in pool.sites}
-                    part = Plan(step, tuple(c for c in plan.changes if c.site in mine))
-                    check(part, [_Account(site) for site in pool.sites], pool.capacity)
-                apply(plan, self.target)
-        self.recent.append(plan)
+            self.complaints.skipped(step, plan.skipped)
+        elif plan.moves_anything:
+            apply(plan, entries, self.target)
+        self.recent.extend(notes_of(plan))
         if self.sink is not None:
             seconds = time.perf_counter() - began
             self.sink.decision(event_of(plan, before, seconds, self.holdings.budget, self.holdings.held))
 
-    def _decide(self, step: int) -> Iterator[Plan]:
+    def _settled(self, step: int) -> tuple[Plan, dict[str, Entry]]:
+        """Decide, agree with the other ranks, and let the ledger check it."""
+        averages = self._averages
+        pools = [
+            [standing_of(pool, site, step, averages.of(site.name), self._active, self.ranks) for site in pool.sites]
+            for pool in self.holdings.pools
+        ]
+        plans = [self.ranks.agree(plan, self.holdings.stamp()) for plan in self._decide(pools, step)]
+        skipped = next((p.skipped for p in plans if p.skipped), None)
+        plan = Plan(step, () if skipped else tuple(c for p in plans for c in p.changes), skipped=skipped)
+        entries: dict[str, Entry] = {}
+        if plan.moves_anything:
+            for part, pool, standings in zip(plans, self.holdings.pools, pools, strict=True):
+                entries |= check(part, standings, pool.capacity)
+        return plan, entries
+
+    def _decide(self, pools: list[list[Standing]], step: int) -> Iterator[Plan]:
         seed, phase = self.holdings.book.read("seed"), self.schedule.phase(step)
-        pools = [[self._standing(pool, site, step) for site in pool.sites] for pool in self.holdings.pools]
         held = [sum(site.places.numel() for site in pool) for pool in pools]
         least = [least_of(pool) for pool in pools]
         total = target_of([site for pool in pools for site in pool], self.method, phase)
@@ -223,81 +230,29 @@ class Engine:
         for pool, target in zip(pools, targets, strict=True):
             yield decide(pool, self.method, step=step, phase=phase, seed=seed, target=target)
 
-    def _standing(self, pool: FlatPool | MaskedPool, site: Site, step: int) -> Standing:
-        born = pool.born if isinstance(pool, FlatPool) else pool.born(site.index)
-        age = None
-        if born is not None:
-            low, high = pool.bounds(site.index) if isinstance(pool, FlatPool) else (0, born.numel())
-            held = born[low:high] if isinstance(pool, FlatPool) else born[site.places()]
-            age = step - held.long()
-        return Standing(
-            site.name, site.grid, site.shape, site.places(), site.values(), self._gradient(site),
-            self._averages.of(site.name), age, active=self._active[site.name],
-        )  # fmt: skip
-
     def _reason_to_wait(self) -> str | None:
         """Why nothing may move now: no unit was measured, or what was measured is not finite."""
         sites = self.holdings.sites.values()
         taps = [s.tap for s in sites if isinstance(s, PackedSite)]
-        self._active = self._who_took_part()
+        self._active = active_sites(sites, self.ranks)
         (rows,) = self.ranks.largest([sum(t.rows for t in taps)])
         if not any(self._active.values()):
             return "nothing was measured: no site took part in a backward pass (is this the model you train?)"
         if taps and len(taps) == len(sites) and rows == 0:
             return "the batch had no rows"
-        if not self._finite():
+        if not finite(self.target.fresh, self.ranks):
             return "a gradient is NaN or Inf"
-        if self._overwritten():
+        if overwritten(sites, self.ranks):
             return "an input was written to after its backward; give the model a new tensor for each batch"
         return None
-
-    def _finite(self) -> bool:
-        grads = [p.grad for p in self.target.fresh if p.grad is not None]
-        finite = all(bool(torch.isfinite(g).all()) for g in grads)
-        return not self.ranks.largest([int(not finite)])[0]
-
-    def _overwritten(self) -> bool:
-        packed = [site.tap for pool in self.holdings.flats for site in pool.sites]
-        return bool(self.ranks.largest([int(any(tap.overwritten() for tap in packed))])[0])
-
-    def _look_for_half_frozen(self) -> None:
-        names = half_frozen(self.holdings.owner)
-        if names:
-            self._warn_once(
-                "RA004",
-                f"the bias of {names[0]!r} was frozen after attach, its packed weight still trains: freezing a "
-                "container does not reach the pool; call requires_grad_(False) on the layer itself",
-            )
-
-    def _look_for_captured(self) -> None:
-        """Someone still holds dense weights that `attach` replaced: clipping or logging them does nothing."""
-        alive = [name for name, reference in self._old.items() if reference() is not None]
-        self._old.clear()
-        if alive:
-            self._warn_once(
-                "RA002",
-                f"the dense weight of {alive[0]!r} is still referenced: a parameter list captured before attach no "
-                "longer reaches the trained weights; take model.parameters() again after attach",
-            )
 
     # rare acts --------------------------------------------------------------------------------------------------
 
     def complain(self) -> None:
         """Promise P6: say it once when the schedule has run and nothing moved."""
-        if not self._attached:
-            return
-        steps = self.holdings.book.read("steps")
+        steps = self.holdings.book.read("steps") if self._attached else 0
         if self.method.moves and steps >= self.schedule.last and not self.holdings.book.read("moves"):
-            self._warn_once(
-                "RA003",
-                f"no unit has moved in {steps} steps: the drop fraction times the units of each site is below one, "
-                "or every decision was skipped; see handle.explain(site)",
-            )
-
-    def _warn_once(self, code: str, message: str) -> None:
-        if code not in self._warned:
-            self._warned.add(code)
-            warn(code, message)
+            self.complaints.nothing_moved(steps)
 
     def follow(self, copy: Holdings) -> None:
         """Let a copy take part in every move."""
@@ -347,20 +302,3 @@ class Engine:
         self._attached = False
         self._averages.unregister()
         self._undo()
-
-
-def _took_part(site: Site) -> bool:
-    return site.tap.touched > 0 and not site.frozen if isinstance(site, PackedSite) else site.touched
-
-
-@final
-class _Account:
-    """A site as the ledger reads it: places computed once."""
-
-    def __init__(self, site: Site) -> None:
-        self.name = site.name
-        self.grid = site.grid
-        self._places = site.places()
-
-    def places(self) -> Tensor:
-        return self._places

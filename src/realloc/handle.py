@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError, StateError, nearest, plain
-from realloc.plan import Plan, StartPlan
+from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Handle:
     def __init__(self, engine: Engine, start: StartPlan) -> None:
         self._engine = engine
         self.start = start
-        self._last: deque[Plan] = engine.recent
+        self._notes: deque[Note] = engine.recent
 
     # the budget -------------------------------------------------------------------------------------------------
 
@@ -107,16 +107,15 @@ class Handle:
         """Why a site gained or lost in the moves of this session, against what thresholds."""
         site = self._site(name)
         lines = [f"{plain(site.name)}: {site.held:,} of {site.capacity:,} weights held"]
-        for plan in self._last:
-            for change in plan.changes:
-                if change.site != site.name:
-                    continue
-                keep = "" if change.keep_threshold is None else f", kept above {change.keep_threshold:.3g}"
-                want = "" if change.want_threshold is None else f", acquired from {change.want_threshold:.3g} up"
-                lines.append(
-                    f"  step {plan.step}: {change.before:,} -> {change.after:,} units "
-                    f"(-{change.released.numel():,} +{change.acquired.numel():,}{keep}{want})"
-                )
+        for note in self._notes:
+            if note.site != site.name:
+                continue
+            keep = "" if note.keep_threshold is None else f", kept above {note.keep_threshold:.3g}"
+            want = "" if note.want_threshold is None else f", acquired from {note.want_threshold:.3g} up"
+            lines.append(
+                f"  step {note.step}: {note.before:,} -> {note.after:,} units "
+                f"(-{note.released:,} +{note.acquired:,}{keep}{want})"
+            )
         if len(lines) == 1:
             lines.append(f"  no move yet; the next one is due at step {self._engine.next_due() or 'never'}")
         return "\n".join(lines)

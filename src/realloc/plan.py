@@ -51,6 +51,32 @@ class Plan:
 
 @final
 @dataclass(frozen=True)
+class Note:
+    """What stays of a change once it is made: counts and thresholds, no places."""
+
+    step: int
+    site: str
+    before: int
+    after: int
+    released: int
+    acquired: int
+    keep_threshold: float | None
+    want_threshold: float | None
+
+
+def notes_of(plan: Plan) -> list[Note]:
+    """The notes of a plan, one for each site it names."""
+    return [
+        Note(
+            plan.step, c.site, c.before, c.after, c.released.numel(), c.acquired.numel(), c.keep_threshold,
+            c.want_threshold,
+        )
+        for c in plan.changes
+    ]  # fmt: skip
+
+
+@final
+@dataclass(frozen=True)
 class SiteLine:
     """One row of the table that `prepare` returns."""
 

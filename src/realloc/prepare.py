@@ -14,6 +14,7 @@ from realloc.allocate.room import Room
 from realloc.choose import Chosen, choose
 from realloc.errors import ConfigError
 from realloc.kernels.dispatch import choose_compute, not_supported
+from realloc.kernels.search import Lot, draw
 from realloc.methods.method import Method
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.flat import FlatPool
@@ -21,6 +22,7 @@ from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.masked import MaskedPool
 from realloc.rng import stream
+from realloc.scores.random import random
 from realloc.scores.seen import Seen
 from realloc.select.top_k import top_k
 from realloc.sites.packed import pack
@@ -70,6 +72,8 @@ def _place(chosen: Chosen, count: int, method: Method, seed: int) -> Tensor:
     if count == grid.units:
         return torch.arange(grid.units)
     generator = stream(seed, "start", chosen.name)
+    if method.place is random:  # the same law as ranking random scores, without one for every unit
+        return draw([Lot(grid.units, count, generator, torch.empty(0, dtype=torch.int64))])[0]
     values = grid.fold(weight.reshape(grid.height, grid.width)) if "values" in method.place.needs else None
     seen = Seen(
         torch.arange(grid.units), (grid.rows, grid.columns), torch.empty(0, dtype=torch.int64), generator, values

@@ -32,6 +32,15 @@ class Schedule:
         """
         return self.begin < step <= self.until and (step - self.begin) % self.n == 0
 
+    def upcoming(self, step: int) -> int | None:
+        """Give the first due step from this one on.
+
+        >>> every(5, begin=3, until=0.9, total=20).upcoming(9), every(5, total=20).upcoming(21)
+        (13, None)
+        """
+        number = max(1, -(-(step - self.begin) // self.n))
+        return self.begin + number * self.n if number <= self.moves else None
+
     def phase(self, step: int) -> float:
         """Give the way gone from begin (0) to until (1), for curves.
 

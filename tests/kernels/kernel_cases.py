@@ -63,5 +63,5 @@ def case(
         compute=torch.full((3,), compute, dtype=torch.int8),
         shape=shape,
         block=block,
-        tap=Tap(),
+        tap=Tap(listens=True),
     )

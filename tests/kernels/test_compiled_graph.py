@@ -36,7 +36,7 @@ class Pooled(nn.Module):
         self.register_buffer("columns", torch.zeros(60, dtype=torch.int32))
         self.register_buffer("rows", torch.zeros(13 + 7, dtype=torch.int32))
         self.register_buffer("compute", torch.zeros(2, dtype=torch.int8))
-        self.taps = [Tap(), Tap()]
+        self.taps = [Tap(listens=True), Tap(listens=True)]
         self.place(0)
 
     @torch.no_grad()

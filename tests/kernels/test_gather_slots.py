@@ -24,34 +24,45 @@ def test_agrees_with_the_reference_in_the_same_storage(n, share, column, dtype, 
     source = torch.randperm(2 * n, generator=draw)[:n].sort().values.clamp(max=max(n - 1, 0))
     source[torch.rand(n, generator=draw) < share] = -1
     tensor = torch.randint(0, 100, (n, 1) if column else (n,), generator=draw).to(dtype)
-    fresh = torch.randint(0, 100, (int((source < 0).sum()),), generator=draw).to(dtype) if given_fresh else None
-    wanted = tensor.clone()
-    address, version = tensor.data_ptr(), tensor._version
-    gather_slots(tensor, source, fresh, fill=1.0)
-    reference.gather_slots(wanted, source, fresh, fill=1.0)
-    assert torch.equal(tensor, wanted) and tensor.data_ptr() == address and tensor._version > version
+    fresh = torch.randint(0, 100, (int((source < 0).sum()),), generator=draw).to(dtype)
+    starts = [fresh, 1.0] if given_fresh else [1.0, 2.0]
+    tensors = [tensor, torch.randint(0, 100, tensor.shape, generator=draw).to(dtype)]
+    wanted = [t.clone() for t in tensors]
+    addresses, versions = [t.data_ptr() for t in tensors], [t._version for t in tensors]
+    gather_slots(list(zip(tensors, starts, strict=True)), source)
+    for one, start in zip(wanted, starts, strict=True):
+        reference.gather_slots(one, source, start)
+    assert all(torch.equal(t, one) for t, one in zip(tensors, wanted, strict=True))
+    assert [t.data_ptr() for t in tensors] == addresses
+    assert all(t._version > version for t, version in zip(tensors, versions, strict=True))
+
+
+def test_tensors_of_different_sizes_move_together():
+    state = [torch.arange(3.0), torch.arange(3.0, dtype=torch.float64), torch.arange(3, dtype=torch.bfloat16)]
+    gather_slots([(t, 7) for t in state], torch.tensor([2, -1, 0]))
+    assert [t.tolist() for t in state] == [[2, 7, 0]] * 3
 
 
 def test_nan_moves_as_it_is():
     tensor = torch.tensor([1.0, float("nan"), float("inf")])
-    gather_slots(tensor, torch.tensor([1, 2, -1]), fill=float("nan"))
+    gather_slots([(tensor, float("nan"))], torch.tensor([1, 2, -1]))
     assert tensor[0].isnan() and tensor[1].isinf() and tensor[2].isnan()
 
 
 def test_a_large_integer_keeps_every_bit():
     tensor = torch.tensor([2**62 + 1, -1, 0])
-    gather_slots(tensor, torch.tensor([1, 0, -1]), fill=7)
+    gather_slots([(tensor, 7)], torch.tensor([1, 0, -1]))
     assert tensor.tolist() == [-1, 2**62 + 1, 7]
 
 
 def test_a_parameter_moves_under_no_grad():
     pool = torch.nn.Parameter(torch.arange(4.0).unsqueeze(1))
-    gather_slots(pool, torch.tensor([3, 2, 1, -1]))
+    gather_slots([(pool, 0.0)], torch.tensor([3, 2, 1, -1]))
     assert pool.flatten().tolist() == [3, 2, 1, 0]
 
 
 def test_wrong_sources_are_refused():
     with pytest.raises(ValueError, match="slots"):
-        gather_slots(torch.zeros(3), torch.zeros(2, dtype=torch.int64))
+        gather_slots([(torch.zeros(3), 0.0)], torch.zeros(2, dtype=torch.int64))
     with pytest.raises(StateError):
-        gather_slots(torch.zeros(3), torch.tensor([0, 3, 1]))
+        gather_slots([(torch.zeros(3), 0.0)], torch.tensor([0, 3, 1]))

@@ -66,11 +66,13 @@ def test_reading_the_weight_is_counted_with_its_dense_gradient():
 
 def test_a_copy_is_independent_unarmed_and_has_its_own_number():
     tap = Tap()
-    tap.armed, tap.touched = True, 3
+    tap.armed = tap.listens = True
+    tap.seen.append((0, 3))
     tap.keep(torch.zeros(1), torch.zeros(1), 0)
     for other in (copy.deepcopy(tap), pickle.loads(pickle.dumps(tap))):
         assert other.number != tap.number and taps.find(other.number) is other
-        assert (other.armed, other.touched, other.pairs, other.walk) == (False, 0, [], None)
+        assert (other.armed, other.listens, other.touched, other.pairs) == (False, False, 0, [])
+        assert other.walk is None
     shared = copy.deepcopy([tap, tap])
     assert shared[0] is shared[1]
 

@@ -11,6 +11,7 @@ import torch
 
 from realloc import methods
 from realloc.decide import Standing, decide
+from realloc.kernels.search import draw
 from realloc.methods.method import Method
 from realloc.observe.candidates import Candidates
 from realloc.observe.gradients import DenseGradient
@@ -113,7 +114,9 @@ def drawn_places(layer: Layer, factor: float, wanted: int) -> np.ndarray:
     drawn = np.zeros_like(layer.mask)
     if wanted:
         held = torch.from_numpy(np.flatnonzero(layer.mask))
-        drawn[Candidates(factor).places(held, layer.grid.units, generator("release", layer), wanted).numpy()] = True
+        drawn[
+            draw([Candidates(factor).lot(held, layer.grid.units, generator("release", layer), wanted)])[0].numpy()
+        ] = True
     return drawn
 
 

@@ -1,8 +1,9 @@
-"""source_of, apply and the ledger: a plan that balances moves slots by one gather, any other touches nothing."""
+"""The ledger and apply: a plan that balances moves slots by one gather, any other touches nothing."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -12,16 +13,32 @@ from torch import Tensor, nn
 
 import realloc
 from realloc import methods
-from realloc.apply import Target, apply, merged, source_of, to_slots
+from realloc.apply import Target, apply, to_slots
 from realloc.errors import StateError
 from realloc.ledger import check
 from realloc.plan import Change, Plan
-from realloc.pool.holdings import find
+from realloc.pool.holdings import Holdings, find
 from realloc.sites.grid import Grid
 
 
 def ints(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
+
+
+@dataclass
+class Account:
+    name: str = "fc"
+    places: Tensor = field(default_factory=lambda: ints(1, 4, 9))
+    grid: Grid = field(default_factory=lambda: Grid(3, 4))
+
+
+def applied(plan: Plan, holdings: Holdings, target: Target) -> None:
+    entries = {}
+    for pool in holdings.pools:
+        mine = {site.name for site in pool.sites}
+        part = Plan(plan.step, tuple(c for c in plan.changes if c.site in mine))
+        entries |= check(part, [Account(s.name, s.places(), s.grid) for s in pool.sites], pool.capacity)
+    apply(plan, entries, target)
 
 
 # the gather -------------------------------------------------------------------------------------------------------
@@ -37,35 +54,30 @@ def placements(draw: st.DrawFn) -> tuple[list[set[int]], list[set[int]], int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(placements(), st.integers(1, 3))
-def test_source_names_the_old_slot_of_each_survivor(case, size):
+@given(placements())
+def test_an_entry_names_the_old_unit_of_each_survivor(case):
     old, new, capacity = case
-    source = source_of([ints(*sorted(p)) for p in old], [ints(*sorted(p)) for p in new], capacity)
+    sites = [Account(f"s{i}", ints(*sorted(places)), Grid(1, 13)) for i, places in enumerate(old)]
+    changes = [
+        Change(site.name, len(a), len(b), ints(*sorted(a - b)), ints(*sorted(b - a)))
+        for site, a, b in zip(sites, old, new, strict=True)
+    ]
+    entries = check(Plan(5, tuple(changes)), sites, capacity)
     where = {(site, place): i for i, (site, place) in enumerate((s, p) for s, ps in enumerate(old) for p in sorted(ps))}
-    expected = [where.get((s, p), -1) for s, ps in enumerate(new) for p in sorted(ps)]
-    assert source.tolist() == expected + [-1] * (capacity - len(expected))
-    slots = to_slots(source, size)
-    assert slots.tolist() == [-1 if s < 0 else s * size + k for s in source.tolist() for k in range(size)]
+    for number, (site, places) in enumerate(zip(sites, new, strict=True)):
+        entry = entries[site.name]
+        assert entry.places.tolist() == sorted(places)
+        assert entry.source.tolist() == [where.get((number, place), -1) for place in sorted(places)]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sets(st.integers(0, 20)), st.data())
-def test_merged_is_the_set_after(held, data):
-    gone = data.draw(st.sets(st.sampled_from(sorted(held)))) if held else set()
-    come = data.draw(st.sets(st.integers(0, 20))) - held
-    change = Change("a", len(held), len(held) - len(gone) + len(come), ints(*sorted(gone)), ints(*sorted(come)))
-    assert merged(ints(*sorted(held)), change).tolist() == sorted(held - gone | come)
-    assert merged(ints(*sorted(held)), None).tolist() == sorted(held)
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_unit_brings_all_its_slots(size):
+    assert to_slots(ints(1, -1, 0), size).tolist() == [
+        -1 if s < 0 else s * size + k for s in (1, -1, 0) for k in range(size)
+    ]
 
 
 # the ledger -------------------------------------------------------------------------------------------------------
-
-
-class Account:
-    name, grid = "fc", Grid(3, 4)
-
-    def places(self) -> Tensor:
-        return ints(1, 4, 9)
 
 
 def plan_of(*changes: Change) -> Plan:
@@ -147,7 +159,7 @@ def test_a_plan_applied_twice_from_one_start_gives_the_same_bits(storage):
         plan = a_plan(handle)
         holdings = find(model)
         fresh = {p: {} for g in optimizer.param_groups for p in g["params"]}
-        apply(plan, Target(holdings, optimizer, fresh))
+        applied(plan, holdings, Target(holdings, optimizer, fresh))
         state = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
         ends.append([*model.state_dict().values(), *state])
         assert handle.moves == 1 and handle.units_moved == plan.units_moved
@@ -165,12 +177,12 @@ def test_growth_at_zero_changes_the_function_only_by_what_was_released(storage):
     for change in plan.changes:
         only_released.get_parameter(change.site).data.view(-1)[change.released] = 0.0
     fresh = {p: {} for g in optimizer.param_groups for p in g["params"]}
-    apply(plan, Target(find(model), optimizer, fresh))
+    applied(plan, find(model), Target(find(model), optimizer, fresh))
     x = torch.randn(8, 6, dtype=torch.float64)
     torch.testing.assert_close(model(x), only_released(x), rtol=1e-12, atol=1e-12)
     acquired = Plan(6, tuple(Change(c.site, c.after, c.after, ints(), ints()) for c in plan.changes))
     before = copy.deepcopy(model.state_dict())
-    apply(acquired, Target(find(model), optimizer, fresh))
+    applied(acquired, find(model), Target(find(model), optimizer, fresh))
     after = model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before if k != "realloc_book")
 

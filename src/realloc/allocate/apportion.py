@@ -41,6 +41,10 @@ def apportion(weights: Sequence[float], total: int, least: Sequence[int], most: 
             raise ConfigError(f"site {index} has least={low} above most={high}; lower least or raise most")
     if not sum(least) <= total <= sum(most):
         raise ConfigError(f"total={total} does not fit the bounds; pass {sum(least)} to {sum(most)}")
+    whole = tuple(w for w in weights if isinstance(w, int))
+    fits = all(low <= w <= high for w, low, high in zip(weights, least, most, strict=True))
+    if fits and len(whole) == len(weights) and sum(whole) == total:
+        return whole  # t = 1 solves it: by far the most frequent case
     shares = _shares([Fraction(w) for w in weights], total, least, most)
     result = [math.floor(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: (result[i] - shares[i], i))

@@ -23,14 +23,14 @@ def story(folder: Path) -> dict[str, Any]:
     config, result = read_config(folder), read_result(folder)
     log = folder / "events.jsonl"
     lines = read(log).lines if log.exists() else ()
-    decisions = [line for line in lines if line["kind"] in ("move", "skip")]
+    decisions = [line for line in lines if line["kind"] in ("move", "stay", "skip")]
     metrics = [line for line in lines if line["kind"] == "metric"]
     saved = listing(folder / "checkpoints")
     return {
         "config": config,
         "finished": result is not None,
         "checkpoint": int(saved[-1].name.rpartition("-")[2]) if saved else None,
-        "moves": sum(_moved(line) for line in decisions),
+        "moves": sum(line["kind"] == "move" for line in decisions),
         "skipped": sum(line["kind"] == "skip" for line in decisions),
         "sites": _sites(decisions),
         "last_metric": metrics[-1] if metrics else None,
@@ -42,11 +42,6 @@ def _state(folder: Path) -> str:
     if not (folder / "config.json").exists():
         return "not begun"
     return "begun" if read_result(folder) is None else "finished"
-
-
-def _moved(line: dict[str, Any]) -> bool:
-    # a decision may find nothing worth moving: it is logged, but it is no move
-    return any(change["released"] or change["acquired"] for change in line["sites"].values())
 
 
 def _sites(decisions: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ import torch
 from numba import types
 
 from realloc.errors import ConfigError
-from realloc.kernels import csr, sort
+from realloc.kernels import csr, sets, sort
 
 CACHE: Final = "REALLOC_KERNEL_CACHE"
 KERNELS: Final[dict[str, Callable[[Any], None]]] = {
@@ -23,9 +23,17 @@ KERNELS: Final[dict[str, Callable[[Any], None]]] = {
     "backward": csr.backward,
     "scatter": csr.scatter,
     "collect": csr.collect,
+    "each": csr.each,
     "gather": csr.gather,
-    "count_sort": sort.count_sort,
-    "locate": sort.locate,
+    "count": sort.count,
+    "place": sort.place,
+    "spread": sort.spread,
+    "fold": sort.fold,
+    "locate": sets.locate,
+    "merge": sets.merge,
+    "digest": sets.digest,
+    "draw": sets.draw,
+    "best": sets.best,
 }
 _TYPES: Final = {torch.float32: types.float32, torch.float64: types.float64}
 

@@ -23,7 +23,7 @@ NARROW: Final = v.NARROW
 
 
 @njit
-def _part(word: Any) -> tuple[int, int]:
+def part_of(word: Any) -> tuple[int, int]:
     """Which part this call is, of how many."""
     if v.get(word, w.PARTS_CALL) == 0:
         return v.get(word, w.PART), v.get(word, w.PARTS)
@@ -31,7 +31,8 @@ def _part(word: Any) -> tuple[int, int]:
 
 
 @njit
-def _even(tiles: int, part: int, parts: int) -> tuple[int, int]:
+def even(tiles: int, part: int, parts: int) -> tuple[int, int]:
+    """First and past-last tile of a part."""
     return part * tiles // parts, (part + 1) * tiles // parts
 
 
@@ -62,8 +63,8 @@ def panels(task: Any) -> None:
     x, step = v.numbers(task, v.get(word, w.X)), v.get(word, w.X_STEP)
     samples, features = v.get(word, w.SAMPLES), v.get(word, w.FEATURES)
     panel, total = v.numbers(task, v.get(word, w.PANEL)), v.numbers(task, v.get(word, w.BIAS))
-    part, parts = _part(word)
-    first, last = _even((features + lane - 1) // lane, part, parts)
+    part, parts = part_of(word)
+    first, last = even((features + lane - 1) // lane, part, parts)
     zero = v.zero(task)
     for tile in range(first, last):
         column = tile * lane
@@ -127,7 +128,7 @@ def forward(task: Any) -> None:
     order = v.integers(v.get(word, w.ORDER))
     out, step = v.numbers(task, v.get(word, w.OUT)), v.get(word, w.OUT_STEP)
     bias, biased = v.numbers(task, v.get(word, w.BIAS)), v.get(word, w.BIAS) != 0
-    part, parts = _part(word)
+    part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     tile, zero, fault, width = v.room(task), v.zero(task), 0, lane * NARROW
     for sample in range(0, samples, width):
@@ -160,7 +161,7 @@ def backward(task: Any) -> None:
     pointer, other = v.integers(v.get(word, w.POINTER)), v.integers(v.get(word, w.OTHER))
     order = v.integers(v.get(word, w.ORDER))
     out, step, sums = v.numbers(task, v.get(word, w.OUT)), v.get(word, w.OUT_STEP), v.get(word, w.OUT) != 0
-    part, parts = _part(word)
+    part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     tile, total, zero, fault, sample = v.room(task), v.room(task), v.zero(task), 0, 0
     while sample < samples:
@@ -197,7 +198,7 @@ def scatter(task: Any) -> None:
     )
     pointer, other = v.integers(v.get(word, w.POINTER)), v.integers(v.get(word, w.OTHER))
     order, ordered, fault = v.integers(v.get(word, w.ORDER)), v.get(word, w.ORDER) != 0, False
-    part, parts = _part(word)
+    part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     for line in range(first * lane, min(last * lane, lines)):
         for unit in range(v.get(pointer, line), v.get(pointer, line + 1)):
@@ -221,7 +222,7 @@ def collect(task: Any) -> None:
     )
     pointer, other = v.integers(v.get(word, w.POINTER)), v.integers(v.get(word, w.OTHER))
     order, ordered, fault = v.integers(v.get(word, w.ORDER)), v.get(word, w.ORDER) != 0, False
-    part, parts = _part(word)
+    part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     for line in range(first * lane, min(last * lane, lines)):
         for unit in range(v.get(pointer, line), v.get(pointer, line + 1)):
@@ -234,17 +235,33 @@ def collect(task: Any) -> None:
         v.put(word, w.FAULT, 1)
 
 
-def gather(task: Any) -> None:
-    """``out[i] = x[source[i]]``, or the fill (BIAS) where source is negative. POINTER is int64 ``source [lines]``."""
+def each(task: Any) -> None:
+    """Run the kernel at address OTHER on each task of the table X int64 [SAMPLES]; a part takes one after the other."""
     word = v.words(task)
-    source, lines = v.long_integers(v.get(word, w.POINTER)), v.get(word, w.LINES)
-    x, out = v.numbers(task, v.get(word, w.X)), v.numbers(task, v.get(word, w.OUT))
-    fill, limit, fault = v.get(v.numbers(task, v.get(word, w.BIAS)), 0), v.get(word, w.FEATURES), False
-    part, parts = _part(word)
-    first, last = _even(lines, part, parts)
-    for i in range(first, last):
-        at = v.get(source, i)
-        fault = fault or at >= limit
-        v.put(out, i, v.get(x, at) if 0 <= at < limit else fill)
+    tasks = v.long_integers(v.get(word, w.X))
+    part, parts = part_of(word)
+    for number in range(part, v.get(word, w.SAMPLES), parts):
+        v.call(v.get(word, w.OTHER), v.get(tasks, number))
+
+
+def gather(task: Any) -> None:
+    """``out[i] = x[source[i]]``, or the fill where source is negative, for SAMPLES tensors at once.
+
+    POINTER is int64 ``source [lines]``; X and OUT are tables of addresses, BIAS has one fill for each tensor.
+    """
+    word = v.words(task)
+    source, lines, count = v.long_integers(v.get(word, w.POINTER)), v.get(word, w.LINES), v.get(word, w.SAMPLES)
+    old, new = v.long_integers(v.get(word, w.X)), v.long_integers(v.get(word, w.OUT))
+    fills, limit, fault = v.numbers(task, v.get(word, w.BIAS)), v.get(word, w.FEATURES), False
+    part, parts = part_of(word)
+    first, last = even(lines, part, parts)
+    for k in range(count):
+        x, out, fill = v.numbers(task, v.get(old, k)), v.numbers(task, v.get(new, k)), v.get(fills, k)
+        for i in range(first, last):
+            at = v.get(source, i)
+            inside = (at >= 0) & (at < limit)
+            value = v.get(x, at if inside else 0)
+            v.put(out, i, value if inside else fill)
+            fault |= at >= limit
     if fault:
         v.put(word, w.FAULT, 1)

@@ -1,7 +1,8 @@
-"""Moving slots: one gather, in place."""
+"""Moving slots: one gather over everything that a slot has, in place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -13,39 +14,53 @@ from realloc.kernels.team import run
 
 # bits are moved, not numbers: any dtype of the same size goes through the same kernel
 _BITS: Final = {4: torch.float32, 8: torch.float64}
+SCRATCH: Final = 1 << 21  # bytes of new tensors at a time, or one tensor
+Slots = tuple[Tensor, Tensor | float]
 
 
 @torch.no_grad()
-def gather_slots(tensor: Tensor, source: Tensor, fresh: Tensor | None = None, fill: float = 0.0) -> None:
-    """``new[i] = old[source[i]]``; where source is -1, the next entry of ``fresh``, or ``fill``. In place.
+def gather_slots(moving: Sequence[Slots], source: Tensor) -> None:
+    """``new[i] = old[source[i]]`` for each tensor; where source is -1 the next of its start values. In place.
 
     Args:
-        tensor: contiguous ``[n]`` or ``[n, 1]``, any dtype. Its storage stays; its version rises.
+        moving: tensors, contiguous ``[n]`` or ``[n, 1]``, any dtype, each with what its new slots start with: a number,
+            or as many of them as there are new slots. Storage stays; versions rise.
         source: int64 ``[n]``; entries below 0 are new slots.
-        fresh: as many entries as there are new slots.
-        fill: used where ``fresh`` is not given.
 
     Raises:
-        StateError: a source lies beyond the tensor.
+        StateError: a source lies beyond the tensors.
 
     >>> held = torch.tensor([1.0, 2.0, 3.0])
-    >>> gather_slots(held, torch.tensor([1, -1, 2]), fill=9.0)
+    >>> gather_slots([(held, 9.0)], torch.tensor([1, -1, 2]))
     >>> held
     tensor([2., 9., 3.])
     """
-    if source.shape != (tensor.numel(),):
-        raise ValueError(f"source has shape {tuple(source.shape)}, the tensor has {tensor.numel()} slots")
-    bits = _BITS.get(tensor.element_size())
-    if tensor.device.type != "cpu" or bits is None or tensor.is_complex() or tensor.numel() == 0:
-        reference.gather_slots(tensor, source, fresh, fill)
-        return
     source = source.contiguous()
-    new = torch.empty_like(tensor)
+    for tensor, _ in moving:
+        if source.shape != (tensor.numel(),):
+            raise ValueError(f"source has shape {tuple(source.shape)}, the tensor has {tensor.numel()} slots")
+    left = list(moving)
+    for size, bits in _BITS.items():
+        together = [(t, start) for t, start in left if t.device.type == "cpu" and t.element_size() == size]
+        together = [(t, start) for t, start in together if not t.is_complex() and t.numel()]
+        left = [pair for pair in left if not any(pair[0] is t for t, _ in together)]
+        few = max(1, SCRATCH // (size * max(1, source.numel())))
+        for first in range(0, len(together), few):
+            _gather(together[first : first + few], source, bits)
+    for tensor, start in left:
+        reference.gather_slots(tensor, source, start)
+
+
+def _gather(moving: Sequence[Slots], source: Tensor, bits: torch.dtype) -> None:
+    news = [torch.empty_like(tensor) for tensor, _ in moving]
+    fills = [torch.full((1,), 0.0 if isinstance(s, Tensor) else s, dtype=t.dtype).view(bits) for t, s in moving]
     words: w.Words = {
-        w.POINTER: source, w.LINES: source.numel(), w.FEATURES: tensor.numel(), w.X: tensor, w.OUT: new,
-        w.BIAS: torch.full((1,), fill, dtype=tensor.dtype),
+        w.POINTER: source, w.LINES: source.numel(), w.FEATURES: source.numel(), w.SAMPLES: len(news),
+        w.X: torch.tensor([tensor.data_ptr() for tensor, _ in moving]),
+        w.OUT: torch.tensor([new.data_ptr() for new in news]), w.BIAS: torch.cat(fills),
     }  # fmt: skip
-    run("gather", bits, words, tensor.numel())
-    if fresh is not None:
-        new.view(-1)[(source < 0).nonzero().squeeze(1)] = fresh.to(tensor.dtype).flatten()
-    tensor.copy_(new)
+    run("gather", bits, words, source.numel() * len(news))
+    for (tensor, start), new in zip(moving, news, strict=True):
+        if isinstance(start, Tensor):
+            new.view(-1)[(source < 0).nonzero().squeeze(1)] = start.to(tensor.dtype).flatten()
+        tensor.copy_(new)

@@ -39,15 +39,15 @@ def packed_linear(
     return F.linear(x, weight, bias)
 
 
-def gather_slots(tensor: Tensor, source: Tensor, fresh: Tensor | None = None, fill: float = 0.0) -> None:
-    """``new[i] = old[source[i]]``; where source is -1, the next of ``fresh`` or ``fill``. In place."""
+def gather_slots(tensor: Tensor, source: Tensor, start: Tensor | float) -> None:
+    """``new[i] = old[source[i]]``; where source is -1, ``start`` or the next of it. In place."""
     flat = tensor.view(-1)
     new = flat[source.clamp(min=0)] if flat.numel() else flat.clone()
     born = source < 0
-    if fresh is None:
-        new.masked_fill_(born, fill)
+    if isinstance(start, Tensor):
+        new[born] = start.to(new.dtype).flatten()
     else:
-        new[born] = fresh.to(new.dtype).flatten()
+        new.masked_fill_(born, start)
     flat.copy_(new)
 
 
@@ -65,3 +65,59 @@ def candidate_gradient(pairs: list[tuple[Tensor, Tensor]], rows: Tensor, columns
 def row_block_gradient(pairs: list[tuple[Tensor, Tensor]], first: int, last: int) -> Tensor:
     """``[last - first, in]``: rows of the dense gradient."""
     return torch.stack([gy[:, first:last].t() @ x for x, gy in pairs]).sum(0)
+
+
+def merge(held: Tensor, gone: Tensor, come: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    """``held`` less ``gone`` plus ``come``, and where each was in ``held`` counted from ``first``, or -1."""
+    stays = ~torch.isin(held, gone)
+    spot = torch.cat([stays.nonzero().flatten() + first, torch.full_like(come, -1)])
+    places = torch.cat([held[stays], come])
+    order = places.argsort()
+    return places[order], spot[order]
+
+
+def parted(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions of the ``count`` highest, of equal ones the lower, and of the others; ascending."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return order[:count].sort().values, order[count:].sort().values
+
+
+def draw(below: list[int], high: int, chunk: int, seed: int, taken: Tensor) -> Tensor:
+    """The free integers that splitmix64 (Steele, Lea and Flood, OOPSLA 2014) meets first in each chunk, ascending.
+
+    A number is the high half of a product (Lemire 1805.10941), whose low half must not be among the surplus ones; 64
+    random bits make two of them, the low half first.
+    """
+    found: set[int] = set()
+    held = set(taken.tolist())
+    for number, wanted in enumerate(below[1:]):
+        state, span = _mixed(seed + number), min(chunk, high - number * chunk)
+        turn = 0
+        while len(found) < wanted:
+            state, turn = state + (0 if turn % 2 else 0x9E3779B97F4A7C15), turn + 1
+            half = _mixed(state) % 2**32 if turn % 2 else _mixed(state) >> 32
+            place, low = divmod(half * span, 2**32)
+            if low >= 2**32 % span and number * chunk + place not in held:
+                found.add(number * chunk + place)
+    return torch.tensor(sorted(found), dtype=torch.int64)
+
+
+def _mixed(state: int) -> int:
+    whole = 2**64
+    mixed = state % whole
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % whole
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) % whole
+    return mixed ^ (mixed >> 31)
+
+
+def places(pointer: Tensor, columns: Tensor, width: int) -> Tensor:
+    """int64: ``row * width + column`` of a CSR index."""
+    row = torch.repeat_interleave(torch.arange(pointer.numel() - 1, device=pointer.device), pointer.long().diff())
+    return row * width + columns
+
+
+def rows(places: Tensor, width: int, pointer: Tensor, columns: Tensor) -> None:
+    """The inverse, written into int32 ``pointer`` and ``columns``."""
+    counts = torch.bincount(places // width, minlength=pointer.numel() - 1)
+    pointer.copy_(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    columns.copy_(places % width)

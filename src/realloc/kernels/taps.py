@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Collection
 from typing import Any, Final, final
 
 import torch
@@ -16,24 +17,22 @@ _numbers: Final = itertools.count(1)
 class Tap:
     """What one site saw since the last `reset`. Its number is what a graph carries; 0 means no tap.
 
-    >>> tap = Tap()
+    >>> tap = Tap(listens=True)
     >>> notify(tap.number, torch.zeros(3, 2), torch.zeros(3, 4))
     >>> tap.touched, tap.rows, tap.pairs
     (1, 3, [])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listens: bool = False) -> None:
         self.number = next(_numbers)
-        self.touched = 0
-        self.rows = 0
+        self.listens = listens  # only while attached: nobody else would ever forget what was seen
         self.armed = False
+        self.seen: list[tuple[int, int]] = []  # (backward, rows) of each notice
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self.dense: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
-        self._tasks: list[tuple[int, int]] = []  # (backward, rows) of each notice
         self._pair_tasks: list[int] = []
         self._dense_tasks: list[int] = []
-        self._arrived: set[int] = set()  # backwards whose gradient reached the optimizer's parameter
         self.walk: Any = None  # what is derived from the placement; see kernels/walks.py
         _registry[self.number] = self
 
@@ -44,59 +43,46 @@ class Tap:
     def __reduce__(self) -> tuple[type[Tap], tuple[()]]:
         return Tap, ()
 
+    @property
+    def touched(self) -> int:
+        """How many backwards the site took part in."""
+        return len(self.seen)
+
+    @property
+    def rows(self) -> int:
+        """How many rows they had."""
+        return sum(rows for _, rows in self.seen)
+
+    @property
+    def tasks(self) -> set[int]:
+        """Their numbers."""
+        return {task for task, _ in self.seen}
+
     def reset(self) -> None:
         """Forget what was seen, and disarm."""
         self.armed = False
-        self.pairs, self.dense, self._versions = [], [], []
+        self.seen, self.pairs, self.dense, self._versions = [], [], [], []
         self._pair_tasks, self._dense_tasks = [], []
-        self.lower()
 
-    def lower(self) -> None:
-        """Forget who took part, for the next step."""
-        self.touched = self.rows = 0
-        self._tasks = []
-        self._arrived = set()
+    def settle(self, arrived: Collection[int]) -> bool:
+        """Keep what was seen in the backwards that ``arrived``; say whether anything was.
 
-    def arrive(self, task: int, anew: bool) -> None:
-        """The gradient of one backward reaches the parameter. If that starts ``anew``, those before were thrown away.
-
-        Backwards nest (checkpointing runs one inside another), so what has not arrived yet is kept until `settle`.
+        The gradient of others went elsewhere (`torch.autograd.grad` for an input) or was thrown away.
         """
-        if anew:
-            self._keep({t for t in self._tasks_seen() if t == task or t not in self._arrived})
-            self._arrived = set()
-        self._arrived.add(task)
+        for task, _ in self.seen:
+            if task not in arrived:
+                self._keep(arrived)
+                break
+        return bool(self.seen)
 
-    def arrived_before(self, task: int) -> bool:
-        """Whether the gradient of another backward than this one has arrived since the last step."""
-        return bool(self._arrived - {task})
-
-    def settle(self) -> None:
-        """Drop what was seen in a backward whose gradient went elsewhere (`torch.autograd.grad` for an input)."""
-        self._keep(self._arrived)
-
-    def _tasks_seen(self) -> set[int]:
-        return {task for task, _ in self._tasks}
-
-    def _keep(self, tasks: set[int]) -> None:
-        if self._tasks_seen() <= tasks:
-            return
-        self._tasks = [(t, rows) for t, rows in self._tasks if t in tasks]
-        self.touched, self.rows = len(self._tasks), sum(rows for _, rows in self._tasks)
+    def _keep(self, tasks: Collection[int]) -> None:
+        self.seen = [(t, rows) for t, rows in self.seen if t in tasks]
         stays = [t in tasks for t in self._pair_tasks]
         self.pairs = [pair for pair, stay in zip(self.pairs, stays, strict=True) if stay]
         self._versions = [version for version, stay in zip(self._versions, stays, strict=True) if stay]
         self._pair_tasks = [t for t in self._pair_tasks if t in tasks]
         self.dense = [d for d, t in zip(self.dense, self._dense_tasks, strict=True) if t in tasks]
         self._dense_tasks = [t for t in self._dense_tasks if t in tasks]
-
-    def note(self, rows: int) -> int:
-        """Count one backward. Returns its number."""
-        task = current_task()
-        self.touched += 1
-        self.rows += rows
-        self._tasks.append((task, rows))
-        return task
 
     def overwritten(self) -> bool:
         """Whether someone wrote into a captured tensor after its backward (a reused input buffer, for instance)."""
@@ -117,9 +103,8 @@ class Tap:
 _registry: Final[weakref.WeakValueDictionary[int, Tap]] = weakref.WeakValueDictionary()
 
 
-def current_task() -> int:
-    """Number of the backward that is running now, -1 outside one."""
-    return int(torch._C._current_graph_task_id())
+current_task: Final = torch._C._current_graph_task_id
+"""``() -> int``: number of the backward that is running now, -1 outside one."""
 
 
 def find(number: int) -> Tap | None:
@@ -127,7 +112,6 @@ def find(number: int) -> Tap | None:
     return _registry.get(number)
 
 
-@torch.no_grad()
 def notify(number: int, x: Tensor, gy: Tensor, copy: bool = False) -> None:
     """Note one backward of a site: input ``[b, in]`` and gradient of its output ``[b, out]``.
 
@@ -135,19 +119,20 @@ def notify(number: int, x: Tensor, gy: Tensor, copy: bool = False) -> None:
     raising its version. A compiled graph does (it plans its memory without looking at who holds it): ``copy``.
     """
     tap = _registry.get(number)
-    if tap is None:
+    if tap is None or not tap.listens:
         return
-    task = tap.note(x.shape[0])
+    task = current_task()
+    tap.seen.append((task, x.shape[0]))
     if tap.armed:
         tap.keep(x.clone() if copy else x.detach(), gy.clone() if copy else gy.detach(), task)
 
 
-@torch.no_grad()
 def notify_dense(number: int, gradient: Tensor, copy: bool = False) -> None:
     """Note a backward through the dense weight: its gradient ``[out, in]``."""
     tap = _registry.get(number)
-    if tap is None:
+    if tap is None or not tap.listens:
         return
-    task = tap.note(0)
+    task = current_task()
+    tap.seen.append((task, 0))
     if tap.armed:
         tap.keep_dense(gradient.clone() if copy else gradient.detach(), task)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +18,9 @@ from typing import Any, Final
 import torch
 
 from realloc.errors import StateError
-from realloc.kernels.task import FAULT, PART, PART_CALL, PARTS, PARTS_CALL, Words, task
+from realloc.kernels.task import FAULT, OTHER, PART, PART_CALL, PARTS, PARTS_CALL, SAMPLES, Words, X, task
 
+DAMAGED: Final = "a unit of the placement lies outside the layer; the model's placement buffers are damaged"
 SMALL: Final = 1 << 15  # multiply-adds below which a second thread costs more than it brings
 _state: dict[str, bool] = {"forked": False}
 
@@ -78,6 +79,12 @@ def run(kernel: str, dtype: torch.dtype, words: Words, work: int) -> None:
     Raises:
         StateError: an index of the placement lies outside the layer. Nothing outside it was read.
     """
+    if not fits(kernel, dtype, words, work):
+        raise StateError(DAMAGED)
+
+
+def fits(kernel: str, dtype: torch.dtype, words: Words, work: int = 0) -> bool:
+    """Run one kernel, and say whether what it met fits; if not, what it wrote is not to be used."""
     address, call = _kernel(kernel, dtype)
     made = task(words)
     parts = 1 if work < SMALL or forked() else torch.get_num_threads()
@@ -85,15 +92,22 @@ def run(kernel: str, dtype: torch.dtype, words: Words, work: int) -> None:
     if parts == 1:
         made[PARTS] = 1
         call(ctypes.addressof(made))
-        fault = made[FAULT]
-    elif found is not None:
+        return not made[FAULT]
+    if found is not None:
         launch, made[PART_CALL], made[PARTS_CALL] = found
         launch(address, ctypes.addressof(made), parts, 0)
-        fault = made[FAULT]
-    else:
-        fault = _by_python(call, words, parts)
-    if fault:
-        raise StateError("a column of the placement lies outside the layer; the model's placement buffers are damaged")
+        return not made[FAULT]
+    return not _by_python(call, words, parts)
+
+
+def run_each(kernel: str, dtype: torch.dtype, tasks: Sequence[Words], work: int) -> None:
+    """Run one kernel alone on each of several tasks, side by side; ``work`` of them all."""
+    made = [task({**words, PARTS: 1}) for words in tasks]
+    address, _ = _kernel(kernel, dtype)
+    table = torch.tensor([ctypes.addressof(one) for one in made], dtype=torch.int64)
+    run("each", torch.float32, {OTHER: address, X: table, SAMPLES: len(made)}, work)
+    if any(one[FAULT] for one in made):
+        raise StateError(DAMAGED)
 
 
 def _by_python(call: Callable[[Any], None], words: Words, parts: int) -> int:

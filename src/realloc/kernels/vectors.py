@@ -142,6 +142,18 @@ def ask(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def call(typing: Any, address: Any, task: Any) -> Any:
+    """Call a kernel ``void f(void *task)``, both by address."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64.as_pointer()]).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), [builder.inttoptr(args[1], I64.as_pointer())])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
 def room(typing: Any, task: Any) -> Any:
     """A tile on the stack: one vector's worth of lines, as wide as a wide panel."""
 
@@ -182,6 +194,16 @@ def zero(typing: Any, task: Any) -> Any:
         return ir.Constant(context.get_value_type(task.dtype), 0.0)
 
     return task.dtype(task), code
+
+
+@intrinsic
+def lowest_bit(typing: Any, word: Any) -> Any:
+    """Position of the lowest bit that is set, of a word that is not zero."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), code
 
 
 # tiles ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 from realloc.errors import StateError
 from realloc.kernels import task as w
 from realloc.kernels.taps import find
-from realloc.kernels.team import run
+from realloc.kernels.team import DAMAGED, run
 
 
 @final
@@ -82,19 +82,25 @@ def _walk(tap: int, columns: Tensor, rowptr: Tensor, layout: Layout) -> Walk:
 
 
 def _make(columns: Tensor, rowptr: Tensor, layout: Layout) -> Walk:
-    rows = layout.out_features // layout.r
-    sound = rowptr.numel() == rows + 1 and int(rowptr[0]) == 0 and int(rowptr[-1]) == columns.numel()
-    if not sound or bool((rowptr.diff() < 0).any()):
-        raise StateError("row pointer and columns of a site do not fit; the model's placement buffers are damaged")
-    if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < layout.in_features // layout.c:
-        raise StateError("a column of the placement lies outside the layer; the model's placement buffers are damaged")
+    if rowptr.numel() != layout.out_features // layout.r + 1:
+        raise StateError(DAMAGED)
     if columns.numel() * layout.r * layout.c >= 2**31:
         raise StateError(f"a site of {columns.numel() * layout.r * layout.c:,} weights: int32 indexes end at 2^31")
     columns, rowptr = columns.clone(), rowptr.clone()
     index = Index(rowptr, columns, None)
     if layout.r * layout.c > 1:
+        check_rows(index, layout.in_features // layout.c)
         index = elements(index, layout)
     return Walk(columns, rowptr, layout, index)
+
+
+def check_rows(index: Index, width: int) -> None:
+    """Refuse a placement that was written by hand and does not fit its layer."""
+    sound = int(index.pointer[0]) == 0 and int(index.pointer[-1]) == index.other.numel()
+    if not sound or bool((index.pointer.diff() < 0).any()):
+        raise StateError(DAMAGED)
+    if index.other.numel() and not 0 <= int(index.other.min()) <= int(index.other.max()) < width:
+        raise StateError(DAMAGED)
 
 
 def elements(blocks: Index, layout: Layout) -> Index:
@@ -117,12 +123,16 @@ def elements(blocks: Index, layout: Layout) -> Index:
 
 def transposed(rows: Index, width: int) -> Index:
     """The same matrix by columns, each in the order of rows (a stable counting sort)."""
-    pointer = torch.zeros(width + 1, dtype=torch.int32)
+    units, chunks = rows.other.numel(), torch.get_num_threads()
     other, order = torch.empty_like(rows.other), torch.empty_like(rows.other)
-    room = torch.empty(width, dtype=torch.int32)
-    words = {
+    room = torch.zeros(chunks, width, dtype=torch.int32)
+    words: w.Words = {
         w.POINTER: rows.pointer, w.OTHER: rows.other, w.ORDER: rows.order, w.LINES: rows.pointer.numel() - 1,
-        w.FEATURES: width, w.OUT: pointer, w.X: other, w.PANEL: order, w.GRADIENT: room,
+        w.FEATURES: width, w.SAMPLES: chunks, w.KEEP: units, w.X: other, w.PANEL: order, w.GRADIENT: room,
     }  # fmt: skip
-    run("count_sort", torch.float32, words, 0)
+    run("count", torch.float32, words, units)
+    pointer = torch.zeros(width + 1, dtype=torch.int32)
+    torch.cumsum(room.sum(0), 0, dtype=torch.int32, out=pointer[1:])
+    starts = pointer[:-1] + room.cumsum(0, dtype=torch.int32) - room  # of each column in each range of rows
+    run("place", torch.float32, {**words, w.GRADIENT: starts}, units)
     return Index(pointer, other, order)

@@ -70,7 +70,7 @@ class Method:
     drop: Curve = field(default_factory=lambda: constant(0.0))
     held: Curve | None = None  # share of the weights held, over the run; None: constant
     average: float | None = None  # decay of the running mean of the gradient
-    moments: Literal["zero", "median", "seed"] = "zero"  # how the second moments of a new slot start
+    moments: Literal["zero", "median", "seed"] = "median"  # how second moments of a new slot start (docs/adr/0007)
     young: int = 0  # steps over which the update of a new slot is damped; 0: never
     where: Where = field(default_factory=Where)
 

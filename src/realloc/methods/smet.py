@@ -33,5 +33,5 @@ def smet(density: float, *, drop: float = 0.2, young: int = 10) -> Method:
         raise ConfigError(f"young is {young!r}; it is a number of steps, 1 or more")
     return Method(
         "smet", density, reference="2606.00888", keep=magnitude, want=random, candidates=sampled(1.0), regrow=False,
-        drop=cosine(drop, 0.005), young=young,
+        drop=cosine(drop, 0.005), moments="zero", young=young,
     )  # fmt: skip

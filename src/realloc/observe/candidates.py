@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import final
 
-import torch
 from torch import Generator, Tensor
 
 from realloc.errors import ConfigError
-from realloc.kernels.search import locate
-from realloc.sites.places import among, merge
+from realloc.kernels.search import Lot
 
 
 @final
@@ -41,11 +39,10 @@ class Candidates:
             return free
         return min(free, max(math.floor(self.factor * held), wanted))
 
-    def places(self, held: Tensor, capacity: int, generator: Generator, wanted: int = 0) -> Tensor:
-        """Draw the candidates of one site.
+    def lot(self, held: Tensor, capacity: int, generator: Generator, wanted: int = 0) -> Lot:
+        """Say what is drawn for one site: uniform without replacement over the places not held, ``count`` of them.
 
-        Uniform without replacement over the places not held, exactly ``count`` of them. Costs O(candidates + held) in
-        time and memory, whatever the capacity; the numbers are drawn on the CPU.
+        Costs O(candidates + held) in time and memory, whatever the capacity; the numbers are drawn on the CPU.
 
         Args:
             held: int64[h], ascending.
@@ -53,18 +50,13 @@ class Candidates:
             generator: CPU generator of this decision and site.
             wanted: as in ``count``.
 
-        Returns:
-            int64, ascending.
-
-        >>> everything().places(torch.tensor([1, 2]), 5, torch.Generator()).tolist()
-        [0, 3, 4]
+        >>> import torch
+        >>> from realloc.kernels.search import draw
+        >>> draw([everything().lot(torch.tensor([1, 2]), 5, torch.Generator())])
+        [tensor([0, 3, 4])]
         """
-        held = held.long()
-        free = capacity - len(held)
-        drawn = _distinct(free, self.count(len(held), capacity, wanted), generator).to(held.device)
-        # rank r among the free places lies behind every held place with at most r free places before it
-        free_before = held - torch.arange(len(held), device=held.device)
-        return drawn + locate(free_before, drawn + 1)
+        held = held.long().cpu()
+        return Lot(capacity, self.count(len(held), capacity, wanted), generator, held)
 
     def __str__(self) -> str:
         return "everything" if self.factor is None else f"sampled({self.factor:g})"
@@ -92,17 +84,3 @@ def sampled(factor: float = 1.0) -> Candidates:
     if not (isinstance(factor, Real) and not isinstance(factor, bool) and math.isfinite(factor) and factor > 0):
         raise ConfigError(f"sampled(factor={factor!r}): pass a finite number above 0, or use everything()")
     return Candidates(float(factor))
-
-
-def _distinct(high: int, count: int, generator: Generator) -> Tensor:
-    """Draw ``count`` distinct integers below ``high``, every set equally likely, ascending."""
-    if count == high:
-        return torch.arange(high)
-    if 2 * count > high:
-        return torch.randperm(high, generator=generator)[:count].sort().values
-    drawn = torch.zeros(0, dtype=torch.long)
-    while len(drawn) < count:
-        # drawing only what is missing keeps every set of the final size equally likely
-        more = torch.unique(torch.randint(high, (count - len(drawn),), generator=generator))
-        drawn = merge(drawn, more[~among(more, drawn)])
-    return drawn

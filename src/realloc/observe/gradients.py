@@ -28,7 +28,7 @@ class GradientSource(Protocol):
     """The gradient of a site, summed over the micro-batches of one optimizer step and averaged over ranks."""
 
     def at(self, places: Tensor) -> Tensor:
-        """``[u, size]`` at the given places."""
+        """``[u, size]`` at the given places, ascending."""
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """``(first place, [k, size])`` over the whole grid in ascending order, a few rows at a time."""
@@ -55,8 +55,7 @@ class PairGradient:
         """Sampled dense-dense product at the places only."""
         grid = self.grid
         if self.pairs:
-            found = candidate_gradient(self.pairs, places // grid.columns, places % grid.columns, grid.r, grid.c)
-            found = found.view(-1, grid.size)
+            found = candidate_gradient(self.pairs, places, grid.r, grid.c)
         else:
             found = self.like.new_zeros(places.numel(), grid.size)
         for part in self.dense:

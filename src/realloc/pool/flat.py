@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from realloc.errors import RecordError
 from realloc.kernels.dispatch import choose_compute
+from realloc.kernels.rows import places_of, write_rows
+from realloc.kernels.taps import current_task
 from realloc.sites.grid import Grid
+from realloc.sites.masked import is_blank
 from realloc.sites.packed import PackedSite
 
 
@@ -41,15 +44,13 @@ class FlatPool:
         for grid in grids:
             starts.append(starts[-1] + grid.rows + 1)
         self._row_starts = tuple(starts)
+        self.key = f"realloc_pool{number}"  # name of the parameter on the owner
+        self._names = {part: f"realloc_{part}{number}" for part in ("columns", "rows", "extents", "compute", "born")}
         self.views: tuple[Tensor, ...] | None = None
+        self.arrived: set[int] = set()  # backwards of this step whose gradient reached the parameter
         self._depth = 0
 
     # where things are -------------------------------------------------------------------------------------------
-
-    @property
-    def key(self) -> str:
-        """Name of the parameter on the owner."""
-        return f"realloc_pool{self.number}"
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -61,10 +62,10 @@ class FlatPool:
     @property
     def buffer_names(self) -> tuple[str, ...]:
         """Names of the placement's buffers on the owner."""
-        return tuple(f"realloc_{part}{self.number}" for part in ("columns", "rows", "extents", "compute"))
+        return tuple(name for part, name in self._names.items() if part != "born")
 
     def _buffer(self, part: str) -> Tensor:
-        found = self.owner._buffers[f"realloc_{part}{self.number}"]
+        found = self.owner._buffers[self._names[part]]
         assert found is not None
         return found
 
@@ -91,7 +92,7 @@ class FlatPool:
     @property
     def born(self) -> Tensor | None:
         """int32 [n units], the step at which each unit was acquired; only where the method damps young units."""
-        return self.owner._buffers.get(f"realloc_born{self.number}")
+        return self.owner._buffers.get(self._names["born"])
 
     # counts -----------------------------------------------------------------------------------------------------
 
@@ -117,10 +118,7 @@ class FlatPool:
     def places(self, index: int) -> Tensor:
         """Sorted int64 places of one site."""
         first, last = self.bounds(index)
-        pointer = self.row_pointer(index).long()
-        grid = self.sites[index].grid
-        row = torch.repeat_interleave(torch.arange(grid.rows, device=pointer.device), pointer.diff())
-        return row * grid.columns + self.columns[first:last]
+        return places_of(self.row_pointer(index), self.columns[first:last], self.sites[index].grid.columns)
 
     def slots(self, flat: Tensor, index: int) -> Tensor:
         """``[units, size]``: the part of a pool-shaped tensor that belongs to one site, as a view."""
@@ -155,6 +153,22 @@ class FlatPool:
         first, last = self.bounds(index)
         return self.parameter[first * self.unit_size : last * self.unit_size], False
 
+    # what a backward brings -------------------------------------------------------------------------------------
+
+    def arrive(self) -> None:
+        """A backward ends: its gradient is about to reach the parameter.
+
+        If it is the first one since `zero_grad`, what was seen before is forgotten: a GradScaler skips a step without
+        a word to the optimizer, and that the gradient was thrown away is the sign. Backwards nest (checkpointing runs
+        one inside another), so what has not arrived yet is kept.
+        """
+        task, arrived = current_task(), self.arrived
+        if arrived and task not in arrived and is_blank(self.parameter.grad):
+            for site in self.sites:
+                site.tap.settle((site.tap.tasks - arrived) | {task})
+            arrived.clear()
+        arrived.add(task)
+
     # writing a placement ----------------------------------------------------------------------------------------
 
     def register(self, values: Tensor, ages: bool) -> None:
@@ -164,37 +178,33 @@ class FlatPool:
         shapes = {"columns": units, "rows": self._row_starts[-1], "extents": len(self.sites) + 1}
         for part, length in shapes.items():
             dtype = torch.int64 if part == "extents" else torch.int32
-            self.owner.register_buffer(f"realloc_{part}{self.number}", torch.zeros(length, dtype=dtype, device=device))
+            self.owner.register_buffer(self._names[part], torch.zeros(length, dtype=dtype, device=device))
         compute = torch.zeros(len(self.sites), dtype=torch.int8, device=device)
-        self.owner.register_buffer(f"realloc_compute{self.number}", compute)
+        self.owner.register_buffer(self._names["compute"], compute)
         if ages:
             born = torch.zeros(units, dtype=torch.int32, device=device)
-            self.owner.register_buffer(f"realloc_born{self.number}", born)
+            self.owner.register_buffer(self._names["born"], born)
 
     def unregister(self) -> None:
         """Take everything off the owner again."""
         del self.owner._parameters[self.key]
-        for name in (*self.buffer_names, f"realloc_born{self.number}"):
+        for name in self._names.values():
             self.owner._buffers.pop(name, None)
 
     def write(self, places: Sequence[Tensor]) -> None:
         """Write the placement: one sorted int64 tensor of places for each site. In place, lengths unchanged."""
-        first = 0
-        self.columns.zero_()
+        first, extents, choices = 0, [0], []
         for index, (site, held) in enumerate(zip(self.sites, places, strict=True)):
             last = first + held.numel()
-            self.extents[index] = first
-            self.columns[first:last] = (held % site.grid.columns).to(torch.int32)
-            counts = torch.bincount(held // site.grid.columns, minlength=site.grid.rows)
-            pointer = self.row_pointer(index)
-            pointer[0] = 0
-            pointer[1:] = counts.cumsum(0)
+            write_rows(held, site.grid.columns, self.row_pointer(index), self.columns[first:last])
             density = held.numel() / max(1, site.grid.units)
-            self.compute[index] = choose_compute(
-                self.parameter.device, self.parameter.dtype, density, (site.grid.r, site.grid.c)
-            )
+            block = (site.grid.r, site.grid.c)
+            choices.append(choose_compute(self.parameter.device, self.parameter.dtype, density, block))
+            extents.append(last)
             first = last
-        self.extents[len(self.sites)] = first
+        self.columns[first:] = 0
+        self.extents.copy_(torch.tensor(extents))
+        self.compute.copy_(torch.tensor(choices))
 
 
 def check_placement(pool: FlatPool, state: dict[str, Tensor], prefix: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -29,30 +29,35 @@ class Guard:
         self._kept: list[tuple[FlatPool, int, dict[str, Any]]] = []
         self._before: list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]] = []
 
-    def before(self, flats: list[FlatPool], took_part: list[bool], optimizer: torch.optim.Optimizer) -> None:
+    def before(self, flats: Sequence[FlatPool], took_part: list[bool], optimizer: torch.optim.Optimizer) -> None:
         """Remember the segments without a gradient. ``took_part``: one flag a site, in pool order."""
         self._kept = []
+        if all(took_part):
+            return
         flags = iter(took_part)
         for pool in flats:
-            mine = [next(flags) for _ in pool.sites]
-            if pool.parameter.grad is None or all(mine):
-                continue
-            for site, active in zip(pool.sites, mine, strict=True):
-                if not active:
+            for site in pool.sites:
+                if not next(flags) and pool.parameter.grad is not None:
                     first, last = (b * pool.unit_size for b in pool.bounds(site.index))
                     self._kept.append((pool, first, snapshot(optimizer, pool.parameter, first, last)))
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to put back or to damp."""
+        return bool(self._kept or self._before)
+
     def after(self, optimizer: torch.optim.Optimizer, fresh: Mapping[torch.nn.Parameter, Fresh]) -> None:
-        """Put them back."""
-        if not self._kept:
-            return
-        with torch.no_grad():
-            for pool, first, kept in self._kept:
-                restore(optimizer, pool.parameter, first, kept, fresh[pool.parameter])
-        self._kept = []
+        """Put them back, and damp the young."""
+        if self._kept:
+            with torch.no_grad():
+                for pool, first, kept in self._kept:
+                    restore(optimizer, pool.parameter, first, kept, fresh[pool.parameter])
+            self._kept = []
+        if self._before:
+            self._damp()
 
     def before_young(
-        self, flats: list[FlatPool], masked: MaskedPool | None, step: int, optimizer: torch.optim.Optimizer
+        self, flats: Sequence[FlatPool], masked: MaskedPool | None, step: int, optimizer: torch.optim.Optimizer
     ) -> None:
         """Remember the values of units that are still young. ``step``: the step being taken."""
         self._before = []
@@ -84,7 +89,7 @@ class Guard:
             self._before.append((values, at, values[at], factor))
 
     @torch.no_grad()
-    def after_young(self) -> None:
+    def _damp(self) -> None:
         """Scale the update that young slots just got by `young_factor` of their age."""
         for values, at, old, factor in self._before:
             values[at] = old + factor * (values[at] - old)

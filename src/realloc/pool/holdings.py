@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from realloc.errors import RecordError, StateError
+from realloc.kernels.digest import digest
 from realloc.pool.book import FIELDS, FORMAT, KEY, Book
 from realloc.pool.flat import FlatPool, check_placement
 from realloc.pool.masked import MaskedPool, check_masks
@@ -18,6 +18,10 @@ from realloc.sites.packed import PackedSite
 
 ATTRIBUTE = "realloc_holdings"
 DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
+MIXED = (
+    "this copy of the model got the placement of its source without its values (an averaged copy that missed a move "
+    "mixes units): call handle.follow(copy) right after making it, and average parameters only, not integer buffers"
+)
 Site = PackedSite | MaskedSite
 
 
@@ -30,7 +34,8 @@ class Holdings:
         self.flats = flats
         self.masked = masked
         self.book = Book(owner)
-        self._seen: tuple[int, int] | None = None  # the book as it was when it was last compared with the stamp
+        self._seen: Tensor | None = None  # the book, and its version, when it was last compared with the stamp
+        self._version = -1
         self._stamp = 0  # the placement that the values belong to
 
     @property
@@ -59,7 +64,8 @@ class Holdings:
 
     def compute_stamp(self) -> int:
         """Digest of every placement, 63 bits."""
-        return _digest([self.owner._buffers[name] for name in self._placement()])
+        buffers = self.owner._buffers
+        return digest([buffer for name in self._placement() if (buffer := buffers[name]) is not None])
 
     def _placement(self) -> list[str]:
         return [name for pool in self.pools for name in pool.buffer_names]
@@ -68,31 +74,30 @@ class Holdings:
         """Write the stamp of the placement as it is now."""
         self._stamp = self.compute_stamp()
         self.book.write("stamp", self._stamp)
-        self._seen = self.book.version
+        self._see()
         return self._stamp
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_seen": None}  # a copy has a book of its own, and looks at it first
+
+    def _see(self) -> None:
+        self._seen = self.book.tensor
+        self._version = -1 if self._seen.is_inference() else self._seen._version
 
     def stamp(self) -> int:
         """The stamp of the values, once it is sure that the book still names it; read only where the book changed.
 
+        Our own counting does not raise the buffer's version; whatever else writes to it does.
+
         Raises:
             StateError: someone wrote another model's placement over this one's, without its values.
         """
-        version = self.book.version
-        if version != self._seen:
+        book = self.owner._buffers[KEY]
+        if book is None or book is not self._seen or (self._version >= 0 and book._version != self._version):
             if self.book.read("stamp") != self._stamp:
-                raise StateError(
-                    "this copy of the model got the placement of its source without its values (an averaged copy that "
-                    "missed a move mixes units): call handle.follow(copy) right after making it, and average "
-                    "parameters only, not integer buffers"
-                )
-            self._seen = version
+                raise StateError(MIXED)
+            self._see()
         return self._stamp
-
-    def note_step(self) -> None:
-        """Count one optimizer step that was really taken."""
-        self.stamp()
-        self.book.add("steps")
-        self._seen = self.book.version
 
     # forward ----------------------------------------------------------------------------------------------------
 
@@ -139,22 +144,15 @@ class Holdings:
         budget = int(book[FIELDS.index("budget")])
         if budget != self.book.read("budget"):
             raise RecordError(f"the state has a budget of {budget:,} weights, this model {self.book.read('budget'):,}")
-        if _digest([state[prefix + name] for name in self._placement()]) != int(book[FIELDS.index("stamp")]):
+        if digest([state[prefix + name] for name in self._placement()]) != int(book[FIELDS.index("stamp")]):
             raise RecordError(DAMAGED)
 
     def loaded(self) -> None:
         """After a load: values and places came together, so the new stamp is the right one."""
-        self._seen, self._stamp = None, self.compute_stamp()
+        self._stamp = self.compute_stamp()
         if self._stamp != self.book.read("stamp"):
             raise RecordError(DAMAGED)
-
-
-def _digest(buffers: list[Tensor | None]) -> int:
-    digest = hashlib.sha256()
-    for buffer in buffers:
-        assert buffer is not None
-        digest.update(buffer.cpu().numpy().tobytes())
-    return int.from_bytes(digest.digest()[:8], "little") & (2**63 - 1)
+        self._see()
 
 
 def find(model: nn.Module) -> Holdings | None:

@@ -9,9 +9,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from realloc.kernels.gather import gather_slots
+from realloc.kernels.gather import Slots, gather_slots
 
 Moments = Literal["zero", "median", "seed"]
+SPACED = 4096  # slots that a median looks at: enough, and it is taken at every move
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
 
 
@@ -20,7 +21,7 @@ SECOND_MOMENTS = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq",
 class Newcomers:
     """The new slots of one site in one move."""
 
-    held: Tensor  # int64, the slots the site had before
+    held: Tensor  # int64, slots that the site had before: all of them, or evenly spaced ones
     slots: int  # how many are new
     gradient: Tensor | None = None  # their own gradient, [units, size]
 
@@ -31,19 +32,18 @@ def slotwise(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
     return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape and v.ndim > 0}
 
 
-def gather_state(
+def gather_pool(
     optimizer: torch.optim.Optimizer, parameter: nn.Parameter, source: Tensor, starts: dict[str, Tensor | float]
 ) -> None:
-    """Apply one move to the state of a pool. ``source`` int64 [n]: the old slot of each new one, -1 where new.
+    """Apply one move to a pool: its values, gradient and state. ``source`` int64 [n]: the old slot, -1 where new.
 
-    ``starts``: what a new slot starts with, by key: a number, or one value for each -1.
+    ``starts``: what the state of a new slot starts with, by key: a number, or one value for each -1.
     """
-    for key, tensor in slotwise(optimizer, parameter).items():
-        start = starts.get(key, 0.0)
-        if isinstance(start, Tensor):
-            gather_slots(tensor, source, fresh=start.to(tensor))
-        else:
-            gather_slots(tensor, source, fill=start)
+    moving: list[Slots] = [(parameter.detach(), 0.0)]
+    if parameter.grad is not None:
+        moving.append((parameter.grad, 0.0))
+    moving += [(tensor, starts.get(key, 0.0)) for key, tensor in slotwise(optimizer, parameter).items()]
+    gather_slots(moving, source)
 
 
 def starts_of(
@@ -55,8 +55,8 @@ def starts_of(
     """Start values of new slots, by key, in pool order.
 
     ``zero``: as a fresh optimizer would write them. ``median``: second moments start at the median over the
-    site's held slots. ``seed``: second moments start at the square of the candidate's own gradient (its absolute
-    value for Adamax, which keeps a norm). First moments always start fresh.
+    site's held slots, or `SPACED` of them. ``seed``: second moments start at the square of the candidate's own
+    gradient (its absolute value for Adamax, which keeps a norm). First moments always start fresh.
     """
     starts: dict[str, Tensor | float] = dict(fresh)
     if rule == "zero":

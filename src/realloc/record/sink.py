@@ -18,7 +18,10 @@ class Sink(Protocol):
 
 
 def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int, held: int) -> dict[str, Any]:
-    """One line of ``events.jsonl``: what a decision did to each site, in units, and to the budget, in weights."""
+    """One line of ``events.jsonl``: what a decision did to each site, in units, and to the budget, in weights.
+
+    Its kind: ``move``, ``stay`` where nothing was worth moving, ``skip`` where nothing might move (see ``reason``).
+    """
     changes = {c.site: c for c in plan.changes}
     sites: dict[str, dict[str, Any]] = {}
     for name, count in before.items():
@@ -33,7 +36,7 @@ def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int,
         }
     return {
         "v": VERSION,
-        "kind": "skip" if plan.skipped else "move",
+        "kind": "skip" if plan.skipped else "move" if plan.moves_anything else "stay",
         "step": plan.step,
         "seconds": seconds,
         "reason": plan.skipped,

@@ -9,11 +9,11 @@ from realloc.scores.seen import Seen
 
 
 def _keep(seen: Seen) -> Tensor:
-    return 0.5 * (seen.need("gradient").square() * seen.need("values").square()).sum(1)
+    return 0.5 * seen.total(seen.need("gradient").square() * seen.need("values").square())
 
 
 def _want(seen: Seen) -> Tensor:
-    return seen.need("gradient").square().sum(1)
+    return seen.total(seen.need("gradient").square())
 
 
 fisher = Score("fisher", frozenset({"values", "gradient"}), _keep)

@@ -9,7 +9,7 @@ from realloc.scores.seen import Seen
 
 
 def _measure(seen: Seen) -> Tensor:
-    return seen.need("gradient").abs().sum(1)
+    return seen.total(seen.need("gradient").abs())
 
 
 gradient = Score("gradient", frozenset({"gradient"}), _measure)

@@ -9,7 +9,7 @@ from realloc.scores.seen import Seen
 
 
 def _measure(seen: Seen) -> Tensor:
-    return seen.need("values").abs().sum(1)
+    return seen.total(seen.need("values").abs())
 
 
 magnitude = Score("magnitude", frozenset({"values"}), _measure)

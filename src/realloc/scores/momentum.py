@@ -9,7 +9,7 @@ from realloc.scores.seen import Seen
 
 
 def _measure(seen: Seen) -> Tensor:
-    return seen.need("average").abs().sum(1)
+    return seen.total(seen.need("average").abs())
 
 
 momentum = Score("momentum", frozenset({"average"}), _measure)

@@ -10,7 +10,7 @@ from realloc.scores.seen import Seen
 
 
 def _measure(seen: Seen) -> Tensor:
-    size = seen.need("values").abs().sum(1).double()
+    size = seen.total(seen.need("values").abs()).double()
     rows, columns = seen.grid
     row = torch.div(seen.places, columns, rounding_mode="floor")
     column = seen.places % columns

@@ -48,6 +48,10 @@ class Seen:
     def __len__(self) -> int:
         return len(self.places)
 
+    def total(self, elements: Tensor) -> Tensor:
+        """Sum ``[u, e]`` over the elements of each unit; a unit of one element is that element."""
+        return elements.squeeze(1) if elements.shape[1] == 1 else elements.sum(1)
+
     def need(self, name: str) -> Tensor:
         """Give a measured field, or say that it was not measured.
 

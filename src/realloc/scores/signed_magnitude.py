@@ -11,7 +11,7 @@ from realloc.scores.seen import Seen
 
 def _measure(seen: Seen) -> Tensor:
     values = seen.need("values")
-    size, sign = values.abs().sum(1), values.sum(1).sign()
+    size, sign = seen.total(values.abs()), seen.total(values).sign()
     score = torch.zeros(len(seen), dtype=torch.float64, device=values.device)
     for side in (1.0, -1.0):
         own = torch.nonzero(sign == side).flatten()

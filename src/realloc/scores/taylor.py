@@ -9,7 +9,7 @@ from realloc.scores.seen import Seen
 
 
 def _measure(seen: Seen) -> Tensor:
-    return (seen.need("values") * seen.need("gradient")).abs().sum(1)
+    return seen.total((seen.need("values") * seen.need("gradient")).abs())
 
 
 taylor = Score("taylor", frozenset({"values", "gradient"}), _measure)

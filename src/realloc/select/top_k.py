@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Generator, Tensor
 
+from realloc.kernels.search import parted
 from realloc.select.selector import check_request
 
 
@@ -21,16 +21,9 @@ def top_k(scores: Tensor, k: int, generator: Generator | None = None) -> Tensor:
         ConfigError: ``k`` outside 0 to ``u``.
         StateError: a score that is NaN.
 
+    >>> import torch
     >>> top_k(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3).tolist()
     [0, 1, 3]
     """
     check_request(scores, k)
-    if k == 0:
-        return torch.zeros(0, dtype=torch.long, device=scores.device)
-    if k == len(scores):
-        return torch.arange(k, device=scores.device)
-    threshold = torch.topk(scores, k, sorted=False).values.min()
-    above = scores > threshold
-    tied = torch.nonzero(scores == threshold).flatten()
-    above[tied[: k - int(above.sum())]] = True
-    return torch.nonzero(above).flatten()
+    return parted([(scores, k)])[0][0]

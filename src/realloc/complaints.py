@@ -1,0 +1,61 @@
+"""What a run must say aloud, once each: promise P6, and the ways in which a user's code silently does nothing."""
+
+from __future__ import annotations
+
+import weakref
+from typing import final
+
+from torch import nn
+
+from realloc.errors import warn
+from realloc.sites.packed import half_frozen
+
+
+@final
+class Complaints:
+    """Warnings of one attached model, each code at most once. ``old``: the dense weights that `attach` replaced."""
+
+    def __init__(self, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
+        self._old = old
+        self._said: set[str] = set()
+        self.looked = False
+
+    def _say(self, code: str, message: str) -> None:
+        if code not in self._said:
+            self._said.add(code)
+            warn(code, message)
+
+    def skipped(self, step: int, reason: str) -> None:
+        """A due move was not made."""
+        self._say("RA001", f"no move at step {step}: {reason}; the budget is intact")
+
+    def nothing_moved(self, steps: int) -> None:
+        """The schedule has run to its end in vain."""
+        self._say(
+            "RA003",
+            f"no unit has moved in {steps} steps: the drop fraction times the units of each site is below one, "
+            "or every decision was skipped; see handle.explain(site)",
+        )
+
+    def look(self, root: nn.Module) -> None:
+        """Look for a captured dense weight (once) and for a half-frozen layer."""
+        if not self.looked:
+            self._look_for_captured()
+        self.looked = True
+        names = half_frozen(root)
+        if names:
+            self._say(
+                "RA004",
+                f"the bias of {names[0]!r} was frozen after attach, its packed weight still trains: freezing a "
+                "container does not reach the pool; call requires_grad_(False) on the layer itself",
+            )
+
+    def _look_for_captured(self) -> None:
+        alive = [name for name, reference in self._old.items() if reference() is not None]
+        self._old.clear()
+        if alive:
+            self._say(
+                "RA002",
+                f"the dense weight of {alive[0]!r} is still referenced: a parameter list captured before attach no "
+                "longer reaches the trained weights; take model.parameters() again after attach",
+            )

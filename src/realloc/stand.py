@@ -1,0 +1,75 @@
+"""From a model after a backward to what a decision may know of each site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from realloc.decide import Standing
+from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient
+from realloc.observe.ranks import Ranks
+from realloc.pool.flat import FlatPool
+from realloc.pool.holdings import Site
+from realloc.pool.masked import MaskedPool
+from realloc.sites.packed import PackedSite
+
+
+def took_part(site: Site) -> bool:
+    """Whether a site was in a backward of this step, on this rank."""
+    return site.tap.touched > 0 and not site.frozen if isinstance(site, PackedSite) else site.touched
+
+
+def active_sites(sites: Iterable[Site], ranks: Ranks) -> dict[str, bool]:
+    """Which sites were in a backward of this step, on any rank."""
+    known = list(sites)
+    flags = ranks.largest([int(took_part(site)) for site in known])
+    return {site.name: bool(flag) for site, flag in zip(known, flags, strict=True)}
+
+
+def finite(parameters: Iterable[nn.Parameter], ranks: Ranks) -> bool:
+    """Whether every gradient is finite on every rank."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    # a sum is quicker than a look at each; where it overflows, look
+    mine = all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in grads)
+    return not ranks.largest([int(not mine)])[0]
+
+
+def overwritten(sites: Iterable[Site], ranks: Ranks) -> bool:
+    """Whether a tensor that a decision will look at was written to after its backward, on any rank."""
+    taps = [site.tap for site in sites if isinstance(site, PackedSite)]
+    return bool(ranks.largest([int(any(tap.overwritten() for tap in taps))])[0])
+
+
+def gradient_of(site: Site, ranks: Ranks) -> GradientSource | None:
+    """Where the gradient of any unit of a site comes from; None where nothing was collected."""
+    if isinstance(site, PackedSite):
+        if not site.tap.armed:
+            return None
+        return PairGradient(site.grid, site.tap.pairs, site.tap.dense, site.values(), ranks.mean)
+    if not site.armed:
+        return None
+    dense = site.dense_gradient
+    return DenseGradient(site.grid, torch.zeros_like(site.parameter) if dense is None else dense, ranks.mean)
+
+
+def standing_of(
+    pool: FlatPool | MaskedPool,
+    site: Site,
+    step: int,
+    average: Tensor | None,
+    active: Mapping[str, bool],
+    ranks: Ranks,
+) -> Standing:
+    """What a decision at ``step`` may know of one site."""
+    places, age = site.places(), None
+    born = pool.born if isinstance(pool, FlatPool) else pool.born(site.index)
+    if born is not None:
+        held = born[slice(*pool.bounds(site.index))] if isinstance(pool, FlatPool) else born[places]
+        age = step - held.long()
+    return Standing(
+        site.name, site.grid, site.shape, places, site.values(), gradient_of(site, ranks), average, age,
+        active=active[site.name],
+    )  # fmt: skip
