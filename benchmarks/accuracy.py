@@ -1,11 +1,13 @@
 """Fashion-MNIST, 784-1024-1024-10: every arm at the same number of weights, its rate tuned, over paired seeds.
 
-    python benchmarks/accuracy.py --out runs/accuracy --epochs 6            # resumes run by run
-    python benchmarks/accuracy.py --out runs/accuracy --epochs 6 --table    # only the tables, from finished runs
+    python benchmarks/accuracy.py --out runs/accuracy             # resumes run by run
+    python benchmarks/accuracy.py --out runs/accuracy --timing    # once all are done, on an idle machine: seconds
+    python benchmarks/accuracy.py --out runs/accuracy --table     # only the tables, from what is there
 
 Each arm's learning rate is the best of RATES on a held-out slice of the training data (seed 1000, none of the paired
 seeds); where the best is the highest, it is doubled until it is not. The test set is read once a run. Intervals:
-Student t over the paired differences to small dense.
+Student t over the paired differences to small dense. Accuracy does not depend on how busy the machine is, seconds do:
+those are of one more run of each arm (seed 0, its tuned rate, all threads).
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import json
 import math
 import statistics
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import machine
@@ -27,6 +31,7 @@ from realloc.train.run import run_in
 
 CAPACITY = 784 * 1024 + 1024 * 1024
 BUDGETS = (37_000, 93_000, 186_000)
+WIDTHS = (32, 64, 128, 256, 1024)
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TUNING_SEED = 1000
 ARMS = (
@@ -34,40 +39,95 @@ ARMS = (
 )  # fmt: skip
 
 
-def config(arm: str, budget: int, rate: float, seed: int, epochs: int) -> RunConfig:
-    density = budget / CAPACITY
-    return run_config(
-        {
-            "data": "fashion-mnist",
-            "model": "mlp:1024,1024",
-            "method": arm,
-            "density": density,
-            "epochs": epochs,
-            "lr": rate,
-            "seed": seed,
-            "threads": torch.get_num_threads(),
-        }
-    )
+@dataclass(frozen=True)
+class Entry:
+    """One arm at one budget, or a dense net of one width."""
+
+    arm: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.size}"
+
+    def config(self, rate: float, seed: int, epochs: int, threads: int) -> RunConfig:
+        dense = self.arm == "dense"
+        values = {
+            "data": "fashion-mnist", "method": self.arm, "epochs": epochs, "lr": rate, "seed": seed,
+            "threads": threads, "model": f"mlp:{self.size},{self.size}" if dense else "mlp:1024,1024",
+        }  # fmt: skip
+        return run_config(values if dense else values | {"density": self.size / CAPACITY})
 
 
-def run(out: Path, arm: str, budget: int, rate: float, seed: int, epochs: int, only_read: bool) -> RunResult | None:
-    folder = out / f"{arm}-{budget}-lr{rate:g}-seed{seed}-e{epochs}"
-    if only_read and not (folder / "result.json").exists():
-        return None
-    return run_in(folder, config(arm, budget, rate, seed, epochs))
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are kept, how long they are, and whether missing ones are made."""
 
+    out: Path
+    epochs: int
+    seeds: tuple[int, ...]
+    only_read: bool
 
-def tuned(out: Path, arm: str, budget: int, epochs: int, only_read: bool) -> float | None:
-    done: dict[float, float] = {}
-    rates = list(RATES)
-    for rate in rates:
-        result = run(out, arm, budget, rate, TUNING_SEED, epochs, only_read)
-        if result is None or result.validation_metric is None:
+    def run(self, entry: Entry, rate: float, seed: int) -> RunResult | None:
+        folder = self.out / f"{entry.name}-lr{rate:g}-seed{seed}-e{self.epochs}"
+        return self._in(folder, entry.config(rate, seed, self.epochs, 1))
+
+    def timed(self, entry: Entry, rate: float, make: bool) -> RunResult | None:
+        folder = self.out / "timing" / f"{entry.name}-lr{rate:g}-e{self.epochs}"
+        if not make and not (folder / "result.json").exists():
             return None
-        done[rate] = result.validation_metric
-        if rate == rates[-1] and done[rate] == max(done.values()):
-            rates.append(2 * rate)
-    return max(done, key=lambda rate: done[rate])
+        return run_in(folder, entry.config(rate, 0, self.epochs, torch.get_num_threads()))
+
+    def _in(self, folder: Path, config: RunConfig) -> RunResult | None:
+        if self.only_read and not (folder / "result.json").exists():
+            return None
+        return run_in(folder, config)
+
+    def tuned(self, entry: Entry) -> float | None:
+        """The best rate on the held-out slice; None where a run is missing."""
+        done: dict[float, float] = {}
+        rates = list(RATES)
+        for rate in rates:
+            result = self.run(entry, rate, TUNING_SEED)
+            if result is None or result.validation_metric is None:
+                return None
+            done[rate] = result.validation_metric
+            if rate == rates[-1] and done[rate] == max(done.values()):
+                rates.append(2 * rate)
+        return max(done, key=lambda rate: done[rate])
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is known of one entry."""
+
+    entry: Entry
+    rate: float
+    runs: dict[int, RunResult]
+    timed: RunResult | None
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        return {seed: 100 * (run.test_accuracy or 0.0) for seed, run in self.runs.items()}
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.accuracies.values())
+
+    @property
+    def seconds(self) -> str:
+        return "" if self.timed is None else f"{self.timed.train_seconds:.1f}"
+
+
+def lines(bench: Bench, entries: list[Entry], timing: bool) -> Iterator[Line]:
+    for entry in entries:
+        rate = bench.tuned(entry)
+        if rate is None:
+            continue
+        found = {seed: bench.run(entry, rate, seed) for seed in bench.seeds}
+        runs = {seed: run for seed, run in found.items() if run is not None}
+        if runs:
+            yield Line(entry, rate, runs, bench.timed(entry, rate, timing))
 
 
 def interval(values: list[float]) -> str:
@@ -78,59 +138,41 @@ def interval(values: list[float]) -> str:
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
-def table(out: Path, chosen: argparse.Namespace) -> None:
-    budgets, seeds, epochs, only_read = chosen.budgets, chosen.seeds, chosen.epochs, chosen.table
-    for budget in budgets:
-        rows: dict[str, list[RunResult]] = {}
-        rates: dict[str, float] = {}
-        for arm in chosen.arms:
-            rate = tuned(out, arm, budget, epochs, only_read)
-            if rate is None:
-                continue
-            rates[arm] = rate
-            got = [run(out, arm, budget, rate, seed, epochs, only_read) for seed in seeds]
-            rows[arm] = [r for r in got if r is not None]
-        print(f"\n### {budget:,} weights ({budget / CAPACITY:.1%} of 784-1024-1024), {epochs} epochs\n")
+def table(budget: int, epochs: int, found: list[Line]) -> None:
+    print(f"\n### {budget:,} weights ({budget / CAPACITY:.1%} of 784-1024-1024), {epochs} epochs\n")
+    print(
+        "| arm | rate | trainable numbers | test accuracy % | minus small dense, 95 % | seconds |\n"
+        "|---|---|---|---|---|---|"
+    )
+    base = next((line.accuracies for line in found if line.entry.arm == "small_dense"), {})
+    for line in found:
+        mine = line.accuracies
+        gaps = [mine[seed] - base[seed] for seed in mine if seed in base]
+        difference = "" if line.entry.arm == "small_dense" else interval(gaps)
+        params = next(iter(line.runs.values())).params
         print(
-            "| arm | rate | trainable numbers | test accuracy % | minus small dense, 95 % | train seconds |\n"
-            "|---|---|---|---|---|---|"
+            f"| {line.entry.arm} | {line.rate:g} | {params:,} | {line.mean:.2f} (n={len(mine)}) | {difference} | "
+            f"{line.seconds} |"
         )
-        base = {r.seed: r.test_accuracy or 0.0 for r in rows.get("small_dense", [])}
-        for arm, results in rows.items():
-            if not results:
-                continue
-            accuracies = [100 * (r.test_accuracy or 0.0) for r in results]
-            gaps = [100 * ((r.test_accuracy or 0.0) - base[r.seed]) for r in results if r.seed in base]
-            seconds = statistics.mean(r.train_seconds for r in results)
-            difference = "" if arm == "small_dense" else interval(gaps)
-            accuracy = f"{statistics.mean(accuracies):.2f} (n={len(results)})"
-            print(f"| {arm} | {rates[arm]:g} | {results[0].params:,} | {accuracy} | {difference} | {seconds:.1f} |")
 
 
-def pareto(out: Path, seeds: list[int], epochs: int, only_read: bool) -> None:
-    """Dense nets of other widths: what the same seconds buy without any sparsity."""
-    print("\n### Dense nets by width, same epochs (rate 1e-3), for the Pareto line of accuracy by seconds\n")
-    print("| model | trainable numbers | test accuracy % | train seconds |\n|---|---|---|---|")
-    for spec in ("mlp:32,32", "mlp:64,64", "mlp:128,128", "mlp:256,256", "mlp:1024,1024"):
-        results = []
-        for seed in seeds[:3]:
-            folder = out / f"dense-{spec.replace(':', '').replace(',', '-')}-seed{seed}-e{epochs}"
-            if only_read and not (folder / "result.json").exists():
-                continue
-            values = {
-                "data": "fashion-mnist",
-                "model": spec,
-                "method": "dense",
-                "epochs": epochs,
-                "lr": 1e-3,
-                "seed": seed,
-                "threads": torch.get_num_threads(),
-            }
-            results.append(run_in(folder, run_config(values)))
-        if results:
-            accuracy = statistics.mean(100 * (r.test_accuracy or 0) for r in results)
-            seconds = statistics.mean(r.train_seconds for r in results)
-            print(f"| {spec} | {results[0].params:,} | {accuracy:.2f} (n={len(results)}) | {seconds:.1f} |")
+def pareto(found: list[Line]) -> None:
+    """Accuracy by seconds: an entry is on the line if nothing is both quicker and better."""
+    known = sorted((line for line in found if line.timed is not None), key=lambda line: line.timed.train_seconds)
+    print("\n### Accuracy by seconds: sparse arms and dense nets of other widths, each at its tuned rate\n")
+    print("| entry | rate | trainable numbers | seconds | test accuracy % | on the line |\n|---|---|---|---|---|---|")
+    best = 0.0
+    for line in known:
+        on = line.mean > best
+        best = max(best, line.mean)
+        what = (
+            f"dense, {line.entry.size} wide" if line.entry.arm == "dense" else f"{line.entry.arm}, {line.entry.size:,}"
+        )
+        params = next(iter(line.runs.values())).params
+        print(
+            f"| {what} | {line.rate:g} | {params:,} | {line.seconds} | {line.mean:.2f} (n={len(line.runs)}) | "
+            f"{'yes' if on else ''} |"
+        )
 
 
 def main() -> None:
@@ -139,15 +181,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=json.loads, default=[0, 1, 2, 3, 4])
     parser.add_argument("--budgets", type=json.loads, default=list(BUDGETS))
+    parser.add_argument("--widths", type=json.loads, default=list(WIDTHS), help="of dense nets, for the Pareto line")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--no-pareto", action="store_true")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--timing", action="store_true", help="time finished arms; the machine must be idle")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"`{machine.command()}`\n\n{machine.describe()}")
-    table(args.out, args)
-    if not args.no_pareto:
-        pareto(args.out, args.seeds, args.epochs, args.table)
+    bench = Bench(args.out, args.epochs, tuple(args.seeds), args.table or args.timing)
+    every: list[Line] = []
+    for budget in args.budgets:
+        found = list(lines(bench, [Entry(arm, budget) for arm in args.arms], args.timing))
+        table(budget, args.epochs, found)
+        every += found
+    few = Bench(args.out, args.epochs, bench.seeds[:3], bench.only_read)
+    every += lines(few, [Entry("dense", width) for width in args.widths], args.timing)
+    pareto(every)
 
 
 if __name__ == "__main__":

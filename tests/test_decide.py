@@ -10,10 +10,11 @@ from torch import nn
 
 import realloc
 from realloc import methods
-from realloc.decide import Standing, decide, least_of, target_of
+from realloc.decide import decide, least_of, target_of
 from realloc.errors import StateError
 from realloc.methods.method import Method
 from realloc.observe.gradients import DenseGradient
+from realloc.observe.standing import Standing
 from realloc.schedule import constant
 from realloc.scores.score import Score
 from realloc.sites.grid import Grid

@@ -26,7 +26,7 @@ ORDER = (
     "scores", "allocate", "select",
     "sites", "pool", "observe",
     "methods", "choose", "prepare",
-    "decide", "ledger", "apply", "record",
+    "release", "acquire", "decide", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "attach",
     "export", "testing", "train", "compare", "cli", "realloc",
 )  # fmt: skip

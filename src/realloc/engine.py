@@ -14,12 +14,13 @@ from torch import nn
 from realloc.allocate.apportion import apportion
 from realloc.apply import Target, apply, mark_groups
 from realloc.complaints import Complaints
-from realloc.decide import Standing, decide, least_of, target_of
+from realloc.decide import decide, least_of, target_of
 from realloc.errors import StateError, warn
 from realloc.ledger import Entry, check
 from realloc.methods.method import Method
 from realloc.observe.average import Averages
 from realloc.observe.ranks import Ranks
+from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
 from realloc.pool.guard import Guard

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from realloc.decide import Standing
 from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient
 from realloc.observe.ranks import Ranks
+from realloc.observe.standing import Standing
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Site
 from realloc.pool.masked import MaskedPool

@@ -51,6 +51,7 @@ def last(stdout: str) -> dict[str, Any]:
         (["train", "--data", "digits", "--set", "drop"], ["'drop'", "key=value"]),
         (["train", "--data", "digits", "--set", "dropp=0.2"], ["'dropp'", "nearest: 'drop'"]),
         (["train", "--data", "digits", "--method", "dense", "--set", "drop=0.2"], ["'drop'", "no settings"]),
+        (["train", "--data", "digits", "--method", "rigl", "--set", "drop=7"], ["drop is 7.0", "0 <= drop < 1"]),
         (["train", "--data", "digits", "--density", "0"], ["density 0", "0.1"]),
         (["train", "--data", "digits", "--density", "1.01"], ["density 1.01"]),
         (["train", "--data", "digits", "--density", "nan"], ["density nan"]),

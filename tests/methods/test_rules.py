@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from realloc import methods
-from realloc.decide import Standing, decide
+from realloc.decide import decide
 from realloc.kernels.search import draw
 from realloc.methods.method import Method
 from realloc.observe.candidates import Candidates
 from realloc.observe.gradients import DenseGradient
+from realloc.observe.standing import Standing
 from realloc.plan import Plan
 from realloc.rng import stream
 from realloc.sites.grid import Grid
