@@ -20,13 +20,15 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "not slow" --doctest-modules src tests
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/mypy
 
 soak: $(STAMP)
 	@sh tools/data.sh
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -m slow tests --junitxml=$(VENV)/soak.xml -o junit_logging=system-out
+	$(BIN)/python tools/soak.py $(VENV)/soak.xml > $(VENV)/soak.md && mv $(VENV)/soak.md benchmarks/results/soak.md
+	@cat benchmarks/results/soak.md
 
 clean:
 	rm -rf $(VENV)

@@ -63,6 +63,7 @@ def test_ranks_take_the_same_decisions_for_60_moves(ranks: Ranks, folder: Path) 
 @pytest.mark.slow
 def test_ranks_take_the_same_decisions_for_1000_moves(tmp_path: Path) -> None:
     _alike(tmp_path, Ranks(tmp_path, long=(_long, (1000, str(tmp_path)))).of("long"), 1000)
+    print("soak: two ranks, 1,000 moves, equal after each")
 
 
 KINDS = {

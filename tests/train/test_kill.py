@@ -92,4 +92,4 @@ def test_a_killed_run_ends_bit_equal(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_thirty_kill_points_end_bit_equal(tmp_path, method):
     resumed = check(tmp_path, method, points=6, seed=METHODS.index(method))
-    print(f"{method}: resumed from steps {sorted(resumed)}, all bit-equal")
+    print(f"soak: killed {len(resumed)} times, resumed from steps {sorted(resumed)}, each bit-equal")
