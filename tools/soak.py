@@ -12,10 +12,9 @@ import torch
 def main() -> int:
     """Print the table."""
     cases = list(ElementTree.parse(sys.argv[1]).getroot().iter("testcase"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(
-        f"`make soak`\n\nPython {platform.python_version()}, torch {torch.__version__}, commit {commit.stdout.strip()}\n"
-    )
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, commit {done.stdout.strip()}"
+    print(f"`make soak`\n\n{versions}\n")
     print("| test | ended | seconds | said |\n|---|---|---|---|")
     failed = 0
     for case in cases:
