@@ -30,7 +30,7 @@ from realloc.train.order import Batches
 DENSITY = 93_000 / (784 * 1024 + 1024 * 1024)
 METHODS = ("rigl", "gse", "sparse_evolution")
 RULES = ("zero", "median", "seed", "zero, damped by age")
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (4e-3, 8e-3)
 SEEDS = (1000, 1001)
 
 
