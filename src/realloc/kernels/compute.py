@@ -158,7 +158,7 @@ def sampled_product(gy: Tensor, x: Tensor, index: Index, gradient: Tensor, keep:
 def _lined(index: Index, samples: int, features: int, lines: int) -> dict[int, Tensor | int | None]:
     return {
         w.POINTER: index.pointer, w.OTHER: index.other, w.ORDER: index.order,
-        w.SAMPLES: samples, w.FEATURES: features, w.LINES: lines,
+        w.SAMPLES: samples, w.FEATURES: features, w.LINES: lines, w.UNITS: index.other.numel(),
     }  # fmt: skip
 
 

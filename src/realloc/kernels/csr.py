@@ -123,6 +123,7 @@ def forward(task: Any) -> None:
     word = v.words(task)
     lane = v.width_of(task)
     samples, features, lines = v.get(word, w.SAMPLES), v.get(word, w.FEATURES), v.get(word, w.LINES)
+    units = v.get(word, w.UNITS)
     panel, values = v.numbers(task, v.get(word, w.PANEL)), v.numbers(task, v.get(word, w.VALUES))
     pointer, other = v.integers(v.get(word, w.POINTER)), v.integers(v.get(word, w.OTHER))
     order = v.integers(v.get(word, w.ORDER))
@@ -138,6 +139,8 @@ def forward(task: Any) -> None:
             count = min(lane, lines - row)
             for j in range(count):
                 a, z = v.get(pointer, row + j), v.get(pointer, row + j + 1)
+                if not 0 <= a <= z <= units:
+                    fault, z = 1, a
                 start = v.get(bias, row + j) if biased else zero
                 target = v.shift(tile, j * width)
                 fault |= v.gather(values, other, order, a, z, mine, features - 1, start, target)
@@ -156,6 +159,7 @@ def backward(task: Any) -> None:
     lane = v.width_of(task)
     x, x_step = v.numbers(task, v.get(word, w.X)), v.get(word, w.X_STEP)
     samples, features, lines = v.get(word, w.SAMPLES), v.get(word, w.FEATURES), v.get(word, w.LINES)
+    units = v.get(word, w.UNITS)
     panel, values = v.numbers(task, v.get(word, w.PANEL)), v.numbers(task, v.get(word, w.VALUES))
     gradient, dots = v.numbers(task, v.get(word, w.GRADIENT)), v.get(word, w.GRADIENT) != 0
     pointer, other = v.integers(v.get(word, w.POINTER)), v.integers(v.get(word, w.OTHER))
@@ -176,6 +180,8 @@ def backward(task: Any) -> None:
                 _load_tile(start, x_step, samples - sample, count, lane, width, tile, zero)
             for j in range(count):
                 a, z = v.get(pointer, row + j), v.get(pointer, row + j + 1)
+                if not 0 <= a <= z <= units:
+                    fault, z = 1, a
                 line, target = v.shift(tile, j * width), v.shift(total, j * width) if sums else v.nothing(task)
                 fault |= v.walk(
                     values, gradient, other, order, a, z, mine, features - 1, line, target, keep, wide
@@ -191,6 +197,7 @@ def scatter(task: Any) -> None:
     """``out[line, other] = values`` into a matrix of zeros."""
     word = v.words(task)
     lane, lines, features = v.width_of(task), v.get(word, w.LINES), v.get(word, w.FEATURES)
+    units = v.get(word, w.UNITS)
     values, out, step = (
         v.numbers(task, v.get(word, w.VALUES)),
         v.numbers(task, v.get(word, w.OUT)),
@@ -201,7 +208,10 @@ def scatter(task: Any) -> None:
     part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     for line in range(first * lane, min(last * lane, lines)):
-        for unit in range(v.get(pointer, line), v.get(pointer, line + 1)):
+        a, z = v.get(pointer, line), v.get(pointer, line + 1)
+        sound = 0 <= a <= z <= units
+        fault |= not sound
+        for unit in range(a, z if sound else a):
             column, place = v.get(other, unit), v.get(order, unit) if ordered else unit
             if 0 <= column < features:
                 v.put(out, line * step + column, v.get(values, place))
@@ -215,6 +225,7 @@ def collect(task: Any) -> None:
     """``gradient = x[line, other]``: the inverse of `scatter`."""
     word = v.words(task)
     lane, lines, features = v.width_of(task), v.get(word, w.LINES), v.get(word, w.FEATURES)
+    units = v.get(word, w.UNITS)
     gradient, x, step = (
         v.numbers(task, v.get(word, w.GRADIENT)),
         v.numbers(task, v.get(word, w.X)),
@@ -225,7 +236,10 @@ def collect(task: Any) -> None:
     part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
     for line in range(first * lane, min(last * lane, lines)):
-        for unit in range(v.get(pointer, line), v.get(pointer, line + 1)):
+        a, z = v.get(pointer, line), v.get(pointer, line + 1)
+        sound = 0 <= a <= z <= units
+        fault |= not sound
+        for unit in range(a, z if sound else a):
             column, place = v.get(other, unit), v.get(order, unit) if ordered else unit
             if 0 <= column < features:
                 v.put(gradient, place, v.get(x, line * step + column))
