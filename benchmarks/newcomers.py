@@ -28,7 +28,7 @@ from realloc.train.dataset import Dataset
 from realloc.train.order import Batches
 
 DENSITY = 93_000 / (784 * 1024 + 1024 * 1024)
-METHODS = ("rigl", "gse", "sparse_evolution")
+METHODS = ("rigl", "sparse_evolution")
 RULES = ("zero", "median", "seed", "zero, damped by age")
 RATES = (4e-3, 8e-3)
 SEEDS = (1000, 1001)

@@ -83,13 +83,14 @@ def _move_flat(
     followers: Sequence[FlatPool],
     step: int,
 ) -> None:
-    mine = [changes.get(site.name) for site in pool.sites]
-    new = [entries[site.name].places for site in pool.sites]
+    mine = [entries[site.name] for site in pool.sites]
+    new = [entry.places for entry in mine]
     parked = new[0].new_full((pool.capacity - sum(places.numel() for places in new),), -1)
-    units = torch.cat([*(entries[site.name].source for site in pool.sites), parked])
+    units = torch.cat([*(entry.source for entry in mine), parked])
     source = to_slots(units, pool.unit_size)
     parameter = pool.parameter
-    newcomers = _newcomers(pool, mine, new) if target.moments != "zero" else []
+    named = [changes.get(site.name) for site in pool.sites]
+    newcomers = _newcomers(pool, named, mine) if target.moments != "zero" else []
     starts = starts_of(target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], newcomers)
     gather_pool(target.optimizer, parameter, source, starts)
     born = pool.born
@@ -101,15 +102,16 @@ def _move_flat(
         follower.write(new)
 
 
-def _newcomers(pool: FlatPool, changes: Sequence[Change | None], new: Sequence[Tensor]) -> list[Newcomers]:
-    found = []
-    for index, change in enumerate(changes):
-        first, last = (b * pool.unit_size for b in pool.bounds(index))
-        count = 0 if change is None else change.acquired.numel() * pool.unit_size
+def _newcomers(pool: FlatPool, changes: Sequence[Change | None], entries: Sequence[Entry]) -> list[Newcomers]:
+    found, size, held = [], pool.unit_size, 0
+    for index, (change, entry) in enumerate(zip(changes, entries, strict=True)):
+        first, last = (b * size for b in pool.bounds(index))
         spaced = torch.arange(first, last, max(1, (last - first) // SPACED))
-        found.append(Newcomers(spaced, count, None if change is None else change.gradient))
-    parked = (pool.capacity - sum(places.numel() for places in new)) * pool.unit_size
-    return [*found, Newcomers(torch.empty(0, dtype=torch.int64), parked)]
+        gradient = None if change is None else change.gradient
+        new = None if gradient is None else (to_slots(entry.source, size) < 0).nonzero().flatten()
+        found.append(Newcomers(spaced, entry.places.numel() * size, new, gradient))
+        held += entry.places.numel()
+    return [*found, Newcomers(torch.empty(0, dtype=torch.int64), (pool.capacity - held) * size)]
 
 
 def _move_masked(
@@ -123,7 +125,8 @@ def _move_masked(
         gone = site.grid.elements(change.released).flatten()
         come = site.grid.elements(change.acquired).flatten()
         spaced = held[:: max(1, held.numel() // SPACED)]
-        newcomers = Newcomers(site.grid.elements(spaced).flatten(), come.numel(), change.gradient)
+        every = torch.arange(come.numel())
+        newcomers = Newcomers(site.grid.elements(spaced).flatten(), come.numel(), every, change.gradient)
         state, fresh = slotwise(target.optimizer, parameter), target.fresh[parameter]
         starts = starts_of(target.moments, state, fresh, [newcomers])
         reset_masked(target.optimizer, parameter, gone, come, starts)

@@ -24,7 +24,7 @@ def test_agrees_with_the_reference_in_the_same_storage(n, share, column, dtype, 
     source = torch.randperm(2 * n, generator=draw)[:n].sort().values.clamp(max=max(n - 1, 0))
     source[torch.rand(n, generator=draw) < share] = -1
     tensor = torch.randint(0, 100, (n, 1) if column else (n,), generator=draw).to(dtype)
-    fresh = torch.randint(0, 100, (int((source < 0).sum()),), generator=draw).to(dtype)
+    fresh = torch.randint(0, 100, (n,), generator=draw).to(dtype)
     starts = [fresh, 1.0] if given_fresh else [1.0, 2.0]
     tensors = [tensor, torch.randint(0, 100, tensor.shape, generator=draw).to(dtype)]
     wanted = [t.clone() for t in tensors]

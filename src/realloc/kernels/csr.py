@@ -261,21 +261,24 @@ def each(task: Any) -> None:
 def gather(task: Any) -> None:
     """``out[i] = x[source[i]]``, or the fill where source is negative, for SAMPLES tensors at once.
 
-    POINTER is int64 ``source [lines]``; X and OUT are tables of addresses, BIAS has one fill for each tensor.
+    POINTER is int64 ``source [lines]``; X, OUT and BIAS are tables of addresses of each tensor, of what it becomes and
+    of its fills; ORDER is a table of steps: 1 where there is a fill for each slot, 0 where there is one for all.
     """
     word = v.words(task)
     source, lines, count = v.long_integers(v.get(word, w.POINTER)), v.get(word, w.LINES), v.get(word, w.SAMPLES)
     old, new = v.long_integers(v.get(word, w.X)), v.long_integers(v.get(word, w.OUT))
-    fills, limit, fault = v.numbers(task, v.get(word, w.BIAS)), v.get(word, w.FEATURES), False
+    fills, steps = v.long_integers(v.get(word, w.BIAS)), v.long_integers(v.get(word, w.ORDER))
+    limit, fault = v.get(word, w.FEATURES), False
     part, parts = part_of(word)
     first, last = even(lines, part, parts)
     for k in range(count):
-        x, out, fill = v.numbers(task, v.get(old, k)), v.numbers(task, v.get(new, k)), v.get(fills, k)
+        x, out = v.numbers(task, v.get(old, k)), v.numbers(task, v.get(new, k))
+        fill, step = v.numbers(task, v.get(fills, k)), v.get(steps, k)
         for i in range(first, last):
             at = v.get(source, i)
             inside = (at >= 0) & (at < limit)
             value = v.get(x, at if inside else 0)
-            v.put(out, i, value if inside else fill)
+            v.put(out, i, value if inside else v.get(fill, i * step))
             fault |= at >= limit
     if fault:
         v.put(word, w.FAULT, 1)

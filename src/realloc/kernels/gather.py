@@ -20,11 +20,11 @@ Slots = tuple[Tensor, Tensor | float]
 
 @torch.no_grad()
 def gather_slots(moving: Sequence[Slots], source: Tensor) -> None:
-    """``new[i] = old[source[i]]`` for each tensor; where source is -1 the next of its start values. In place.
+    """``new[i] = old[source[i]]`` for each tensor; where source is -1 its start value. In place.
 
     Args:
         moving: tensors, contiguous ``[n]`` or ``[n, 1]``, any dtype, each with what its new slots start with: a number,
-            or as many of them as there are new slots. Storage stays; versions rise.
+            or a number for each slot, ``[n]``, of which those of new slots count. Storage stays; versions rise.
         source: int64 ``[n]``; entries below 0 are new slots.
 
     Raises:
@@ -53,14 +53,18 @@ def gather_slots(moving: Sequence[Slots], source: Tensor) -> None:
 
 def _gather(moving: Sequence[Slots], source: Tensor, bits: torch.dtype) -> None:
     news = [torch.empty_like(tensor) for tensor, _ in moving]
-    fills = [torch.full((1,), 0.0 if isinstance(s, Tensor) else s, dtype=t.dtype).view(bits) for t, s in moving]
+    fills = [
+        start.to(t.dtype).contiguous() if isinstance(start, Tensor) else torch.full((1,), start, dtype=t.dtype)
+        for t, start in moving
+    ]
+    table = torch.tensor([
+        [tensor.data_ptr() for tensor, _ in moving], [new.data_ptr() for new in news],
+        [fill.data_ptr() for fill in fills], [int(isinstance(start, Tensor)) for _, start in moving],
+    ])  # fmt: skip
     words: w.Words = {
         w.POINTER: source, w.LINES: source.numel(), w.FEATURES: source.numel(), w.SAMPLES: len(news),
-        w.X: torch.tensor([tensor.data_ptr() for tensor, _ in moving]),
-        w.OUT: torch.tensor([new.data_ptr() for new in news]), w.BIAS: torch.cat(fills),
+        w.X: table[0], w.OUT: table[1], w.BIAS: table[2], w.ORDER: table[3],
     }  # fmt: skip
     run("gather", bits, words, source.numel() * len(news))
-    for (tensor, start), new in zip(moving, news, strict=True):
-        if isinstance(start, Tensor):
-            new.view(-1)[(source < 0).nonzero().squeeze(1)] = start.to(tensor.dtype).flatten()
+    for (tensor, _), new in zip(moving, news, strict=True):
         tensor.copy_(new)

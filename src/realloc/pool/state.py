@@ -19,11 +19,12 @@ SECOND_MOMENTS = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq",
 @final
 @dataclass(frozen=True, eq=False)
 class Newcomers:
-    """The new slots of one site in one move."""
+    """The slots of one site after a move, as far as it concerns those that are new."""
 
     held: Tensor  # int64, slots that the site had before: all of them, or evenly spaced ones
-    slots: int  # how many are new
-    gradient: Tensor | None = None  # their own gradient, [units, size]
+    slots: int  # how many it has now
+    new: Tensor | None = None  # int64, which of them are new, where their own gradient counts
+    gradient: Tensor | None = None  # that gradient, [units, size]
 
 
 def slotwise(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ def gather_pool(
 ) -> None:
     """Apply one move to a pool: its values, gradient and state. ``source`` int64 [n]: the old slot, -1 where new.
 
-    ``starts``: what the state of a new slot starts with, by key: a number, or one value for each -1.
+    ``starts``: what the state of a new slot starts with, by key: a number, or one for each slot.
     """
     moving: list[Slots] = [(parameter.detach(), 0.0)]
     if parameter.grad is not None:
@@ -52,7 +53,7 @@ def starts_of(
     fresh: dict[str, float],
     newcomers: Sequence[Newcomers],
 ) -> dict[str, Tensor | float]:
-    """Start values of new slots, by key, in pool order.
+    """Start values of slots, by key: a number, or one for each slot of the newcomers in order (old ones do not count).
 
     ``zero``: as a fresh optimizer would write them. ``median``: second moments start at the median over the
     site's held slots, or `SPACED` of them. ``seed``: second moments start at the square of the candidate's own
@@ -62,16 +63,14 @@ def starts_of(
     if rule == "zero":
         return starts
     for key in SECOND_MOMENTS & state.keys():
-        columns = []
-        for new in newcomers:
-            level = torch.full((new.slots,), fresh.get(key, 0.0), dtype=state[key].dtype, device=state[key].device)
-            if rule == "median" and new.held.numel():
-                level.fill_(float(state[key].flatten()[new.held].median()))
-            elif rule == "seed" and new.gradient is not None:
-                seed = new.gradient.flatten().to(state[key])
-                level = seed.abs() if key == "exp_inf" else seed.square()
-            columns.append(level)
-        starts[key] = torch.cat(columns)
+        whole = state[key].new_full((sum(n.slots for n in newcomers),), fresh.get(key, 0.0))
+        for site, level in zip(newcomers, torch.split(whole, [n.slots for n in newcomers]), strict=True):
+            if rule == "median" and site.held.numel():
+                level.fill_(state[key].reshape(-1)[site.held].median())
+            elif rule == "seed" and site.gradient is not None and site.new is not None:
+                seed = site.gradient.flatten().to(state[key])
+                level[site.new] = seed.abs() if key == "exp_inf" else seed.square()
+        starts[key] = whole
     return starts
 
 
