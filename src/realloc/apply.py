@@ -124,9 +124,10 @@ def _move_masked(
         parameter = site.parameter
         gone = site.grid.elements(change.released).flatten()
         come = site.grid.elements(change.acquired).flatten()
-        spaced = held[:: max(1, held.numel() // SPACED)]
+        elements = site.grid.elements(held).flatten()
+        spaced = elements[:: max(1, elements.numel() // SPACED)]
         every = torch.arange(come.numel())
-        newcomers = Newcomers(site.grid.elements(spaced).flatten(), come.numel(), every, change.gradient)
+        newcomers = Newcomers(spaced, come.numel(), every, change.gradient)
         state, fresh = slotwise(target.optimizer, parameter), target.fresh[parameter]
         starts = starts_of(target.moments, state, fresh, [newcomers])
         reset_masked(target.optimizer, parameter, gone, come, starts)

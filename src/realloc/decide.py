@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -92,8 +93,15 @@ def _shares(sites: Sequence[Standing], drops: Sequence[Drop], counts: Sequence[i
         )
         for site, drop, back in zip(sites, drops, released, strict=True)
     ]  # fmt: skip
-    grows = list(method.share(rooms, sum(released)))
-    if sum(grows) != sum(released) or any(not 0 <= n <= room.most for n, room in zip(grows, rooms, strict=True)):
+    try:
+        grows = [operator.index(count) for count in method.share(rooms, sum(released))]
+    except TypeError as error:
+        raise StateError(f"share of {method.name} gave what are no integers; return one int for each site") from error
+    if (
+        len(grows) != len(rooms)
+        or sum(grows) != sum(released)
+        or any(not 0 <= n <= room.most for n, room in zip(grows, rooms, strict=True))
+    ):
         raise StateError(
             f"share of {method.name} gave {grows} where {sum(released)} units were to be placed "
             f"within {[room.most for room in rooms]}; return counts that sum to the budget"

@@ -239,7 +239,7 @@ class Engine:
         (rows,) = self.ranks.largest([sum(t.rows for t in taps)])
         if not any(self._active.values()):
             return "nothing was measured: no site took part in a backward pass (is this the model you train?)"
-        if taps and len(taps) == len(sites) and rows == 0:
+        if rows == 0 and any(tap.touched for tap in taps):
             return "the batch had no rows"
         if not finite(self.target.fresh, self.ranks):
             return "a gradient is NaN or Inf"

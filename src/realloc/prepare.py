@@ -60,7 +60,13 @@ def plan_start(root: nn.Module, method: Method, seed: int) -> Start:
             f"density {method.density} gives {min(budget, final)} units to {len(rooms)} layers, fewer than one each; "
             f"use density >= {math.ceil(need * 1e6) / 1e6}, or fewer layers with method.on(...)"
         )
-    counts = method.start(rooms, budget)
+    counts = [int(count) for count in method.start(rooms, budget)]
+    bounds = zip(counts, rooms, strict=False)
+    if len(counts) != len(rooms) or sum(counts) != budget or any(not r.least <= n <= r.most for n, r in bounds):
+        raise ConfigError(
+            f"start of {method.name} gave {counts} for a budget of {budget} units; return counts that sum to it, "
+            f"each from {[r.least for r in rooms]} to {[r.most for r in rooms]}"
+        )
     places = tuple(_place(c, n, method, seed) for c, n in zip(chosen, counts, strict=True))
     return Start(tuple(chosen), places, tuple(dense))
 

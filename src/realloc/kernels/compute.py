@@ -71,6 +71,11 @@ def rows_of(x: Tensor, width: int) -> Tensor:
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, site: Site, kernel: bool) -> Tensor:
     """``[..., out]``."""
     layout = site.layout
+    if x.ndim == 0 or x.shape[-1] != layout.in_features:
+        raise RuntimeError(f"input has shape {tuple(x.shape)}, the layer takes [..., {layout.in_features}]")
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != (layout.out_features,)):
+        shape = (layout.out_features,)
+        raise RuntimeError(f"bias is {bias.dtype} {tuple(bias.shape)}, the layer needs {x.dtype} {shape}")
     bounds = site.bounds()
     mine = site.slots(values, bounds)
     flat = rows_of(x, layout.in_features)

@@ -131,6 +131,9 @@ def forward(task: Any) -> None:
     bias, biased = v.numbers(task, v.get(word, w.BIAS)), v.get(word, w.BIAS) != 0
     part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
+    if v.get(pointer, 0) != 0 or v.get(pointer, lines) != units:
+        v.put(word, w.FAULT, 1)
+        return
     tile, zero, fault, width = v.room(task), v.zero(task), 0, lane * NARROW
     for sample in range(0, samples, width):
         mine = v.shift(panel, sample * features)
@@ -167,6 +170,9 @@ def backward(task: Any) -> None:
     out, step, sums = v.numbers(task, v.get(word, w.OUT)), v.get(word, w.OUT_STEP), v.get(word, w.OUT) != 0
     part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
+    if v.get(pointer, 0) != 0 or v.get(pointer, lines) != units:
+        v.put(word, w.FAULT, 1)
+        return
     tile, total, zero, fault, sample = v.room(task), v.room(task), v.zero(task), 0, 0
     while sample < samples:
         width = _width(samples - sample, lane, 0)
@@ -207,6 +213,9 @@ def scatter(task: Any) -> None:
     order, ordered, fault = v.integers(v.get(word, w.ORDER)), v.get(word, w.ORDER) != 0, False
     part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
+    if v.get(pointer, 0) != 0 or v.get(pointer, lines) != units:
+        v.put(word, w.FAULT, 1)
+        return
     for line in range(first * lane, min(last * lane, lines)):
         a, z = v.get(pointer, line), v.get(pointer, line + 1)
         sound = 0 <= a <= z <= units
@@ -235,6 +244,9 @@ def collect(task: Any) -> None:
     order, ordered, fault = v.integers(v.get(word, w.ORDER)), v.get(word, w.ORDER) != 0, False
     part, parts = part_of(word)
     first, last = _cut(pointer, lines, lane, part, parts), _cut(pointer, lines, lane, part + 1, parts)
+    if v.get(pointer, 0) != 0 or v.get(pointer, lines) != units:
+        v.put(word, w.FAULT, 1)
+        return
     for line in range(first * lane, min(last * lane, lines)):
         a, z = v.get(pointer, line), v.get(pointer, line + 1)
         sound = 0 <= a <= z <= units

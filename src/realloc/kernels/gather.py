@@ -42,7 +42,7 @@ def gather_slots(moving: Sequence[Slots], source: Tensor) -> None:
     left = list(moving)
     for size, bits in _BITS.items():
         together = [(t, start) for t, start in left if t.device.type == "cpu" and t.element_size() == size]
-        together = [(t, start) for t, start in together if not t.is_complex() and t.numel()]
+        together = [(t, start) for t, start in together if not t.is_complex() and t.numel() and t.is_contiguous()]
         left = [pair for pair in left if not any(pair[0] is t for t, _ in together)]
         few = max(1, SCRATCH // (size * max(1, source.numel())))
         for first in range(0, len(together), few):

@@ -41,14 +41,14 @@ def packed_linear(
 
 def gather_slots(tensor: Tensor, source: Tensor, start: Tensor | float) -> None:
     """``new[i] = old[source[i]]``; where source is -1, ``start``, or what it says for that slot. In place."""
-    flat = tensor.view(-1)
+    flat = tensor.reshape(-1)
     new = flat[source.clamp(min=0)] if flat.numel() else flat.clone()
     born = source < 0
     if isinstance(start, Tensor):
         new[born] = start.to(new.dtype).flatten()[born]
     else:
         new.masked_fill_(born, start)
-    flat.copy_(new)
+    tensor.copy_(new.view(tensor.shape))
 
 
 def candidate_gradient(pairs: list[tuple[Tensor, Tensor]], rows: Tensor, columns: Tensor, r: int, c: int) -> Tensor:

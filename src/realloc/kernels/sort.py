@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from realloc.kernels import task as w
@@ -81,9 +82,16 @@ def spread(task: Any) -> None:
     if not _sound(pointer, v.get(word, w.LINES), v.get(word, w.SAMPLES)):
         v.put(word, w.FAULT, 1)
         return
+    fault: Any = False
     for line in range(v.get(word, w.LINES)):
+        last: Any = -1
         for unit in range(v.get(pointer, line), v.get(pointer, line + 1)):
-            v.put(out, unit, line * width + v.get(other, unit))
+            column = np.int64(v.get(other, unit))
+            fault |= column <= last or column >= width
+            v.put(out, unit, line * width + column)
+            last = column
+    if fault:
+        v.put(word, w.FAULT, 1)
 
 
 def fold(task: Any) -> None:

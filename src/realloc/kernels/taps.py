@@ -133,6 +133,6 @@ def notify_dense(number: int, gradient: Tensor, copy: bool = False) -> None:
     if tap is None or not tap.listens:
         return
     task = current_task()
-    tap.seen.append((task, 0))
+    tap.seen.append((task, 1))  # how many rows went into it nobody knows; some did
     if tap.armed:
         tap.keep_dense(gradient.clone() if copy else gradient.detach(), task)

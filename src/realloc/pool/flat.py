@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class FlatPool:
         for grid in grids:
             starts.append(starts[-1] + grid.rows + 1)
         self._row_starts = tuple(starts)
+        self._split_at = -1
         self.key = f"realloc_pool{number}"  # name of the parameter on the owner
         self._names = {part: f"realloc_{part}{number}" for part in ("columns", "rows", "extents", "compute", "born")}
         self.views: tuple[Tensor, ...] | None = None
@@ -131,10 +132,19 @@ class FlatPool:
     def open(self) -> None:
         """Split the pool once for a whole forward of the model; nested calls share the outer split."""
         self._depth += 1
-        if self._depth == 1:
+        # an interrupt can leave a forward without its end: a split of older values is not to be used
+        if self._depth == 1 or self._split_at != self._version():
+            self._split_at = self._version()
             ends = [e * self.unit_size for e in self.extents.tolist()]
             sizes = [b - a for a, b in pairwise(ends)]
             self.views = torch.split(self.parameter, [*sizes, self.parameter.shape[0] - ends[-1]])
+
+    def _version(self) -> int:
+        parameter = self.parameter
+        return -1 if parameter.is_inference() else parameter._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"views": None, "_depth": 0}
 
     def close(self) -> None:
         """Drop the split: one that outlives its forward breaks after a move."""
@@ -146,7 +156,7 @@ class FlatPool:
         """Values of one site, and whether they are the whole pool (as a compiled graph wants it)."""
         if torch.compiler.is_compiling():
             return self.parameter, True
-        if self.views is not None:
+        if self.views is not None and self._split_at == self._version():
             view = self.views[index]
             if view.requires_grad or not (torch.is_grad_enabled() and self.parameter.requires_grad):
                 return view, False
