@@ -32,7 +32,7 @@ from realloc.train.run import run_in
 
 CAPACITY = 784 * 1024 + 1024 * 1024
 BUDGETS = (37_000, 93_000, 186_000)
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (32, 64, 128, 256, 512)
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TUNING_SEEDS = (1000, 1001, 1002)
 ARMS = (

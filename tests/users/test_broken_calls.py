@@ -1,0 +1,67 @@
+"""Calls that plain torch refuses are refused, and an interrupt leaves a model that trains on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import realloc
+from realloc import methods
+
+
+class Interrupts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.now:
+            raise KeyboardInterrupt
+        return x
+
+
+def attached(density: float = 0.3) -> tuple[nn.Sequential, torch.optim.Optimizer, realloc.Handle]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), Interrupts(), nn.Linear(32, 24), nn.Linear(24, 4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    handle = realloc.attach(model, optimizer, methods.rigl(density), schedule=realloc.every(2, total=40))
+    return model, optimizer, handle
+
+
+@pytest.mark.parametrize("density", [0.3, 0.9])
+@pytest.mark.parametrize("shape", [(8, 4), (4, 8), (2, 32), (64, 12), (8, 1, 4, 4)])
+def test_an_input_of_another_width_is_refused(shape, density):
+    model, _, _ = attached(density)
+    with pytest.raises(RuntimeError, match="the layer takes"):
+        model(torch.zeros(shape))
+
+
+def test_a_bias_of_another_kind_is_refused():
+    model, _, _ = attached()
+    model[0].bias.data = model[0].bias.data.double()
+    with pytest.raises(RuntimeError, match="bias is torch.float64"):
+        model(torch.zeros(2, 16))
+
+
+def test_an_interrupt_inside_a_forward_leaves_the_model_whole():
+    model, optimizer, handle = attached()
+
+    def go(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+            optimizer.step()
+
+    go(3)
+    model[1].now = True
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(8, 16))
+    model[1].now = False
+    x = torch.randn(8, 16)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    go(9)
+    assert handle.moves > 3 and torch.allclose(realloc.export.dense(model)(x), model(x), atol=1e-6)
