@@ -43,7 +43,7 @@ def test_an_input_of_another_width_is_refused(shape, density):
 def test_a_bias_of_another_kind_is_refused():
     model, _, _ = attached()
     model[0].bias.data = model[0].bias.data.double()
-    with pytest.raises(RuntimeError, match="bias is torch.float64"):
+    with pytest.raises(RuntimeError, match=r"bias is torch\.float64"):
         model(torch.zeros(2, 16))
 
 
