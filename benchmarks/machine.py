@@ -10,6 +10,8 @@ from pathlib import Path
 import numba
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def describe() -> str:
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown CPU")
@@ -22,7 +24,8 @@ def describe() -> str:
 
 
 def command() -> str:
-    return "python " + " ".join([str(Path(sys.argv[0])), *sys.argv[1:]])
+    """The command, its paths as seen from the checkout: a table says nothing of whose machine made it."""
+    return "python " + " ".join(argument.replace(f"{ROOT}/", "") for argument in sys.argv)
 
 
 def _cpuinfo() -> list[str]:
@@ -31,5 +34,5 @@ def _cpuinfo() -> list[str]:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
     return done.stdout.strip() or "none"
