@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 import realloc
 from realloc import methods
 from realloc.errors import ConfigError, StateError
+from realloc.methods.method import Method
 from realloc.observe.candidates import sampled as candidates
 from realloc.schedule import constant, cosine, cubic, every, linear
 from realloc.scores.score import Score
@@ -85,6 +86,11 @@ def whole_numbers(bench: Bench) -> None:
     bench.model[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int32), requires_grad=False)
 
 
+def sparse_gradients(bench: Bench) -> None:
+    bench.model.fc1 = nn.Embedding(10, 24, sparse=True)
+    bench.optimizer = torch.optim.SGD(bench.model.parameters(), lr=0.1)
+
+
 def complex_numbers(bench: Bench) -> None:
     bench.model.fc1 = nn.Linear(10, 24, dtype=torch.complex64)
 
@@ -149,6 +155,10 @@ def ask(question: Callable[[Any, Bench], Any]) -> Callable[[Bench], Any]:
         return question(handle, bench)
 
     return act
+
+
+def starting(start: Any) -> Method:
+    return replace(methods.static(0.3), start=start)
 
 
 NAN = float("nan")
@@ -220,6 +230,15 @@ CASES: dict[str, tuple[Callable[[Bench], Any], type[Exception], str]] = {
     "weights on the meta device": (with_(meta), ConfigError, r"fc1\.weight.*meta device.*materialise"),
     "a lazy layer": (with_(lazy), ConfigError, r"fc1\.weight.*lazy.*one batch"),
     "integer weights": (with_(whole_numbers, methods.rigl(0.3).on("0")), ConfigError, r"0\.weight.*frozen|int32"),
+    "sparse gradients": (
+        with_(sparse_gradients, methods.rigl(0.3).on("fc1", storage="masked")),
+        ConfigError, r"fc1\.weight.*sparse=False",
+    ),
+    "start miscounts": (lambda b: b.attach(starting(lambda rooms, budget: [1] * len(rooms))), ConfigError, "start of"),
+    "start gives floats": (
+        lambda b: b.attach(starting(lambda rooms, budget: [budget / len(rooms)] * len(rooms))),
+        ConfigError, "no integers",
+    ),
     "complex weights": (with_(complex_numbers, methods.rigl(0.3).on("fc1")), ConfigError, r"fc1\.weight.*complex64"),
     "everything frozen": (with_(frozen), ConfigError, r"no layer takes part.*frozen"),
     # optimizer

@@ -124,6 +124,12 @@ def test_seed_moments_carry_the_gradient_of_what_comes():
         ({"survive": lambda phase: lambda scores, k, generator: torch.arange(k - 1)}, "survive of rigl selected 2"),
         ({"share": lambda rooms, budget: [budget - 1]}, "share of rigl gave"),
         ({"share": lambda rooms, budget: [99]}, "share of rigl gave"),
+        ({"share": lambda rooms, budget: [budget - 1, 1]}, "share of rigl gave"),
+        ({"share": lambda rooms, budget: [float(budget)]}, "which are no integers"),
+        ({"acquire": lambda scores, k, generator: list(range(k))}, "acquire of rigl gave list"),
+        ({"acquire": lambda scores, k, generator: None}, "acquire of rigl gave NoneType"),
+        ({"acquire": lambda scores, k, generator: torch.arange(k)[:, None]}, "acquire of rigl gave 2-d"),
+        ({"acquire": lambda scores, k, generator: torch.arange(k).float()}, r"gave 1-d torch\.float32"),
     ],
 )
 def test_a_part_that_loses_or_doubles_a_unit_is_refused(parts, word):

@@ -41,6 +41,8 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
     """
     changes = {c.site: c for c in plan.changes if c.moves_anything}
     holdings = target.holdings
+    for held in (holdings, *target.followers):
+        held.unstamp()
     for number, flat in enumerate(holdings.flats):
         if any(site.name in changes for site in flat.sites):
             followers = [f.flats[number] for f in target.followers]
@@ -99,6 +101,8 @@ def _move_flat(
     pool.write(new)
     for follower in followers:
         gather_slots([(follower.parameter.detach(), 0.0)], source)
+        if follower.born is not None:
+            gather_slots([(follower.born, step)], units)
         follower.write(new)
 
 
@@ -146,4 +150,7 @@ def _follow_masked(copy: MaskedPool, pool: MaskedPool, changes: Mapping[str, Cha
         if change is not None:
             both = torch.cat([change.released, change.acquired])
             put(site.parameter.detach(), site.grid.elements(both).flatten(), 0.0)
+            mine, born = copy.born(site.index), pool.born(site.index)
+            if mine is not None and born is not None:
+                mine.copy_(born)
     copy.write([pool.places(site.index) for site in pool.sites])

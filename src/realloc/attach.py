@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,11 +245,9 @@ def _hook(
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_load_state_dict_pre_hook(before_load),
     ]
-    for pool in holdings.flats:
-        hooks.append(pool.parameter.register_hook(Hook(pool.arrive)))  # type: ignore[no-untyped-call]
-    for site in holdings.masked.sites if holdings.masked is not None else ():
-        hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
-        hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(partial(site.collect, site.parameter))))  # type: ignore[no-untyped-call]
+    for parameter, begin, end in engine.collectors():
+        hooks.append(parameter.register_hook(Hook(begin)))  # type: ignore[no-untyped-call]
+        hooks.append(parameter.register_post_accumulate_grad_hook(Hook(end)))  # type: ignore[no-untyped-call]
     root.__dict__[LINK].engine = engine
     _taken.add(optimizer)
     if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already

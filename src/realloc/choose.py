@@ -128,6 +128,10 @@ def _stays_dense(weight: _Weight, where: Where, named: bool, excluded: bool, las
         return "the classifier"
     if not named and not (weight.linear or (weight.conv and where.storage != "packed")):
         return "stays dense by default"
+    if named and any(getattr(module, "sparse", False) for module, _ in weight.holders):
+        raise ConfigError(
+            f"{weight.name} gets sparse gradients, which a mask cannot hold; make the layer with sparse=False"
+        )
     if named and where.storage == "packed" and not weight.linear:
         raise ConfigError(f'{weight.name} is no plain nn.Linear weight and cannot be packed; use storage="masked"')
     return None

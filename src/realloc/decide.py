@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from realloc.acquire import acquire, change_of
 from realloc.allocate.globally import globally
-from realloc.allocate.room import Room
+from realloc.allocate.room import Room, allot
 from realloc.errors import StateError
 from realloc.methods.method import Method
 from realloc.observe.standing import Standing
@@ -93,20 +92,7 @@ def _shares(sites: Sequence[Standing], drops: Sequence[Drop], counts: Sequence[i
         )
         for site, drop, back in zip(sites, drops, released, strict=True)
     ]  # fmt: skip
-    try:
-        grows = [operator.index(count) for count in method.share(rooms, sum(released))]
-    except TypeError as error:
-        raise StateError(f"share of {method.name} gave what are no integers; return one int for each site") from error
-    if (
-        len(grows) != len(rooms)
-        or sum(grows) != sum(released)
-        or any(not 0 <= n <= room.most for n, room in zip(grows, rooms, strict=True))
-    ):
-        raise StateError(
-            f"share of {method.name} gave {grows} where {sum(released)} units were to be placed "
-            f"within {[room.most for room in rooms]}; return counts that sum to the budget"
-        )
-    return grows
+    return allot(method.share, rooms, sum(released), f"share of {method.name}", StateError)
 
 
 def _evidence(site: Standing) -> float:

@@ -19,6 +19,7 @@ from realloc.errors import StateError, warn
 from realloc.ledger import Entry, check
 from realloc.methods.method import Method
 from realloc.observe.average import Averages
+from realloc.observe.backwards import Backwards
 from realloc.observe.ranks import Ranks
 from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
@@ -29,7 +30,7 @@ from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
 from realloc.sites.packed import PackedSite
-from realloc.stand import active_sites, finite, gradient_of, overwritten, standing_of, took_part
+from realloc.stand import active_sites, finite, gradient_of, overwritten, standing_of
 
 APART = (
     "model and optimizer hold different placements: one was loaded without the other. Load both, "
@@ -42,6 +43,10 @@ COPY_APART = (
 REPLACED = (
     "the model's parameters were replaced after attach (load_state_dict(assign=True)?) and the optimizer "
     "trains the old ones; load without assign"
+)
+BY_HAND = (
+    "the gradient is not of a backward() of this step (set by hand, from torch.autograd.grad, or stepped on twice); "
+    "packed sites measure in backward(): call it, or use storage='masked'"
 )
 
 
@@ -74,7 +79,11 @@ class Engine:
         self._active: dict[str, bool] = {}
         self._quiet = 0
         self._several = ranks.several
-        self._trained = [(pool, pool.parameter) for pool in target.holdings.flats]
+        flats, masked = target.holdings.flats, target.holdings.masked
+        self._backwards = tuple(map(Backwards, flats))
+        self._masked = () if masked is None else masked.sites
+        self._trained = [(pool.owner, pool.key, pool.parameter) for pool in flats]
+        self._trained += [(*site.holder, site.parameter) for site in self._masked]
         self.arm()
 
     @property
@@ -98,20 +107,23 @@ class Engine:
     def arm(self) -> None:
         """Collect gradients in the coming step if a decision will look at them. Also after a load."""
         upcoming = self.holdings.book.read("steps") + 1
-        needs = self.method.keep.needs | (self.method.want.needs if self.method.want else frozenset())
-        looks = "gradient" in needs or self.method.moments == "seed"
-        armed = self._averages.active or (looks and self.schedule.due(upcoming))
-        for pool in self.holdings.flats:
-            pool.arrived.clear()
-            for site in pool.sites:
-                site.tap.reset()
-                site.tap.armed, site.tap.listens = armed, True
-        for masked in self.holdings.masked.sites if self.holdings.masked is not None else ():
-            masked.armed, masked.dense_gradient, masked.touched = armed, None, False
+        averages = self._averages.active and upcoming <= self.schedule.last
+        armed = averages or (self.method.looks and self.schedule.due(upcoming))
+        for backwards in self._backwards:
+            backwards.arm(armed)
+        for site in self._masked:
+            site.arm(armed)
         # steps up to this one have nothing to decide, to collect or to complain about
         due = self.schedule.upcoming(upcoming)
-        busy = self._averages.active or not self.complaints.looked
+        busy = averages or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 2
+
+    def collectors(self) -> Iterator[tuple[nn.Parameter, Callable[[], None], Callable[[], None]]]:
+        """For each managed parameter: what to call before a backward's gradient is accumulated, and after."""
+        for backwards in self._backwards:
+            yield backwards.pool.parameter, backwards.begin, backwards.arrive
+        for site in self._masked:
+            yield site.parameter, site.begin, site.collect
 
     # the step ---------------------------------------------------------------------------------------------------
 
@@ -138,18 +150,18 @@ class Engine:
                 raise StateError(APART)
         if target.followers and any(copy.stamp() != stamp for copy in target.followers):
             raise StateError(COPY_APART)
-        idle = self._several  # whether some site took no part, perhaps on another rank
-        for pool, parameter in self._trained:
-            if pool.owner._parameters[pool.key] is not parameter:
+        for module, key, parameter in self._trained:
+            if module._parameters.get(key) is not parameter:
                 raise StateError(REPLACED)
-            arrived = pool.arrived
-            for site in pool.sites:
-                if not site.tap.settle(arrived) or site.frozen:
-                    idle = True
-        if idle:
-            sites = [site for pool, _ in self._trained for site in pool.sites]
-            touched = self.ranks.largest([int(took_part(site)) for site in sites])
-            self._guard.before(self.holdings.flats, [flag > 0 for flag in touched], target.optimizer)
+        self._guard.forget()  # what a step that failed has left
+        alone = self._several  # whether some site takes no part, perhaps on another rank
+        for backwards in self._backwards:
+            if not backwards.settle():
+                alone = True
+        if alone:
+            self._guard.before(target.holdings.flats, self._updated(), target.optimizer)
+        for site in self._masked:
+            site.settle()
         if self.method.young:
             step = self.holdings.book.read("steps") + 1
             self._guard.before_young(self.holdings.flats, self.holdings.masked, step, target.optimizer)
@@ -169,10 +181,10 @@ class Engine:
             return
         step = holdings.book.count()  # a step that was really taken
         if step <= self._quiet:
-            for pool, _ in self._trained:
-                pool.arrived.clear()
-                for site in pool.sites:
-                    site.tap.seen.clear()
+            for backwards in self._backwards:
+                backwards.forget()
+            for site in self._masked:
+                site.touched = False
             return
         if self._averages.active:
             self._average()
@@ -231,13 +243,23 @@ class Engine:
         for pool, target in zip(pools, targets, strict=True):
             yield decide(pool, self.method, step=step, phase=phase, seed=seed, target=target)
 
+    def _updated(self) -> dict[str, bool]:
+        """Which sites the optimizer has a gradient for, on any rank: of a backward, or set by hand."""
+        names = [site.name for backwards in self._backwards for site in backwards.pool.sites]
+        flags = [flag for backwards in self._backwards for flag in backwards.updated()]
+        names += [site.name for site in self._masked]
+        flags += [site.touched for site in self._masked]
+        return dict(zip(names, map(bool, self.ranks.largest([int(flag) for flag in flags])), strict=True))
+
     def _reason_to_wait(self) -> str | None:
         """Why nothing may move now: no unit was measured, or what was measured is not finite."""
         sites = self.holdings.sites.values()
         taps = [s.tap for s in sites if isinstance(s, PackedSite)]
-        self._active = active_sites(sites, self.ranks)
+        self._active = active_sites(sites, self.ranks) if self.method.looks else self._updated()
         (rows,) = self.ranks.largest([sum(t.rows for t in taps)])
         if not any(self._active.values()):
+            if any(parameter.grad is not None for parameter in self.target.fresh):
+                return f"nothing was measured: {BY_HAND}"
             return "nothing was measured: no site took part in a backward pass (is this the model you train?)"
         if rows == 0 and any(tap.touched for tap in taps):
             return "the batch had no rows"
@@ -284,6 +306,7 @@ class Engine:
             raise StateError("compact() changes shapes, which DDP cannot see; call it on a run with one process")
         before = self.holdings.budget
         for holdings in (self.holdings, *self.target.followers):
+            holdings.unstamp()
             for pool in holdings.pools:
                 compact(pool, self.target.optimizer)
             holdings.book.write("budget", holdings.budget)

@@ -10,12 +10,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from realloc.allocate.room import Room
+from realloc.allocate.room import Room, allot
 from realloc.choose import Chosen, choose
 from realloc.errors import ConfigError
 from realloc.kernels.dispatch import choose_compute, not_supported
+from realloc.kernels.finite import all_finite
 from realloc.kernels.search import Lot, draw
 from realloc.methods.method import Method
+from realloc.observe.average import Averages
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
@@ -60,20 +62,14 @@ def plan_start(root: nn.Module, method: Method, seed: int) -> Start:
             f"density {method.density} gives {min(budget, final)} units to {len(rooms)} layers, fewer than one each; "
             f"use density >= {math.ceil(need * 1e6) / 1e6}, or fewer layers with method.on(...)"
         )
-    counts = [int(count) for count in method.start(rooms, budget)]
-    bounds = zip(counts, rooms, strict=False)
-    if len(counts) != len(rooms) or sum(counts) != budget or any(not r.least <= n <= r.most for n, r in bounds):
-        raise ConfigError(
-            f"start of {method.name} gave {counts} for a budget of {budget} units; return counts that sum to it, "
-            f"each from {[r.least for r in rooms]} to {[r.most for r in rooms]}"
-        )
+    counts = allot(method.start, rooms, budget, f"start of {method.name}", ConfigError)
     places = tuple(_place(c, n, method, seed) for c, n in zip(chosen, counts, strict=True))
     return Start(tuple(chosen), places, tuple(dense))
 
 
 def _place(chosen: Chosen, count: int, method: Method, seed: int) -> Tensor:
     grid, weight = chosen.grid, chosen.parameter.detach()
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         raise ConfigError(f"{chosen.name} has NaN or Inf among its weights; initialise or load it before attach")
     if count == grid.units:
         return torch.arange(grid.units)
@@ -148,6 +144,7 @@ def build(
     holdings.book.register(seed, sum(p.numel() * c.grid.size for c, p in zip(start.chosen, start.places, strict=True)))
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
+    Averages(holdings, method.average)  # its buffers, so that a prepared model loads what an attached one saved
     return holdings, parts
 
 

@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from realloc.kernels.finite import all_finite
 from realloc.kernels.search import draw
 from realloc.methods.method import Method
 from realloc.observe.standing import Standing
@@ -50,7 +51,7 @@ def keep_scores(site: Standing, method: Method, generator: torch.Generator) -> T
 
 def finite(scores: Tensor, site: Standing, score: Score) -> Tensor:
     """Pass scores on, or raise `NotFinite`."""
-    if not math.isfinite(float(scores.sum())) and not bool(torch.isfinite(scores).all()):
+    if not all_finite(scores):
         raise NotFinite(f"{score.name} scores of {site.name} are not finite")
     return scores
 

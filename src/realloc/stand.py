@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from realloc.kernels.finite import all_finite
 from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient
 from realloc.observe.ranks import Ranks
 from realloc.observe.standing import Standing
@@ -32,8 +32,7 @@ def active_sites(sites: Iterable[Site], ranks: Ranks) -> dict[str, bool]:
 def finite(parameters: Iterable[nn.Parameter], ranks: Ranks) -> bool:
     """Whether every gradient is finite on every rank."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    # a sum is quicker than a look at each; where it overflows, look
-    mine = all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in grads)
+    mine = all(map(all_finite, grads))
     return not ranks.largest([int(not mine)])[0]
 
 

@@ -37,6 +37,21 @@ def test_agrees_with_the_reference_in_the_same_storage(n, share, column, dtype, 
     assert all(t._version > version for t, version in zip(tensors, versions, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_strided_tensor_is_moved_in_its_own_memory(dtype):
+    """A gradient may be a view into a bucket or come with odd strides: what lies between stays."""
+    source = torch.tensor([2, -1, 0, 0])
+    for make in (lambda base: base[:, 1], lambda base: base[:, 1:2], lambda base: base[::2, 0]):
+        base = torch.randint(0, 50, (8, 3), generator=torch.Generator().manual_seed(1)).to(dtype)
+        view = make(base)[:4]
+        whole, wanted = base.clone(), view.clone()
+        reference.gather_slots(wanted, source, 1)
+        gather_slots([(view, 1)], source)
+        assert torch.equal(view, wanted)
+        make(whole)[:4] = wanted
+        assert torch.equal(base, whole)
+
+
 def test_tensors_of_different_sizes_move_together():
     state = [torch.arange(3.0), torch.arange(3.0, dtype=torch.float64), torch.arange(3, dtype=torch.bfloat16)]
     gather_slots([(t, 7) for t in state], torch.tensor([2, -1, 0]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realloc.errors import StateError
-from realloc.kernels import reference, search
+from realloc.kernels import reference, search, sets
 from realloc.kernels.digest import digest
 from realloc.kernels.rows import places_of, write_rows
 from realloc.kernels.search import Lot, draw, locate, merge, parted
@@ -129,6 +129,27 @@ def test_chunks_share_a_draw_as_a_uniform_one_would(monkeypatch):
         counts.append(int((found < search.CHUNK).sum()))
     mean, spread = 1000, math.sqrt(3000 * (1 / 3) * (2 / 3))
     assert abs(sum(counts) / 300 - mean) < 4 * spread / math.sqrt(300)
+
+
+@pytest.mark.parametrize(
+    "lot",
+    [
+        Lot(10, 8, generator(), ints(1, 2, 3)),
+        Lot(10, -1, generator(), ints(1)),
+        Lot(10, 2, generator(), ints(1, 1)),
+        Lot(10, 2, generator(), ints(5, 1)),
+        Lot(10, 2, generator(), ints(-1, 4)),
+        Lot(10, 2, generator(), ints(4, 10)),
+        Lot(10, 2, generator(), ints(4, 2**40)),
+    ],
+)
+def test_a_draw_that_cannot_be_made_is_refused(lot):
+    with pytest.raises(StateError):
+        draw([lot])
+
+
+def test_both_sides_of_the_compiler_cut_alike():
+    assert search.CHUNK == sets.CHUNK and search.BINS == sets.TOP
 
 
 @settings(max_examples=60, deadline=None)

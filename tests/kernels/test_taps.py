@@ -12,7 +12,7 @@ from kernel_cases import case
 
 from realloc.kernels import taps
 from realloc.kernels.ops import packed_linear, packed_weight
-from realloc.kernels.taps import Tap
+from realloc.kernels.taps import DEEPEST, Notice, Tap
 
 
 def test_a_backward_is_counted_and_an_armed_one_captured():
@@ -67,14 +67,28 @@ def test_reading_the_weight_is_counted_with_its_dense_gradient():
 def test_a_copy_is_independent_unarmed_and_has_its_own_number():
     tap = Tap()
     tap.armed = tap.listens = True
-    tap.seen.append((0, 3))
-    tap.keep(torch.zeros(1), torch.zeros(1), 0)
+    tap.arrived.add(0)
+    tap.note(Notice(0, 3, pair=(torch.zeros(3, 1), torch.zeros(3, 1)), versions=(0, 0)))
     for other in (copy.deepcopy(tap), pickle.loads(pickle.dumps(tap))):
         assert other.number != tap.number and taps.find(other.number) is other
-        assert (other.armed, other.listens, other.touched, other.pairs) == (False, False, 0, [])
+        assert (other.armed, other.listens, other.touched, other.pairs, other.arrived) == (False, False, 0, [], set())
         assert other.walk is None
     shared = copy.deepcopy([tap, tap])
     assert shared[0] is shared[1]
+
+
+def test_backwards_that_never_arrive_are_not_kept_for_ever():
+    """`torch.autograd.grad` for inputs, again and again: none of it is for the weights."""
+    tap = Tap(listens=True)
+    tap.arrived.add(5)
+    for task in range(500):
+        tap.note(Notice(task, 1))
+    assert len(tap.seen) <= DEEPEST + 2
+    assert {5, 499} <= {notice.task for notice in tap.seen}
+    for task in range(500, 1000):  # micro-batches that did arrive are all kept
+        tap.arrived.add(task)
+        tap.note(Notice(task, 1))
+    assert {5, *range(500, 1000)} <= {notice.task for notice in tap.seen}
 
 
 def test_a_tap_that_is_gone_and_number_zero_are_ignored():

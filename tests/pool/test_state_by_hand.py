@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import realloc
 from realloc import methods
 from realloc.methods.method import Method
-from realloc.pool.state import Newcomers, starts_of
+from realloc.pool.state import SPACED, Newcomers, starts_of
 
 STEPS = 24
 # class, settings, and what a fresh instance writes where that is not zero
@@ -176,6 +176,30 @@ def test_median_starts_second_moments_at_the_median_of_the_site(cls):
             assert bool((value[come] == before[key].flatten().median()).all())
         else:
             assert not bool(value[come].any())
+
+
+@pytest.mark.parametrize("block", [(1, 1), (2, 4)])
+def test_a_median_over_evenly_spaced_slots_is_the_same_in_both_storages(block):
+    """More slots than it looks at: which ones it takes must not depend on where they lie."""
+
+    def run(storage: str) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(160, 128, bias=False)).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        method = methods.rigl(0.6).on("*", storage=storage, block=block)
+        handle = realloc.attach(model, optimizer, method, schedule=realloc.every(2, total=30), seed=2)
+        assert handle.held > 2 * SPACED
+        for number in range(6):
+            optimizer.zero_grad()
+            x = torch.randn(8, 160, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+            model(x).square().mean().backward()
+            optimizer.step()
+        assert handle.moves == 3
+        (site,) = handle.sites.values()
+        moments = optimizer.state[site.pool.parameter if storage == "packed" else site.parameter]["exp_avg_sq"]
+        return (dense_of(site, moments) if storage == "packed" else moments) * handle.mask("0.weight")
+
+    torch.testing.assert_close(run("packed"), run("masked"), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adamax])

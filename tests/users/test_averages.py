@@ -46,6 +46,18 @@ def test_a_followed_average_is_the_average_of_the_dense_weights(storage: str) ->
     assert torch.isfinite(average(x)).all()
 
 
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_the_ages_of_young_units_follow_too(storage: str) -> None:
+    model, optimizer, handle = attached(methods.smet(density=0.2).on("*", storage=storage), every=3)
+    average = AveragedModel(model, multi_avg_fn=ema(0.8))
+    handle.follow(average)
+    train(model, optimizer, 0, 10, lambda step: average.update_parameters(model))
+    ages = {name: buffer for name, buffer in model.named_buffers() if "born" in name}
+    assert ages and any(bool((buffer > 0).any()) for buffer in ages.values())
+    for name, buffer in ages.items():
+        assert torch.equal(average.module.get_buffer(name), buffer), name
+
+
 def test_an_average_that_missed_a_move_is_refused_each_time() -> None:
     model, optimizer, handle = attached(every=3)
     average = AveragedModel(model, multi_avg_fn=ema(0.8))

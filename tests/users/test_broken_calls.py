@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import realloc
 from realloc import methods
+from realloc.errors import StateError
 
 
 class Interrupts(nn.Module):
@@ -65,3 +66,38 @@ def test_an_interrupt_inside_a_forward_leaves_the_model_whole():
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     go(9)
     assert handle.moves > 3 and torch.allclose(realloc.export.dense(model)(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_an_interrupt_inside_a_move_is_named_and_a_checkpoint_mends_it(storage, monkeypatch):
+    """Between the gather and the places: values and places belong together no more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    method = methods.rigl(0.3).on("*", storage=storage)
+    handle = realloc.attach(model, optimizer, method, schedule=realloc.every(2, total=40))
+
+    def go(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+            optimizer.step()
+
+    go(3)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    pool = next(iter(handle.sites.values())).pool
+
+    def interrupted(places: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(1)
+    monkeypatch.undo()
+    for act in (lambda: model(torch.zeros(2, 16)), lambda: go(1), model.state_dict):
+        with pytest.raises(StateError, match="a move was interrupted"):
+            act()
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    go(5)
+    assert handle.held == handle.budget and handle.moves == 4

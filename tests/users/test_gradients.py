@@ -132,6 +132,23 @@ def test_a_batch_of_no_rows(storage: str) -> None:
     assert all(torch.isfinite(w).all() for w in weights(model).values())
 
 
+def test_a_batch_of_no_rows_in_mixed_storage() -> None:
+    """A masked site cannot tell that there were none; the packed one beside it can."""
+    model = net()
+    method = methods.rigl(density=0.2).on("*", storage="auto")
+    model.append(nn.Unflatten(1, (1, 4))).append(nn.Conv1d(1, 2, 3)).append(nn.Flatten())
+    model, optimizer, handle = attached(method, model=model)
+    assert {site.storage for site in handle.sites.values()} == {"packed", "masked"}
+    before = masks(handle)
+    with pytest.warns(ReallocWarning, match="no rows"):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.zeros(0, 12)).sum().backward()
+            optimizer.step()
+    assert same(before, masks(handle)) and handle.moves == 0
+    intact(handle)
+
+
 def test_another_model_trained_is_said_loudly() -> None:
     _, optimizer, handle = attached()
     stranger = net()

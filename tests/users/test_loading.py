@@ -69,9 +69,10 @@ def test_a_resume_in_either_order_is_bit_equal(method: Any, stop: int, order: st
     assert (handle.steps, handle.moves, handle.units_moved) == (second.steps, second.moves, second.units_moved)
 
 
+@pytest.mark.parametrize("make", [methods.rigl, methods.snfs, methods.smet])
 @pytest.mark.parametrize("load_before", ["nothing", "model", "optimizer", "both"])
-def test_a_prepared_model_resumes_loaded_before_or_after_attach(load_before: str) -> None:
-    method = methods.rigl(density=0.2)
+def test_a_prepared_model_resumes_loaded_before_or_after_attach(load_before: str, make: Any) -> None:
+    method = make(density=0.2)
     model, optimizer, _ = attached(method)
     train(model, optimizer, 0, 6)
     states = saved(model, optimizer)
@@ -246,8 +247,9 @@ def test_a_dense_part_may_be_loaded_alone() -> None:
     intact(handle)
 
 
-def test_parameters_replaced_by_assign_are_noticed() -> None:
-    model, optimizer, _ = attached()
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_parameters_replaced_by_assign_are_noticed(storage: str) -> None:
+    model, optimizer, _ = attached(methods.rigl(density=0.2).on("*", storage=storage))
     (state,) = saved(model)
     model.load_state_dict(state, assign=True)
     with pytest.raises(StateError, match="assign"):

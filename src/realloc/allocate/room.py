@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from realloc.errors import ConfigError, plain
+from realloc.errors import ConfigError, ReallocError, plain
 
 
 @final
@@ -47,3 +48,33 @@ class Room:
 
 Allocator = Callable[[Sequence[Room], int], tuple[int, ...]]
 """Units per room, in order: they sum to the budget exactly, each within least and most."""
+
+
+def allot(allocator: Allocator, rooms: Sequence[Room], budget: int, part: str, error: type[ReallocError]) -> list[int]:
+    """Ask an allocator, and trust it with nothing.
+
+    Args:
+        allocator: whom to ask.
+        rooms: the sites.
+        budget: units to be placed in all.
+        part: what it is to the method, for the message.
+        error: what to raise.
+
+    >>> allot(lambda rooms, budget: (budget,), [Room("fc", (2, 2), 0, 4)], 3, "share", ConfigError)
+    [3]
+    """
+    counts = allocator(rooms, budget)
+    try:
+        found = [operator.index(count) for count in counts]
+    except TypeError:
+        raise error(f"{part} gave {counts!r}, which are no integers; return one int for each site") from None
+    if (
+        len(found) != len(rooms)
+        or sum(found) != budget
+        or any(not room.least <= count <= room.most for count, room in zip(found, rooms, strict=True))
+    ):
+        raise error(
+            f"{part} gave {found} for {budget} units; return counts that sum to it, "
+            f"each from {[room.least for room in rooms]} to {[room.most for room in rooms]}"
+        )
+    return found

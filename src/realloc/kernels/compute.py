@@ -8,10 +8,11 @@ from typing import Final, NamedTuple, final
 import torch
 from torch import Tensor
 
+from realloc.errors import StateError
 from realloc.kernels import reference
 from realloc.kernels import task as w
 from realloc.kernels.dispatch import SCATTER, not_supported
-from realloc.kernels.team import run
+from realloc.kernels.team import DAMAGED, run
 from realloc.kernels.walks import Index, Layout, by_columns, by_rows
 
 CHUNK: Final = 1024  # samples laid out at a time: bounds the scratch memory
@@ -34,14 +35,15 @@ class Site(NamedTuple):
     def bounds(self) -> tuple[int, int]:
         """First and past-last unit."""
         first, last = self.extents[self.site : self.site + 2].tolist()
+        if not 0 <= first <= last <= self.columns.shape[0]:
+            raise StateError(DAMAGED)
         return first, last
 
     def slots(self, values: Tensor, bounds: tuple[int, int]) -> Tensor:
         """The slots of the site, of a tensor that is the whole pool or the site's part already."""
         size = self.layout.r * self.layout.c
         first, last = (b * size for b in bounds)
-        if self.whole:
-            return values[first:last]
+        values = values[first:last] if self.whole else values
         if values.shape[0] != last - first:
             raise ValueError(f"site {self.site}: {values.shape[0]} values for {last - first} slots")
         return values
@@ -108,6 +110,8 @@ def linear_backward(
     """Gradients of x, values and bias, each only if needed."""
     layout, bounds = site.layout, site.bounds()
     need_x, need_values, need_bias = needs
+    if gy.numel() * layout.in_features != x.numel() * layout.out_features:
+        raise RuntimeError(f"the gradient has shape {tuple(gy.shape)}, the input had {tuple(x.shape)}")
     mine = site.slots(values, bounds)
     gy2, x2 = rows_of(gy, layout.out_features), rows_of(x, layout.in_features)
     full, part = None, None

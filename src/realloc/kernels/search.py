@@ -97,12 +97,18 @@ def draw(lots: Sequence[Lot]) -> list[Tensor]:
 
     Costs O(count + taken), however great ``high`` is. One number of its generator seeds the kernel's own (splitmix64).
 
+    Raises:
+        StateError: a count that cannot be met; or taken numbers that repeat, descend or lie outside (where each has
+            a bit, and that is where it would do harm).
+
     >>> draw([Lot(4, 3, torch.Generator(), torch.tensor([2]))])
     [tensor([0, 1, 3])]
     """
     tasks: list[w.Words] = []
     found = []
     for lot in lots:
+        if not 0 <= lot.count <= lot.free:
+            raise StateError(f"{lot.count} numbers cannot be drawn from {lot.free}")
         few = min(lot.count, lot.free - lot.count)
         if lot.high > min(SCATTERED * (few + 1) + lot.taken.numel(), MOST) and few == lot.count:
             found.append(_scattered(lot))
@@ -122,7 +128,7 @@ def _task(lot: Lot, few: int, out: Tensor) -> w.Words:
     bits = torch.zeros(2, lot.high // 64 + 1, dtype=torch.int64)
     return {
         w.FEATURES: lot.high, w.LINES: below.numel() - 1, w.POINTER: below, w.OTHER: taken, w.ORDER: taken.numel(),
-        w.PANEL: bits, w.SAMPLES: bits.shape[1], w.OUT: out, w.KEEP: seed, w.SLIM: int(few < lot.count),
+        w.PANEL: bits, w.SAMPLES: bits.shape[1], w.OUT: out, w.KEEP: seed, w.OTHERS: int(few < lot.count),
     }  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def _drawn(bits: Any, state: Any, span: Any, count: int) -> None:
 def draw(task: Any) -> None:
     """Distinct numbers below FEATURES, none of OTHER int64 [ORDER], ascending in OUT, from the seed KEEP.
 
-    SLIM: all but those drawn.
+    OTHERS: all but those drawn.
     LINES chunks of CHUNK numbers; POINTER int64 [LINES + 1]: how many are drawn below each chunk. A chunk has random
     numbers of its own, so what is drawn does not depend on who draws it. PANEL: int64, a bit for each number, zero, in
     each of two rows of SAMPLES words: what may not be drawn any more, and what never could.
@@ -137,18 +137,26 @@ def draw(task: Any) -> None:
     high, chunks = v.get(word, w.FEATURES), v.get(word, w.LINES)
     whole, out = v.long_integers(v.get(word, w.PANEL)), v.long_integers(v.get(word, w.OUT))
     taken, held = v.long_integers(v.get(word, w.OTHER)), v.get(word, w.ORDER)
-    below, others = v.long_integers(v.get(word, w.POINTER)), v.get(word, w.SLIM) != 0
+    below, others = v.long_integers(v.get(word, w.POINTER)), v.get(word, w.OTHERS) != 0
     part, parts = part_of(word)
     first, last = even(chunks, part, parts)
     for chunk in range(first, last):
         base = chunk * CHUNK
         here = min(CHUNK, high - base)
         bits, at, few = v.shift(whole, base >> 6), v.get(below, chunk), v.get(below, chunk + 1) - v.get(below, chunk)
-        never, passed = v.shift(bits, v.get(word, w.SAMPLES)), _below(taken, held, base)
+        never = v.shift(bits, v.get(word, w.SAMPLES))
+        passed, stop, last_one = _below(taken, held, base), _below(taken, held, base + here), -1
         if others:
             at = base - passed - at
-        for i in range(passed, _below(taken, held, base + here)):
+        if (chunk == 0 and passed != 0) or (chunk + 1 == chunks and stop != held):
+            v.put(word, w.FAULT, 1)
+            return
+        for i in range(passed, stop):
             number = v.get(taken, i) - base
+            if number <= last_one or number >= here:
+                v.put(word, w.FAULT, 1)
+                return
+            last_one = number
             v.put(never, number >> 6, v.get(never, number >> 6) | (np.int64(1) << (number & 63)))
         for i in range((here + 63) >> 6):
             v.put(bits, i, v.get(never, i))

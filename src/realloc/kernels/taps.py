@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Collection
-from typing import Any, Final, final
+from collections.abc import Container
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 _numbers: Final = itertools.count(1)
+DEEPEST: Final = 32  # backwards that may be under way at once
+
+
+@final
+class Notice(NamedTuple):
+    """What one site showed in one backward."""
+
+    task: int  # number of the backward
+    rows: int  # of its input; how many went into a dense gradient nobody knows: 1
+    pair: tuple[Tensor, Tensor] | None = None  # input [b, in] and gradient of the output [b, out], if armed
+    dense: Tensor | None = None  # gradient [out, in] of a dense weight that was read, if armed
+    versions: tuple[int, ...] = ()  # of the tensors of the pair when they were captured
 
 
 @final
@@ -27,12 +39,8 @@ class Tap:
         self.number = next(_numbers)
         self.listens = listens  # only while attached: nobody else would ever forget what was seen
         self.armed = False
-        self.seen: list[tuple[int, int]] = []  # (backward, rows) of each notice
-        self.pairs: list[tuple[Tensor, Tensor]] = []
-        self.dense: list[Tensor] = []
-        self._versions: list[tuple[int, int]] = []
-        self._pair_tasks: list[int] = []
-        self._dense_tasks: list[int] = []
+        self.seen: list[Notice] = []
+        self.arrived: set[int] = set()  # backwards whose gradient reached the pool; its sites share the set
         self.walk: Any = None  # what is derived from the placement; see kernels/walks.py
         _registry[self.number] = self
 
@@ -51,53 +59,41 @@ class Tap:
     @property
     def rows(self) -> int:
         """How many rows they had."""
-        return sum(rows for _, rows in self.seen)
+        return sum(notice.rows for notice in self.seen)
 
     @property
-    def tasks(self) -> set[int]:
-        """Their numbers."""
-        return {task for task, _ in self.seen}
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """What was captured of backwards through the layer."""
+        return [notice.pair for notice in self.seen if notice.pair is not None]
+
+    @property
+    def dense(self) -> list[Tensor]:
+        """What was captured of backwards through the dense weight."""
+        return [notice.dense for notice in self.seen if notice.dense is not None]
 
     def reset(self) -> None:
         """Forget what was seen, and disarm."""
-        self.armed = False
-        self.seen, self.pairs, self.dense, self._versions = [], [], [], []
-        self._pair_tasks, self._dense_tasks = [], []
+        self.armed, self.seen = False, []
 
-    def settle(self, arrived: Collection[int]) -> bool:
-        """Keep what was seen in the backwards that ``arrived``; say whether anything was.
+    def keep(self, tasks: Container[int]) -> None:
+        """Forget what was seen in other backwards."""
+        self.seen = [notice for notice in self.seen if notice.task in tasks]
 
-        The gradient of others went elsewhere (`torch.autograd.grad` for an input) or was thrown away.
+    def note(self, notice: Notice) -> None:
+        """Take in one notice.
+
+        A backward whose gradient goes elsewhere (`torch.autograd.grad` for an input) never arrives. One that is
+        still under way must be kept, and they nest (checkpointing); none nests as deep as `DEEPEST`.
         """
-        for task, _ in self.seen:
-            if task not in arrived:
-                self._keep(arrived)
-                break
-        return bool(self.seen)
-
-    def _keep(self, tasks: Collection[int]) -> None:
-        self.seen = [(t, rows) for t, rows in self.seen if t in tasks]
-        stays = [t in tasks for t in self._pair_tasks]
-        self.pairs = [pair for pair, stay in zip(self.pairs, stays, strict=True) if stay]
-        self._versions = [version for version, stay in zip(self._versions, stays, strict=True) if stay]
-        self._pair_tasks = [t for t in self._pair_tasks if t in tasks]
-        self.dense = [d for d, t in zip(self.dense, self._dense_tasks, strict=True) if t in tasks]
-        self._dense_tasks = [t for t in self._dense_tasks if t in tasks]
+        self.seen.append(notice)
+        if len(self.seen) > DEEPEST:
+            waiting = [n.task for n in self.seen if n.task not in self.arrived]
+            if len(waiting) > DEEPEST:
+                self.keep(self.arrived | set(waiting[-DEEPEST // 2 :]))
 
     def overwritten(self) -> bool:
         """Whether someone wrote into a captured tensor after its backward (a reused input buffer, for instance)."""
-        return any((x._version, gy._version) != seen for (x, gy), seen in zip(self.pairs, self._versions, strict=True))
-
-    def keep(self, x: Tensor, gy: Tensor, task: int) -> None:
-        """Capture one pair of a backward."""
-        self.pairs.append((x, gy))
-        self._pair_tasks.append(task)
-        self._versions.append((x._version, gy._version))
-
-    def keep_dense(self, gradient: Tensor, task: int) -> None:
-        """Capture one dense gradient of a backward."""
-        self.dense.append(gradient)
-        self._dense_tasks.append(task)
+        return any(tuple(t._version for t in n.pair) != n.versions for n in self.seen if n.pair is not None)
 
 
 _registry: Final[weakref.WeakValueDictionary[int, Tap]] = weakref.WeakValueDictionary()
@@ -121,10 +117,11 @@ def notify(number: int, x: Tensor, gy: Tensor, copy: bool = False) -> None:
     tap = _registry.get(number)
     if tap is None or not tap.listens:
         return
-    task = current_task()
-    tap.seen.append((task, x.shape[0]))
-    if tap.armed:
-        tap.keep(x.clone() if copy else x.detach(), gy.clone() if copy else gy.detach(), task)
+    if not tap.armed:
+        tap.note(Notice(current_task(), x.shape[0]))
+        return
+    pair = (x.clone(), gy.clone()) if copy else (x.detach(), gy.detach())
+    tap.note(Notice(current_task(), x.shape[0], pair, versions=(pair[0]._version, pair[1]._version)))
 
 
 def notify_dense(number: int, gradient: Tensor, copy: bool = False) -> None:
@@ -132,7 +129,5 @@ def notify_dense(number: int, gradient: Tensor, copy: bool = False) -> None:
     tap = _registry.get(number)
     if tap is None or not tap.listens:
         return
-    task = current_task()
-    tap.seen.append((task, 1))  # how many rows went into it nobody knows; some did
-    if tap.armed:
-        tap.keep_dense(gradient.clone() if copy else gradient.detach(), task)
+    dense = (gradient.clone() if copy else gradient.detach()) if tap.armed else None
+    tap.note(Notice(current_task(), 1, dense=dense))

@@ -12,8 +12,8 @@ from torch import Tensor
 PART_CALL, PARTS_CALL, PART, PARTS, FAULT = range(5)
 X, X_STEP, SAMPLES, FEATURES, PANEL = range(5, 10)
 POINTER, OTHER, ORDER, VALUES, LINES = range(10, 15)
-OUT, OUT_STEP, BIAS, GRADIENT, KEEP, SLIM, UNITS = range(15, 22)
-WORDS: Final = 22
+OUT, OUT_STEP, BIAS, GRADIENT, KEEP, SLIM, UNITS, OTHERS = range(15, 23)
+WORDS: Final = 23
 
 Task = ctypes.c_int64 * WORDS
 Words = Mapping[int, Tensor | int | None]

@@ -119,6 +119,12 @@ class Method:
         return self.density if self.held is None else self.held(0.0)
 
     @property
+    def looks(self) -> bool:
+        """Whether a decision asks for gradients that only a backward shows: those of units that are not held."""
+        needs = self.keep.needs | (self.want.needs if self.want else frozenset())
+        return "gradient" in needs or self.moments == "seed" or self.average is not None
+
+    @property
     def moves(self) -> bool:
         """Whether the method can ever move a unit."""
         return self.want is not None or self.held is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from realloc.kernels.candidates import candidate_gradient, row_block_gradient
+from realloc.kernels.finite import all_finite
 from realloc.sites.grid import Grid
 
 Reduce = Callable[[Tensor], Tensor]
@@ -105,6 +106,6 @@ def update_average(average: Tensor, source: GradientSource, grid: Grid, decay: f
     product and one dense buffer for each site, which the plan states.
     """
     for first, block in source.blocks():
-        if not bool(torch.isfinite(block).all()):
+        if not all_finite(block):
             continue  # one bad batch must not poison the mean for good
         average[first : first + block.shape[0]].mul_(decay).add_(block, alpha=1 - decay)

@@ -13,12 +13,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import RecordError
+from realloc.errors import RecordError, StateError
 from realloc.kernels.dispatch import choose_compute
 from realloc.kernels.rows import places_of, write_rows
-from realloc.kernels.taps import current_task
+from realloc.kernels.team import DAMAGED
 from realloc.sites.grid import Grid
-from realloc.sites.masked import is_blank
 from realloc.sites.packed import PackedSite
 
 
@@ -48,7 +47,6 @@ class FlatPool:
         self.key = f"realloc_pool{number}"  # name of the parameter on the owner
         self._names = {part: f"realloc_{part}{number}" for part in ("columns", "rows", "extents", "compute", "born")}
         self.views: tuple[Tensor, ...] | None = None
-        self.arrived: set[int] = set()  # backwards of this step whose gradient reached the parameter
         self._depth = 0
 
     # where things are -------------------------------------------------------------------------------------------
@@ -110,6 +108,8 @@ class FlatPool:
     def bounds(self, index: int) -> tuple[int, int]:
         """First and past-last unit of a site."""
         first, last = self.extents[index : index + 2].tolist()
+        if not 0 <= first <= last <= self.capacity:
+            raise StateError(DAMAGED)
         return first, last
 
     def row_pointer(self, index: int) -> Tensor:
@@ -136,8 +136,10 @@ class FlatPool:
         if self._depth == 1 or self._split_at != self._version():
             self._split_at = self._version()
             ends = [e * self.unit_size for e in self.extents.tolist()]
-            sizes = [b - a for a, b in pairwise(ends)]
-            self.views = torch.split(self.parameter, [*sizes, self.parameter.shape[0] - ends[-1]])
+            sizes = [b - a for a, b in pairwise([*ends, self.parameter.shape[0]])]
+            if ends[0] or min(sizes) < 0:
+                raise StateError(DAMAGED)
+            self.views = torch.split(self.parameter, sizes)
 
     def _version(self) -> int:
         parameter = self.parameter
@@ -162,22 +164,6 @@ class FlatPool:
                 return view, False
         first, last = self.bounds(index)
         return self.parameter[first * self.unit_size : last * self.unit_size], False
-
-    # what a backward brings -------------------------------------------------------------------------------------
-
-    def arrive(self) -> None:
-        """A backward ends: its gradient is about to reach the parameter.
-
-        If it is the first one since `zero_grad`, what was seen before is forgotten: a GradScaler skips a step without
-        a word to the optimizer, and that the gradient was thrown away is the sign. Backwards nest (checkpointing runs
-        one inside another), so what has not arrived yet is kept.
-        """
-        task, arrived = current_task(), self.arrived
-        if arrived and task not in arrived and is_blank(self.parameter.grad):
-            for site in self.sites:
-                site.tap.settle((site.tap.tasks - arrived) | {task})
-            arrived.clear()
-        arrived.add(task)
 
     # writing a placement ----------------------------------------------------------------------------------------
 

@@ -29,15 +29,11 @@ class Guard:
         self._kept: list[tuple[FlatPool, int, dict[str, Any]]] = []
         self._before: list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]] = []
 
-    def before(self, flats: Sequence[FlatPool], took_part: list[bool], optimizer: torch.optim.Optimizer) -> None:
-        """Remember the segments without a gradient. ``took_part``: one flag a site, in pool order."""
-        self._kept = []
-        if all(took_part):
-            return
-        flags = iter(took_part)
+    def before(self, flats: Sequence[FlatPool], updated: Mapping[str, bool], optimizer: torch.optim.Optimizer) -> None:
+        """Remember the segments without a gradient. ``updated``: by site, whether it has one."""
         for pool in flats:
             for site in pool.sites:
-                if not next(flags) and pool.parameter.grad is not None:
+                if not updated[site.name] and pool.parameter.grad is not None:
                     first, last = (b * pool.unit_size for b in pool.bounds(site.index))
                     self._kept.append((pool, first, snapshot(optimizer, pool.parameter, first, last)))
 
@@ -45,6 +41,11 @@ class Guard:
     def holds(self) -> bool:
         """Whether there is anything to put back or to damp."""
         return bool(self._kept or self._before)
+
+    def forget(self) -> None:
+        """Put nothing back."""
+        if self._kept or self._before:
+            self._kept, self._before = [], []
 
     def after(self, optimizer: torch.optim.Optimizer, fresh: Mapping[torch.nn.Parameter, Fresh]) -> None:
         """Put them back, and damp the young."""

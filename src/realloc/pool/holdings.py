@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ DAMAGED = "the placement does not match its digest: the state is damaged, was cu
 MIXED = (
     "this copy of the model got the placement of its source without its values (an averaged copy that missed a move "
     "mixes units): call handle.follow(copy) right after making it, and average parameters only, not integer buffers"
+)
+UNDER_WAY: Final = -1  # the stamp of no placement
+CUT = (
+    "a move was interrupted: values, moments and places belong together no more. Load a checkpoint, model and optimizer"
 )
 Site = PackedSite | MaskedSite
 
@@ -70,6 +74,12 @@ class Holdings:
     def _placement(self) -> list[str]:
         return [name for pool in self.pools for name in pool.buffer_names]
 
+    def unstamp(self) -> None:
+        """Before a placement is written: if it is interrupted, nobody goes on as if nothing had happened."""
+        self._stamp = UNDER_WAY
+        self.book.write("stamp", UNDER_WAY)
+        self._seen = None
+
     def restamp(self) -> int:
         """Write the stamp of the placement as it is now."""
         self._stamp = self.compute_stamp()
@@ -94,6 +104,8 @@ class Holdings:
         """
         book = self.owner._buffers[KEY]
         if book is None or book is not self._seen or (self._version >= 0 and book._version != self._version):
+            if self._stamp == UNDER_WAY:
+                raise StateError(CUT)
             if self.book.read("stamp") != self._stamp:
                 raise StateError(MIXED)
             self._see()

@@ -25,6 +25,9 @@ def pick(
     picked = []
     for (scores, count), generator in zip(cases, generators, strict=True):
         among, chosen = scores.numel(), selector(scores, count, generator)
+        if not torch.is_tensor(chosen) or chosen.ndim != 1 or chosen.dtype != torch.int64:
+            kind = f"{chosen.ndim}-d {chosen.dtype}" if torch.is_tensor(chosen) else type(chosen).__name__
+            raise StateError(f"{part} gave {kind}; return int64[k], the indices of the selected")
         inside = not chosen.numel() or (int(chosen[0]) >= 0 and int(chosen[-1]) < among)
         if chosen.numel() != count or not inside or bool((chosen.diff() <= 0).any()):
             raise StateError(

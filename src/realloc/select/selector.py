@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
 from realloc.errors import ConfigError, StateError
+from realloc.kernels.finite import any_nan
 
 Selector = Callable[[Tensor, int, Generator], Tensor]
 """``(scores [u], k, generator) -> int64[k]``: indices of the selected units, ascending, exactly ``k`` of them."""
@@ -25,7 +25,5 @@ def check_request(scores: Tensor, k: int) -> None:
         raise ConfigError(f"scores have shape {tuple(scores.shape)}; pass one score per unit, shape (u,)")
     if not 0 <= k <= len(scores):
         raise ConfigError(f"k={k} units asked of {len(scores)}; pass 0 to {len(scores)}")
-    # a sum is quicker than a look at each, and NaN wherever one is (or where infinities meet: then look)
-    suspicious = scores.is_floating_point() and math.isnan(float(scores.sum()))
-    if suspicious and bool(torch.isnan(scores).any()):
+    if scores.is_floating_point() and any_nan(scores):
         raise StateError(f"{int(torch.isnan(scores).sum())} of {len(scores)} scores are NaN; skip this move")

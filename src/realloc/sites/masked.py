@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.sites.grid import Grid
+from realloc.sites.last_gradient import LastGradient
 from realloc.sites.seat import Masks
 
 
@@ -23,10 +24,11 @@ class MaskedSite:
         self.grid = grid
         self.pool = pool
         self.index = index
-        self._holder = holder
+        self.holder = holder
         self.armed = False
         self.dense_gradient: Tensor | None = None
         self.touched = False
+        self._last = LastGradient()
 
     def __repr__(self) -> str:
         return f"MaskedSite({self.name!r}, held={self.held:,} of {self.capacity:,})"
@@ -34,7 +36,7 @@ class MaskedSite:
     @property
     def parameter(self) -> nn.Parameter:
         """The dense parameter, where the user's module has it."""
-        found = self._holder[0]._parameters[self._holder[1]]
+        found = self.holder[0]._parameters[self.holder[1]]
         assert found is not None
         return found
 
@@ -73,18 +75,24 @@ class MaskedSite:
         grad = self.parameter.grad
         return None if grad is None else grad.reshape(-1)[self.grid.elements(self.places())]
 
+    # what a backward brings -------------------------------------------------------------------------------------
+
+    def arm(self, armed: bool) -> None:
+        """Before the first backward of a step: whether its dense gradient is to be kept."""
+        self.armed, self.dense_gradient, self.touched = armed, None, False
+
     def begin(self) -> None:
         """Before a gradient is accumulated: if the ones before it were thrown away, forget what they showed."""
-        if self.touched and is_blank(self.parameter.grad):
+        if self.touched and self._last.thrown_away(self.parameter.grad):
             self.dense_gradient, self.touched = None, False
 
-    def collect(self, parameter: Tensor) -> None:
+    def collect(self) -> None:
         """Keep the dense gradient of a step on which a move is due, then leave the optimizer only what is held.
 
         Called once per backward, after accumulation: what was masked before stays masked, so the dense part kept
         is the sum over micro-batches.
         """
-        grad = parameter.grad
+        grad = self.parameter.grad
         if grad is None:
             return
         self.touched = True
@@ -95,8 +103,13 @@ class MaskedSite:
             self.dense_gradient[outside] += grad[outside]
             self.dense_gradient[~outside] = grad[~outside]
         grad.masked_fill_(outside, 0.0)
+        self._last.remember(grad)
 
+    def settle(self) -> None:
+        """Before the update: a gradient that no backward brought was set by hand; treat it as one that did.
 
-def is_blank(gradient: Tensor | None) -> bool:
-    """Whether nothing was accumulated since `zero_grad`, which leaves None or zeros."""
-    return gradient is None or not bool(gradient.any())
+        If it is still the one of the last step, it is masked already, and shows nothing new.
+        """
+        grad = self.parameter.grad
+        if not self.touched and grad is not None and not self._last.is_in(grad):
+            self.collect()
