@@ -54,6 +54,14 @@ def test_settings_go_to_the_arms_that_have_them() -> None:
     assert [dict(entry.settings) for entry in found.entries] == [{}, {"drop": 0.2}, {"drop": 0.2, "candidates": 2.0}]
 
 
+def test_every_arm_may_have_its_own_rate() -> None:
+    found = contest(base(lr=0.003), ["static", "rigl", "dense"], [0], {"rigl.lr": 0.008, "dense.lr": 0.001})
+    assert [entry.rate for entry in found.entries] == [0.003, 0.008, 0.001]
+    assert [dict(entry.settings) for entry in found.entries] == [{}, {}, {}]
+    with pytest.raises(ConfigError, match="lr"):
+        contest(base(), ["static"], [0], {"static.lr": -1.0})
+
+
 def test_a_contest_is_read_back_from_its_folder_and_finished_runs_are_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

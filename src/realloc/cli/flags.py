@@ -14,7 +14,10 @@ Data = Annotated[str | None, typer.Option("--data", help="fashion-mnist, digits,
 TaskName = Annotated[str | None, typer.Option("--task", help="classification or regression (csv)")]
 Label = Annotated[str | None, typer.Option("--label", help="the csv column to predict")]
 Model = Annotated[str | None, typer.Option("--model", help="mlp:1024,1024 or cnn")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, a method's setting; again for more")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value, a method's setting; arm.lr=value, its rate; again for more"),
+]
 Density = Annotated[float | None, typer.Option("--density", help="share of the weights held, above 0, at most 1")]
 Every = Annotated[int | None, typer.Option("--every", help="steps from move to move; about 50 moves if left out")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="times through the data")]

@@ -53,13 +53,16 @@ def comparison(found: Comparison) -> str:
     first = found.rows[0].arm
     many = len(found.seeds) > 1
     header = ["arm", found.metric, *(["sd"] if many else []), f"to {first}", *(["95 % interval"] if many else [])]
-    header += ["seconds", "parameters", "peak bytes", "in training"]
+    rates = [row.runs[0].lr for row in found.rows]
+    tuned = len(set(rates)) > 1
+    header += [*(["rate"] if tuned else []), "seconds", "parameters", "peak bytes", "in training"]
     rows = []
     for row in found.rows:
         line = [row.arm + ("*" if row.arm == "dense" else ""), text.measure(found.metric, row.mean)]
         line += [_points(found.metric, row.deviation, sign=False)] if many else []
         line.append(_points(found.metric, row.difference.mean if row.difference else None))
         line += [_interval(found.metric, row)] if many else []
+        line += [f"{row.runs[0].lr:g}"] if tuned else []
         line += [f"{row.seconds:.1f}", text.count(row.params), text.count(row.peak_bytes)]
         line.append(text.count(row.train_peak_bytes))
         rows.append(line)

@@ -23,6 +23,7 @@ from realloc.train.result import RunResult
 from realloc.train.watch import RunError
 
 CONTEST = "compare.json"
+RATE = "lr"  # arms are at their best at different rates: one rate for all is no equal chance
 Announce = Callable[[RunConfig, int, int], Tell]
 
 
@@ -43,8 +44,9 @@ class Contest:
 def contest(base: RunConfig, methods: Sequence[str], seeds: Sequence[int], settings: Mapping[str, Any]) -> Contest:
     """Check arms, seeds and settings, and make the contest.
 
-    A setting ``name`` goes to every arm that has it, ``arm.name`` to one arm. Raises ConfigError for an unknown arm or
-    setting, and for an arm or seed named twice.
+    A setting ``name`` goes to every arm that has it, ``arm.name`` to one arm; ``arm.lr`` is its learning rate.
+
+    Raises ConfigError for an unknown arm or setting, and for an arm or seed named twice.
     """
     for what, values in (("method", list(methods)), ("seed", [str(s) for s in seeds])):
         if not values:
@@ -56,7 +58,8 @@ def contest(base: RunConfig, methods: Sequence[str], seeds: Sequence[int], setti
     threads = base.threads or torch.get_num_threads()
     entries = []
     for method in methods:
-        named: dict[str, Any] = {"method": method, "settings": given[method], "threads": threads}
+        rate = given[method].pop(RATE, base.lr)
+        named: dict[str, Any] = {"method": method, "settings": given[method], "threads": threads, RATE: rate}
         entries.append(run_config(base.model_dump() | named))
         arms.method_of(entries[-1])
     return Contest(tuple(entries), tuple(seeds))
@@ -70,7 +73,7 @@ def _split(methods: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dic
         owner, dot, name = key.rpartition(".")
         if dot and owner not in given:
             raise ConfigError(f"setting '{plain(key)}' is for '{plain(owner)}', which is not among the arms; add it")
-        takers = [owner] if dot else [m for m in methods if name in arms.setting_names(m)]
+        takers = [owner] if dot else [m for m in methods if name in (RATE, *arms.setting_names(m))]
         if not takers:
             raise ConfigError(
                 f"setting '{plain(key)}' is unknown to every arm ({', '.join(methods)}); see: realloc methods"
