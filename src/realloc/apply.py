@@ -87,12 +87,13 @@ def _move_flat(
 ) -> None:
     mine = [entries[site.name] for site in pool.sites]
     new = [entry.places for entry in mine]
-    parked = new[0].new_full((pool.capacity - sum(places.numel() for places in new),), -1)
+    idle = pool.capacity - sum(places.numel() for places in new)
+    parked = new[0].new_full((idle,), -1)
     units = torch.cat([*(entry.source for entry in mine), parked])
     source = to_slots(units, pool.unit_size)
     parameter = pool.parameter
     named = [changes.get(site.name) for site in pool.sites]
-    newcomers = _newcomers(pool, named, mine) if target.moments != "zero" else []
+    newcomers = _newcomers(pool, named, mine, idle) if target.moments != "zero" else []
     starts = starts_of(target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], newcomers)
     gather_pool(target.optimizer, parameter, source, starts)
     born = pool.born
@@ -106,16 +107,18 @@ def _move_flat(
         follower.write(new)
 
 
-def _newcomers(pool: FlatPool, changes: Sequence[Change | None], entries: Sequence[Entry]) -> list[Newcomers]:
-    found, size, held = [], pool.unit_size, 0
+def _newcomers(
+    pool: FlatPool, changes: Sequence[Change | None], entries: Sequence[Entry], idle: int
+) -> list[Newcomers]:
+    """The slots of every site after the move, in pool order, then the ``idle`` units that are parked."""
+    found, size = [], pool.unit_size
     for index, (change, entry) in enumerate(zip(changes, entries, strict=True)):
         first, last = (b * size for b in pool.bounds(index))
         spaced = torch.arange(first, last, max(1, (last - first) // SPACED))
         gradient = None if change is None else change.gradient
         new = None if gradient is None else (to_slots(entry.source, size) < 0).nonzero().flatten()
         found.append(Newcomers(spaced, entry.places.numel() * size, new, gradient))
-        held += entry.places.numel()
-    return [*found, Newcomers(torch.empty(0, dtype=torch.int64), (pool.capacity - held) * size)]
+    return [*found, Newcomers(torch.empty(0, dtype=torch.int64), idle * size)]
 
 
 def _move_masked(
