@@ -88,19 +88,23 @@ class Bench:
             return None
         return run_in(folder, config)
 
-    def tuned(self, entry: Entry) -> float | None:
-        """The best rate on the held-out slice; None where a run is missing."""
+    def tried(self, entry: Entry) -> dict[float, float]:
+        """Accuracy on the held-out slice by rate; empty where a run is missing."""
         done: dict[float, float] = {}
         rates = list(RATES)
         for rate in rates:
             results = [self.run(entry, rate, seed) for seed in entry.tuning_seeds]
             metrics = [r.validation_metric for r in results if r is not None and r.validation_metric is not None]
             if len(metrics) < len(results):
-                return None
+                return {}
             done[rate] = statistics.mean(metrics)
             if rate == rates[-1] and done[rate] == max(done.values()):
                 rates.append(2 * rate)
-        return max(done, key=lambda rate: done[rate])
+        return done
+
+
+def best_of(tried: dict[float, float]) -> float:
+    return max(tried, key=lambda rate: tried[rate])
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,13 @@ class Line:
     """What is known of one entry."""
 
     entry: Entry
-    rate: float
+    tried: dict[float, float]
     runs: dict[int, RunResult]
     timed: RunResult | None
+
+    @property
+    def rate(self) -> float:
+        return best_of(self.tried)
 
     @property
     def accuracies(self) -> dict[int, float]:
@@ -127,13 +135,14 @@ class Line:
 
 def lines(bench: Bench, entries: list[Entry], timing: bool) -> Iterator[Line]:
     for entry in entries:
-        rate = bench.tuned(entry)
-        if rate is None:
+        tried = bench.tried(entry)
+        if not tried:
             continue
+        rate = best_of(tried)
         found = {seed: bench.run(entry, rate, seed) for seed in bench.seeds}
         runs = {seed: run for seed, run in found.items() if run is not None}
         if runs:
-            yield Line(entry, rate, runs, bench.timed(entry, rate, timing))
+            yield Line(entry, tried, runs, bench.timed(entry, rate, timing))
 
 
 def interval(values: list[float]) -> str:
@@ -181,6 +190,15 @@ def pareto(found: list[Line]) -> None:
         )
 
 
+def tuning(found: list[Line]) -> None:
+    print("\n### Rates tried: accuracy % on held-out training data\n")
+    rates = sorted({rate for line in found for rate in line.tried})
+    print("| entry | runs | " + " | ".join(f"{rate:g}" for rate in rates) + " |\n|---|---|" + "---|" * len(rates))
+    for line in found:
+        cells = [f"{100 * line.tried[rate]:.2f}" if rate in line.tried else "" for rate in rates]
+        print(f"| {line.entry.name} | {len(line.entry.tuning_seeds)} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
@@ -203,6 +221,7 @@ def main() -> None:
     few = Bench(args.out, args.epochs, bench.seeds[:3], bench.only_read)
     every += lines(few, [Entry("dense", width) for width in args.widths], args.timing)
     pareto(every)
+    tuning(every)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def demo(
         first = found.entries[0]
         length = f"{first.epochs} epochs" if first.epochs else "1,000 steps"
         held = f"{100 * first.density:g} % of the weights of {first.model}"
-        outcome.talk(f"data: {first.data}{_why(first)}\neach arm: {length}; sparse arms hold {held}")
+        rates = "the optimizer's usual rate" if len({entry.rate for entry in found.entries}) == 1 else "its tuned rate"
+        outcome.talk(f"data: {first.data}{_why(first)}\neach arm: {length} at {rates}; sparse arms hold {held}")
         present(found, out, json)
 
 
