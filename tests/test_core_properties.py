@@ -153,9 +153,14 @@ def test_one_unit_in_all(name, storage):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.sampled_from(["granet", "gmp"]), st.floats(0.05, 0.5), st.integers(0, 20), st.sampled_from(["auto", "packed"])
+    st.sampled_from(["granet", "gmp"]),
+    st.floats(0.05, 0.5),
+    st.integers(0, 20),
+    st.sampled_from(["auto", "packed"]),
+    st.integers(TOTAL - 1, TOTAL),
 )
-def test_a_falling_density_is_exact_over_several_pools(name, density, seed, storage):
+def test_a_falling_density_is_exact_over_several_pools(name, density, seed, storage, until):
+    """Also where ``until`` lies between two moves: the last one arrives at the target."""
     torch.manual_seed(seed)
     model = Chain([6, 8, 7, 5], empty=False, tied=False).double()
     first, *rest = model.layers
@@ -165,7 +170,7 @@ def test_a_falling_density_is_exact_over_several_pools(name, density, seed, stor
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.05)
     method = getattr(methods, name)(density).on("*", storage=storage)
-    schedule = realloc.every(2, total=TOTAL)
+    schedule = realloc.every(2, until=until, total=TOTAL)
     units = 6 * 8 + 8 * 7 + 7 * 5
     assume(round(density * units) >= 3)
     with warnings.catch_warnings():
@@ -175,7 +180,9 @@ def test_a_falling_density_is_exact_over_several_pools(name, density, seed, stor
             step(model, optimizer, number, 6)
             exact(handle, handle.budget)
             if schedule.due(number):
-                assert handle.held == max(3, round(method.held(schedule.phase(number)) * units))
+                phase = 1.0 if number == schedule.last else schedule.phase(number)
+                assert handle.held == max(3, round(method.held(phase) * units))
+        assert handle.held == round(density * units)
 
 
 # one seed, two storages -------------------------------------------------------------------------------------------

@@ -238,7 +238,8 @@ class Engine:
         seed, phase = self.holdings.book.read("seed"), self.schedule.phase(step)
         held = [sum(site.places.numel() for site in pool) for pool in pools]
         least = [least_of(pool) for pool in pools]
-        total = target_of([site for pool in pools for site in pool], self.method, phase)
+        ends = step >= self.schedule.last  # a falling density arrives, though ``until`` may lie between two moves
+        total = target_of([site for pool in pools for site in pool], self.method, 1.0 if ends else phase)
         targets = apportion(held, max(total, sum(least)), least, held)  # a falling density is shared among the pools
         for pool, target in zip(pools, targets, strict=True):
             yield decide(pool, self.method, step=step, phase=phase, seed=seed, target=target)

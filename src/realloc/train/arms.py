@@ -129,7 +129,7 @@ def decay(step: int, total: int, half: int = 0) -> float:
 
 def _attached(trainee: Trainee, method: Method, length: Length, seed: int, record: Sink | None) -> Trainee:
     # a run too short for moves still needs a schedule: it fires after the last step
-    schedule = length.schedule(falling=method.held is not None) or fire_every(length.total, total=length.total)
+    schedule = length.schedule() or fire_every(length.total, total=length.total)
     handle = attach(trainee.model, trainee.optimizer, method, schedule=schedule, seed=seed, record=record)
     return Trainee(trainee.model, trainee.optimizer, trainee.scheduler, handle)
 

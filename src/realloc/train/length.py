@@ -24,18 +24,15 @@ class Length:
     every: int | None
     per_epoch: int
 
-    def schedule(self, *, falling: bool = False) -> Schedule | None:
+    def schedule(self) -> Schedule | None:
         """When moves are due, up to three quarters of the run; None where it is too short.
 
-        A ``falling`` density reaches its target at phase 1, so the phase ends with the last move. Drop fractions are
-        zero there, so otherwise the phase ends just before the next move would be due.
+        The phase ends just before the next move would be due: at its very end a drop fraction may be zero.
         """
         if self.every is None:
             return None
         last = int(SETTLE * self.total) // self.every * self.every
-        return fire_every(
-            self.every, until=last if falling else min(self.total, last + self.every - 1), total=self.total
-        )
+        return fire_every(self.every, until=min(self.total, last + self.every - 1), total=self.total)
 
 
 @final
