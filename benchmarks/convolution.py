@@ -62,12 +62,13 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"`{machine.command()}`\n\n{machine.describe()}\n")
     print("| arm | weights held at the end | test accuracy % | minus static, 95 % |\n|---|---|---|---|")
     found = {}
-    for arm in ARMS:
+    for arm in args.arms:
         got = [accuracy(arm, seed, args.density, args.epochs, args.images) for seed in range(args.seeds)]
         found[arm] = [a for a, _ in got]
         gap = ""

@@ -96,6 +96,19 @@ def test_single_precision_stays_single(score):
     assert score(single).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_signed_magnitude_ranks_within_a_sign_with_ties_by_place(dtype):
+    w = (3 * torch.randn(500, 1, generator=torch.Generator().manual_seed(2))).round().to(dtype) / 3
+    w[::7] = -0.0
+    score = signed_magnitude(look(w, grid=(20, 25), units=500))
+    for side in (1, -1):
+        own = [i for i in range(500) if w[i, 0].sign() == side]
+        ranked = sorted(own, key=lambda i: (abs(float(w[i, 0])), i))
+        for rank, i in enumerate(ranked, 1):
+            assert float(score[i]) == pytest.approx(rank / len(own))
+    assert not score[(w == 0).flatten()].any()
+
+
 def test_signed_magnitude_releases_the_same_share_of_each_sign():
     w = torch.tensor([0.9, -0.01, 0.02, -5.0, 0.5, 0.03, -0.2, -0.3, 0.0, 0.7]).double().unsqueeze(1)
     score = signed_magnitude(look(w, units=10))

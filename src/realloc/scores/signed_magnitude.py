@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +16,22 @@ def _measure(seen: Seen) -> Tensor:
     score = torch.zeros(len(seen), dtype=torch.float64, device=values.device)
     for side in (1.0, -1.0):
         own = torch.nonzero(sign == side).flatten()
-        order = torch.argsort(size[own], stable=True)
+        order = _ascending(size[own])
         rank = torch.arange(1, len(own) + 1, dtype=torch.float64, device=values.device)
         score[own[order]] = rank / max(len(own), 1)
     return score
+
+
+def _ascending(sizes: Tensor) -> Tensor:
+    """int64: the stable order of numbers that are not negative.
+
+    Bits of such floats are ordered as the floats are: with the position below them they sort as integers, several
+    times quicker than by an indirect sort.
+    """
+    if sizes.device.type != "cpu" or sizes.dtype != torch.float32:
+        return torch.argsort(sizes, stable=True)
+    keys = (sizes.view(torch.int32).long() << 32) | torch.arange(len(sizes))
+    return torch.from_numpy(np.sort(keys.numpy())) & 0xFFFFFFFF
 
 
 signed_magnitude = Score("signed magnitude", frozenset({"values"}), _measure)
