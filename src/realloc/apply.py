@@ -13,7 +13,7 @@ from realloc.kernels.gather import gather_slots
 from realloc.ledger import Entry
 from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
-from realloc.pool.holdings import Holdings
+from realloc.pool.holdings import MOVING, Holdings
 from realloc.pool.masked import MaskedPool
 from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of
 
@@ -39,10 +39,15 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
         entries: what the ledger made of it, for every site.
         target: what changes.
     """
+    with MOVING:
+        for holdings in (target.holdings, *target.followers):
+            holdings.unstamp()
+        _apply(plan, entries, target)
+
+
+def _apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
     changes = {c.site: c for c in plan.changes if c.moves_anything}
     holdings = target.holdings
-    for held in (holdings, *target.followers):
-        held.unstamp()
     for number, flat in enumerate(holdings.flats):
         if any(site.name in changes for site in flat.sites):
             followers = [f.flats[number] for f in target.followers]

@@ -33,8 +33,8 @@ class Complaints:
         """The schedule has run to its end in vain."""
         self._say(
             "RA003",
-            f"no unit has moved in {steps} steps: the drop fraction times the units of each site is below one, "
-            "or every decision was skipped; see handle.explain(site)",
+            f"no unit has moved in {steps} steps: no place is free, the drop fraction times the units of each site is "
+            "below one, or every decision was skipped; see handle.explain(site)",
         )
 
     def look(self, root: nn.Module) -> None:

@@ -25,12 +25,12 @@ from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
 from realloc.pool.guard import Guard
-from realloc.pool.holdings import Holdings
+from realloc.pool.holdings import MOVING, Holdings
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
 from realloc.sites.packed import PackedSite
-from realloc.stand import active_sites, finite, gradient_of, overwritten, standing_of
+from realloc.stand import active_sites, finite, gradients_of, overwritten, standing_of
 
 APART = (
     "model and optimizer hold different placements: one was loaded without the other. Load both, "
@@ -154,14 +154,16 @@ class Engine:
             if module._parameters.get(key) is not parameter:
                 raise StateError(REPLACED)
         self._guard.forget()  # what a step that failed has left
-        alone = self._several  # whether some site takes no part, perhaps on another rank
+        everyone = not self._several  # whether every site takes part; on another rank one may not
         for backwards in self._backwards:
             if not backwards.settle():
-                alone = True
-        if alone:
-            self._guard.before(target.holdings.flats, self._updated(), target.optimizer)
+                everyone = False
+        updated: dict[str, bool] = {}
+        if not everyone:
+            updated = self._updated()
+            self._guard.before(target.holdings.flats, updated, target.optimizer)
         for site in self._masked:
-            site.settle()
+            site.settle(elsewhere=self._several and updated[site.name])
         if self.method.young:
             step = self.holdings.book.read("steps") + 1
             self._guard.before_young(self.holdings.flats, self.holdings.masked, step, target.optimizer)
@@ -184,7 +186,7 @@ class Engine:
             for backwards in self._backwards:
                 backwards.forget()
             for site in self._masked:
-                site.touched = False
+                site.forget()
             return
         if self._averages.active:
             self._average()
@@ -201,7 +203,9 @@ class Engine:
         sites = self.holdings.sites.values()
         if finite(self.target.fresh, self.ranks) and not overwritten(sites, self.ranks):
             active = active_sites(sites, self.ranks)
-            self._averages.update(lambda site: gradient_of(site, self.ranks) if active[site.name] else None)
+            for pool in self.holdings.pools:
+                gradients = gradients_of(pool, self.ranks)
+                self._averages.update({name: source for name, source in gradients.items() if active[name]})
 
     def _move(self, step: int) -> None:
         began = time.perf_counter()
@@ -221,10 +225,15 @@ class Engine:
     def _settled(self, step: int) -> tuple[Plan, dict[str, Entry]]:
         """Decide, agree with the other ranks, and let the ledger check it."""
         averages = self._averages
-        pools = [
-            [standing_of(pool, site, step, averages.of(site.name), self._active, self.ranks) for site in pool.sites]
-            for pool in self.holdings.pools
-        ]
+        pools = []
+        for pool in self.holdings.pools:
+            gradients = gradients_of(pool, self.ranks) if self.method.looks else {}
+            pools.append(
+                [
+                    standing_of(pool, s, step, averages.of(s.name), gradients.get(s.name), self._active[s.name])
+                    for s in pool.sites
+                ]
+            )
         plans = [self.ranks.agree(plan, self.holdings.stamp()) for plan in self._decide(pools, step)]
         skipped = next((p.skipped for p in plans if p.skipped), None)
         plan = Plan(step, () if skipped else tuple(c for p in plans for c in p.changes), skipped=skipped)
@@ -246,11 +255,14 @@ class Engine:
 
     def _updated(self) -> dict[str, bool]:
         """Which sites the optimizer has a gradient for, on any rank: of a backward, or set by hand."""
-        names = [site.name for backwards in self._backwards for site in backwards.pool.sites]
-        flags = [flag for backwards in self._backwards for flag in backwards.updated()]
-        names += [site.name for site in self._masked]
-        flags += [site.touched for site in self._masked]
-        return dict(zip(names, map(bool, self.ranks.largest([int(flag) for flag in flags])), strict=True))
+        ballots = [backwards.ballot() for backwards in self._backwards]
+        touched = [int(site.touched) for site in self._masked]
+        votes = iter(self.ranks.largest([vote for ballot in [*ballots, touched] for vote in ballot]))
+        updated: dict[str, bool] = {}
+        for backwards, ballot in zip(self._backwards, ballots, strict=True):
+            flags = backwards.elected([next(votes) for _ in ballot])
+            updated |= dict(zip((site.name for site in backwards.pool.sites), flags, strict=True))
+        return updated | {site.name: next(votes) > 0 for site in self._masked}
 
     def _reason_to_wait(self) -> str | None:
         """Why nothing may move now: no unit was measured, or what was measured is not finite."""
@@ -285,8 +297,9 @@ class Engine:
                 "the copy holds another placement than the model: it missed a move. "
                 "Make the copy anew and call handle.follow(copy) right after"
             )
-        if not any(known is copy for known in self.target.followers):
-            self.target.followers.append(copy)
+        followers = self.target.followers
+        followers[:] = [known for known in followers if known is not copy and not known.cut]
+        followers.append(copy)
 
     def restart_moments(self) -> None:
         """Forget the moments of everything managed."""
@@ -306,18 +319,23 @@ class Engine:
         if self.ranks.several:
             raise StateError("compact() changes shapes, which DDP cannot see; call it on a run with one process")
         before = self.holdings.budget
-        for holdings in (self.holdings, *self.target.followers):
-            holdings.unstamp()
-            for pool in holdings.pools:
-                compact(pool, self.target.optimizer)
-            holdings.book.write("budget", holdings.budget)
-            holdings.restamp()
+        everyone = (self.holdings, *self.target.followers)
+        for holdings in everyone:
+            holdings.stamp()
+        with MOVING:
+            for holdings in everyone:
+                holdings.unstamp()
+                for pool in holdings.pools:
+                    compact(pool, self.target.optimizer, pool.held)
+                holdings.book.write("budget", holdings.budget)
+                holdings.restamp()
         mark_groups(self.target, self.holdings.stamp())
         return before - self.holdings.budget
 
     def detach(self) -> None:
         """Take everything back."""
         self.require()
+        self.holdings.stamp()
         if self.ranks.several:
             warn(
                 "RA005",

@@ -89,6 +89,7 @@ class Handle:
     def summary(self) -> str:
         """A table of the budget and the sites, and a warning where nothing was measured or nothing moved."""
         self._engine.complain()
+        self._holdings.stamp()
         lines = [
             f"{self.start.method}: budget {self.budget:,} = {self.held:,} held + {self.parked:,} parked; "
             f"{self.moves} moves, {self.units_moved:,} units moved in {self.steps:,} steps"
@@ -104,20 +105,34 @@ class Handle:
         return "\n".join(lines)
 
     def explain(self, name: str) -> str:
-        """Why a site gained or lost in the moves of this session, against what thresholds."""
-        site = self._site(name)
+        """Why a site gained or lost in the moves of this session: what was measured, and where the line was drawn."""
+        site, method = self._site(name), self._engine.method
         lines = [f"{plain(site.name)}: {site.held:,} of {site.capacity:,} weights held"]
+        if method.want is not None:
+            lines.append(f"  released by lowest {method.keep.name}, acquired by highest {method.want.name}")
+        elif method.moves:
+            lines.append(f"  released by lowest {method.keep.name} as the density falls")
         for note in self._notes:
             if note.site != site.name:
                 continue
-            keep = "" if note.keep_threshold is None else f", kept above {note.keep_threshold:.3g}"
-            want = "" if note.want_threshold is None else f", acquired from {note.want_threshold:.3g} up"
+            if not (note.released or note.acquired):
+                free = site.capacity // site.grid.size - note.before
+                why = (
+                    "every place is held" if not free else "what went came back, or the drop fraction is below one unit"
+                )
+                lines.append(f"  step {note.step}: nothing moved: {why}")
+                continue
+            known = note.keep_threshold is not None and note.released
+            keep = f", {method.keep.name} up to {note.keep_threshold:.3g} went" if known else ""
+            known = note.want_threshold is not None and note.acquired
+            want = f", from {note.want_threshold:.3g} up came" if known else ""
             lines.append(
                 f"  step {note.step}: {note.before:,} -> {note.after:,} units "
                 f"(-{note.released:,} +{note.acquired:,}{keep}{want})"
             )
-        if len(lines) == 1:
-            lines.append(f"  no move yet; the next one is due at step {self._engine.next_due() or 'never'}")
+        if not any(note.site == site.name for note in self._notes):
+            due = self._engine.next_due()
+            lines.append("  no move yet; " + ("none is due" if due is None else f"the next one is due at step {due}"))
         return "\n".join(lines)
 
     def __repr__(self) -> str:

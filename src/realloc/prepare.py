@@ -94,6 +94,8 @@ def describe(start: Start, method: Method) -> StartPlan:
             compute, note = "dense", "no speed, no memory saved"
         elif reasons or _scatters(chosen, places):
             compute, note = "scatter", "; ".join(reasons) or "computes densely: at this density the kernel is slower"
+        if size > 1:
+            note = "; ".join(filter(None, [f"blocks of {chosen.grid.r} x {chosen.grid.c}", note]))
         shape, held = tuple(parameter.shape), places.numel() * size
         lines.append(SiteLine(chosen.name, shape, parameter.numel(), held, chosen.storage, compute, note))
     if method.average is not None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from realloc.kernels.finite import all_finite
-from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient
+from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient, Reduce
 from realloc.observe.ranks import Ranks
+from realloc.observe.scale import scale_of
 from realloc.observe.standing import Standing
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Site
@@ -42,16 +43,31 @@ def overwritten(sites: Iterable[Site], ranks: Ranks) -> bool:
     return bool(ranks.largest([int(any(tap.overwritten() for tap in taps))])[0])
 
 
-def gradient_of(site: Site, ranks: Ranks) -> GradientSource | None:
-    """Where the gradient of any unit of a site comes from; None where nothing was collected."""
+def gradients_of(pool: FlatPool | MaskedPool, ranks: Ranks) -> dict[str, GradientSource]:
+    """Where the gradient of any unit comes from, as the optimizer sees it; without sites that collected nothing."""
+    brought = {site.name: source for site in pool.sites if (source := _source_of(site, ranks.mean)) is not None}
+    held = {site.name: site.gradient_of_held() for site in pool.sites if site.name in brought}
+    known = [
+        (site.places(), gradient, brought[site.name])
+        for site in pool.sites
+        if (gradient := held.get(site.name)) is not None
+    ]
+    scale = scale_of(known)
+    if scale == 1.0:
+        return brought
+    scaled = {site.name: _source_of(site, lambda tensor: ranks.mean(tensor) * scale) for site in pool.sites}
+    return {name: source for name, source in scaled.items() if source is not None}
+
+
+def _source_of(site: Site, reduce: Reduce) -> GradientSource | None:
     if isinstance(site, PackedSite):
-        if not site.tap.armed:
-            return None
-        return PairGradient(site.grid, site.tap.pairs, site.tap.dense, site.values(), ranks.mean)
+        return (
+            PairGradient(site.grid, site.tap.pairs, site.tap.dense, site.values(), reduce) if site.tap.armed else None
+        )
     if not site.armed:
         return None
     dense = site.dense_gradient
-    return DenseGradient(site.grid, torch.zeros_like(site.parameter) if dense is None else dense, ranks.mean)
+    return DenseGradient(site.grid, torch.zeros_like(site.parameter) if dense is None else dense, reduce)
 
 
 def standing_of(
@@ -59,8 +75,8 @@ def standing_of(
     site: Site,
     step: int,
     average: Tensor | None,
-    active: Mapping[str, bool],
-    ranks: Ranks,
+    gradient: GradientSource | None,
+    active: bool,
 ) -> Standing:
     """What a decision at ``step`` may know of one site."""
     places, age = site.places(), None
@@ -69,6 +85,5 @@ def standing_of(
         held = born[slice(*pool.bounds(site.index))] if isinstance(pool, FlatPool) else born[places]
         age = step - held.long()
     return Standing(
-        site.name, site.grid, site.shape, places, site.values(), gradient_of(site, ranks), average, age,
-        active=active[site.name],
+        site.name, site.grid, site.shape, places, site.values(), gradient, average, age, active=active,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import realloc
 from realloc import methods
 from realloc.errors import StateError
+from realloc.methods.method import Storage
 from realloc.record.events import read
 from realloc.schedule import constant
 
@@ -51,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> Ranks:
     return Ranks(
-        folder, long=(_long, (60, str(folder))), halves=(_all_halves, ()), experts=(_experts, ()),
+        folder, long=(_long, (60, str(folder))), halves=(_all_halves, ()), experts=(_experts, ("packed",)),
+        masked_experts=(_experts, ("masked",)),
         refused=(_refused, ()), faults=(_faults, ()),
     )  # fmt: skip
 
@@ -126,8 +128,8 @@ class Mixture(nn.Module):
 USED = ((0, 1), (0,))  # by rank: expert 1 on one rank only, expert 2 nowhere
 
 
-def _experts(rank: int | None) -> tuple[Tensor, dict[str, Tensor], bool]:
-    method = methods.rigl(0.3).on("first", "experts.*")
+def _experts(rank: int | None, storage: Storage) -> tuple[Tensor, dict[str, Tensor], bool]:
+    method = methods.rigl(0.3).on("first", "experts.*", storage=storage)
     settings = {} if rank is None else {"find_unused_parameters": True}
     model, optimizer, handle = start(Mixture(), method, wrap=rank is not None, **settings)
     before = dense(model)["experts.2.weight"].clone()
@@ -146,10 +148,11 @@ def _experts(rank: int | None) -> tuple[Tensor, dict[str, Tensor], bool]:
     return torch.stack(seen), after, torch.equal(before, after["experts.2.weight"])
 
 
-def test_an_expert_used_on_one_rank_only(ranks: Ranks) -> None:
-    seen, weights, still = _experts(None)
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_an_expert_used_on_one_rank_only(ranks: Ranks, storage: Storage) -> None:
+    seen, weights, still = _experts(None, storage)
     assert still
-    for other, theirs, unmoved in ranks.of("experts"):
+    for other, theirs, unmoved in ranks.of("experts" if storage == "packed" else "masked_experts"):
         assert unmoved and torch.equal(seen, other)
         for name, weight in weights.items():
             if name != "experts.2.bias":  # DDP gives an unused bias a zero gradient, and AdamW decays it

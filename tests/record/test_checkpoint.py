@@ -369,3 +369,17 @@ def test_nothing_pickles():
         text = file.read_text()
         for word in ("import pickle", "torch.load(", "torch.save(", "np.load(", "np.save(", "eval(", "exec("):
             assert word not in text, (file.name, word)
+
+
+def test_a_checkpoint_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("mine")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "000001-step-5").symlink_to(elsewhere)
+    with pytest.raises(RecordError, match="is a link"):
+        load_latest(folder)
+    with pytest.raises(RecordError, match="is a link"):
+        save(folder, 6, {"w": torch.ones(2)}, {}, keep=1)
+    assert (elsewhere / "precious").read_text() == "mine"

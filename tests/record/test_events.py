@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realloc.errors import RecordError
+from realloc.errors import ConfigError, RecordError
 from realloc.record.events import EventLog, number, read
 
 HOSTILE = ["\x1b[2J", "</script>", "a\nb", "\u2028", "\u202e", "[link=x]", "\ud800", "", "é", '"', "\\", "\x00"]
@@ -86,7 +86,7 @@ def test_what_no_event_can_hold(tmp_path):
         log.decision({"step": 1})
     with pytest.raises(RecordError, match='"crc"'):
         log.decision({"kind": "move", "step": 1, "crc": 5})
-    assert log.offset == 0 and not log.path.exists()
+    assert log.offset == 0 and log.path.stat().st_size == 0
 
 
 def test_cut_at_every_byte_of_the_last_three_lines(tmp_path):
@@ -239,3 +239,21 @@ def test_missing_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(RecordError):
         EventLog(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("path", ["", "  ", "a\0b"])
+def test_a_path_that_names_no_file_is_refused(path):
+    with pytest.raises(ConfigError, match="names no file"):
+        EventLog(path)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/full", "/proc/nothing/a"])
+def test_a_path_that_cannot_hold_a_log_is_refused_at_once(path):
+    with pytest.raises(RecordError):
+        EventLog(path)
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    EventLog("~/a.jsonl").metric(1, {"loss": 0.5})
+    assert (tmp_path / "a.jsonl").exists()

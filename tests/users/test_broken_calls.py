@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -94,10 +95,69 @@ def test_an_interrupt_inside_a_move_is_named_and_a_checkpoint_mends_it(storage, 
     with pytest.raises(KeyboardInterrupt):
         go(1)
     monkeypatch.undo()
-    for act in (lambda: model(torch.zeros(2, 16)), lambda: go(1), model.state_dict):
+    acts = (lambda: model(torch.zeros(2, 16)), lambda: go(1), model.state_dict, handle.compact, handle.detach)
+    for act in (*acts, handle.summary):
         with pytest.raises(StateError, match="a move was interrupted"):
             act()
     model.load_state_dict(saved[0])
     optimizer.load_state_dict(saved[1])
     go(5)
     assert handle.held == handle.budget and handle.moves == 4
+
+
+def test_an_interrupt_inside_a_validation_does_not_swallow_the_gradients_of_training():
+    """A view that was made without gradients takes those of a later step and keeps them."""
+    model, optimizer, _ = attached()
+    model[1].now = True
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        model(torch.zeros(2, 16))
+    model[1].now = False
+    pool = dict(model.named_parameters())["realloc_pool0"]
+    for _ in range(3):
+        before = pool.detach().clone()
+        optimizer.zero_grad()
+        cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+        assert pool.grad is not None and bool(pool.grad.any())
+        optimizer.step()
+        assert not torch.equal(pool, before)
+
+
+def test_gradients_within_a_forward_that_has_none():
+    """As test-time adaptation does it."""
+    model, _, _ = attached()
+    pool = dict(model.named_parameters())["realloc_pool0"]
+    with torch.no_grad():
+        holdings = model.realloc_holdings
+        holdings.open()
+        with torch.enable_grad():
+            model[0](torch.randn(8, 16)).sum().backward()
+        holdings.close()
+    assert pool.grad is not None and bool(pool.grad.any())
+
+
+def test_training_beside_a_thread_that_infers():
+    """Neither the gradients nor the moves of the one are seen by the other, and the other waits for a move."""
+    model, optimizer, handle = attached()
+    stop, wrong = threading.Event(), []
+
+    def infer() -> None:
+        while not stop.is_set():
+            try:
+                with torch.no_grad():
+                    model(torch.zeros(4, 16))
+            except Exception as error:
+                wrong.append(error)
+
+    thread = threading.Thread(target=infer)
+    thread.start()
+    pool = dict(model.named_parameters())["realloc_pool0"]
+    try:
+        for _ in range(60):
+            optimizer.zero_grad()
+            cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+            assert pool.grad is not None
+            optimizer.step()
+    finally:
+        stop.set()
+        thread.join()
+    assert handle.moves > 15 and not any("interrupted" in str(error) for error in wrong)

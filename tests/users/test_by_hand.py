@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from toy import attached, batch, intact, loss_of, masks, net, same, train, weights
 
+import realloc
 from realloc import methods
 from realloc.errors import ReallocWarning
 
@@ -137,3 +140,95 @@ def test_inputs_gradients_alone_do_not_fill_the_memory() -> None:
         torch.autograd.grad(model(x).sum(), x)
     seen = [len(site.tap.seen) for site in handle.sites.values()]
     assert max(seen) < 50, seen
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("scale", [2.0**16, 3.0])
+@pytest.mark.parametrize("make", [methods.rigl, methods.snfs])
+def test_a_scaled_loss_decides_records_and_starts_moments_as_the_plain_one(make, scale: float, storage: str) -> None:
+    """Gradients are looked at as the optimizer sees them: unscaled, though backward brought them scaled."""
+    events: dict[bool, list[dict[str, object]]] = {True: [], False: []}
+
+    class Sink:
+        def __init__(self, scaled: bool) -> None:
+            self.scaled = scaled
+
+        def decision(self, event: dict[str, object]) -> None:
+            events[self.scaled].append(event)
+
+    def run(scaled: bool) -> dict[str, Tensor]:
+        method = replace(make(density=0.3).on("*", storage=storage), moments="seed")
+        model = net().double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        realloc.attach(model, optimizer, method, schedule=realloc.every(4, total=60), record=Sink(scaled))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scaled, growth_interval=5)
+        for step in range(21):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, step, torch.float64)).backward()
+            if step % 2:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        return weights(model)
+
+    one, two = run(True), run(False)
+    assert all(torch.allclose(one[name], two[name], atol=1e-9) for name in one)
+    assert len(events[True]) == 5
+    for scaled, plain in zip(events[True], events[False], strict=True):
+        assert scaled["predicted_gain"] == pytest.approx(plain["predicted_gain"])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_gradient_zeroed_behind_the_back_of_its_version_is_thrown_away(storage: str) -> None:
+    method = methods.rigl(density=0.3).on("*", storage=storage)
+
+    def run(noise: bool) -> dict[str, Tensor]:
+        model, optimizer, handle = attached(method, model=net().double(), every=1)
+        for step in range(4):
+            optimizer.zero_grad()
+            if noise:
+                (1e3 * loss_of(model, step + 50, torch.float64)).backward()
+                for parameter in model.parameters():
+                    parameter.grad.data.zero_()
+            loss_of(model, step, torch.float64).backward()
+            optimizer.step()
+        assert handle.moves == 4
+        return masks(handle)
+
+    assert same(run(True), run(False))
+
+
+def test_a_gradient_that_nobody_threw_away_still_updates_its_expert() -> None:
+    """Without zero_grad torch steps an expert on the gradient of an earlier step."""
+
+    class Switch(Experts):
+        now = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.experts[self.now](x).relu())
+
+    mine, dense = Switch().double(), Switch().double()
+    sgd = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}  # Adam counts steps for each tensor, a pool is one
+    mine, optimizer, _ = attached(methods.static(density=1.0).on("*"), model=mine, optimizer=torch.optim.SGD, **sgd)
+    plain = torch.optim.SGD(dense.parameters(), **sgd)
+    for step, now in enumerate([0, 1, 1, 0, 0]):
+        for model, stepper in ((mine, optimizer), (dense, plain)):
+            model.now = now
+            loss_of(model, step, torch.float64).backward()
+            stepper.step()
+    found = weights(mine)
+    for name, parameter in dense.named_parameters():
+        assert torch.allclose(found[name], parameter, atol=1e-12), name
+
+
+def test_a_load_between_backward_and_step_brings_no_gradient_of_other_weights() -> None:
+    model, optimizer, _ = attached(optimizer=torch.optim.SGD, lr=1.0)
+    train(model, optimizer, 0, 2)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    train(model, optimizer, 2, 10)
+    loss_of(model, 10).backward()
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    before = {name: value for name, value in weights(model).items() if name in ("0.weight", "2.weight")}
+    optimizer.step()
+    assert same(before, {name: value for name, value in weights(model).items() if name in before})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor
 
 from realloc.observe.gradients import GradientSource, update_average
-from realloc.pool.holdings import Holdings, Site
+from realloc.pool.holdings import Holdings
 
 
 @final
@@ -36,14 +36,14 @@ class Averages:
         """The running mean of one site."""
         return self._holdings.owner._buffers[self._names[name]] if self.active else None
 
-    def update(self, gradient: Callable[[Site], GradientSource | None]) -> None:
-        """Take in the gradients of one step."""
+    def update(self, gradients: Mapping[str, GradientSource]) -> None:
+        """Take in the gradients of one step, by site."""
         if self._decay is None:
             return
         for name, site in self._holdings.sites.items():
-            source, average = gradient(site), self.of(name)
-            if source is not None and average is not None:
-                update_average(average, source, site.grid, self._decay)
+            average = self.of(name)
+            if name in gradients and average is not None:
+                update_average(average, gradients[name], site.grid, self._decay)
 
     def unregister(self) -> None:
         """Take the buffers off the model."""

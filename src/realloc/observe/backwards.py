@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 from realloc.kernels.taps import current_task
+from realloc.observe.gradients import PairGradient
 from realloc.pool.flat import FlatPool
 from realloc.sites.last_gradient import LastGradient
 
@@ -18,7 +20,9 @@ class Backwards:
         self.arrived: set[int] = set()
         self._taps = tuple(site.tap for site in pool.sites)
         self._last = LastGradient()
-        self._updated: list[bool] | None = None  # by site, at the last step; None: all
+        self._stale = False  # whether a gradient of an earlier step was there still when the first backward came
+        self._owners: list[bool] | None = None  # which sites have a part in the gradient; None: all
+        self._asked: list[bool] = []  # which ones `torch.autograd.grad` went through
         for tap in self._taps:
             tap.arrived = self.arrived
 
@@ -28,11 +32,24 @@ class Backwards:
         A GradScaler skips a step without a word to the optimizer; this is the sign. Backwards nest (checkpointing
         runs one inside another), so what has not arrived yet is kept.
         """
-        arrived = self.arrived
-        if arrived and current_task() not in arrived and self._last.thrown_away(self.pool.parameter.grad):
+        arrived, gradient = self.arrived, self.pool.parameter.grad
+        if not arrived:
+            self._stale = gradient is not None and bool(gradient.any())
+        elif current_task() not in arrived and self._last.thrown_away(gradient, self._was_zero):
             for tap in self._taps:
                 tap.keep({notice.task for notice in tap.seen} - arrived)
             arrived.clear()
+            self._stale = False
+
+    def _was_zero(self) -> bool:
+        """Whether what arrived brought nothing but zeros to the held units, as far as it was captured."""
+        for site in self.pool.sites:
+            notices = [notice for notice in site.tap.seen if notice.task in self.arrived]
+            pairs = [notice.pair for notice in notices if notice.pair is not None]
+            dense = [notice.dense for notice in notices if notice.dense is not None]
+            if bool(PairGradient(site.grid, pairs, dense, site.values()).at(site.places()).any()):
+                return False
+        return True
 
     def arrive(self) -> None:
         """After it was accumulated: only now is it sure that the parameter was asked for, not an input."""
@@ -42,6 +59,8 @@ class Backwards:
     def settle(self) -> bool:
         """Before the update: keep what arrived. Says whether every site takes part in the update."""
         arrived, everyone = self.arrived, True
+        if not arrived:
+            self._asked = [bool(tap.seen) for tap in self._taps]
         for site in self.pool.sites:
             seen = site.tap.seen
             if not (len(seen) == 1 and seen[0].task in arrived):
@@ -50,34 +69,43 @@ class Backwards:
             if site.frozen:
                 everyone = False
         if everyone:
-            self._updated = None
+            self._owners = None
+        elif arrived:
+            before = self._owners or [True] * len(self._taps)
+            touched = [bool(tap.seen) for tap in self._taps]
+            self._owners = [t or (self._stale and b) for t, b in zip(touched, before, strict=True)]
         return everyone
 
-    def updated(self) -> list[bool]:
-        """Which sites the update may change: those that torch would not skip for want of a gradient.
+    def ballot(self) -> list[int]:
+        """What this rank says of the update: whether a backward came; whose it was; and if none came, whose then.
 
-        A gradient that no backward brought was set by hand and is for all; or it is still the last one, and a
-        second step on it is for those that the first was for.
+        A gradient that no backward brought was set by hand and is for those that it was asked for, or for all;
+        or it is still the last one, and a second step on it is for those that the first was for.
         """
-        gradient = self.pool.parameter.grad
-        flags = [bool(tap.seen) for tap in self._taps]
+        gradient, sites = self.pool.parameter.grad, len(self._taps)
+        owners = self._owners or [True] * sites
         if self.arrived or gradient is None:
-            self._updated = flags
-        elif self._updated is None or not self._last.is_in(gradient):
-            flags = [True] * len(flags)
-        else:
-            flags = self._updated
-        return [flag and not site.frozen for flag, site in zip(flags, self.pool.sites, strict=True)]
+            return [int(bool(self.arrived)), *(int(flag and bool(self.arrived)) for flag in owners), *[0] * sites]
+        if self._last.set_by_hand(gradient):
+            owners = self._asked if any(self._asked) else [True] * sites
+        return [0, *[0] * sites, *map(int, owners)]
+
+    def elected(self, votes: Sequence[int]) -> list[bool]:
+        """Which sites the update may change, from the ballots of all ranks (their elementwise maximum)."""
+        sites = len(self._taps)
+        flags = votes[1 : sites + 1] if votes[0] else votes[sites + 1 :]
+        return [flag > 0 and not site.frozen for flag, site in zip(flags, self.pool.sites, strict=True)]
 
     def forget(self) -> None:
         """After the update: what was seen before it counts no more."""
         self.arrived.clear()
+        self._last.remember(self.pool.parameter.grad)
         for tap in self._taps:
             tap.seen.clear()
 
     def arm(self, armed: bool) -> None:
         """Before the first backward of a step: whether it is to be captured."""
-        self.arrived.clear()
+        self.forget()
         for tap in self._taps:
             tap.reset()
             tap.armed, tap.listens = armed, True

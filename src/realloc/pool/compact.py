@@ -10,20 +10,21 @@ from realloc.pool.state import slotwise
 
 
 @torch.no_grad()
-def compact(pool: FlatPool | MaskedPool, optimizer: torch.optim.Optimizer) -> None:
-    """Cut the parked tail off a pool, its gradient, its state and its columns. A masked pool only lowers its count."""
+def compact(pool: FlatPool | MaskedPool, optimizer: torch.optim.Optimizer | None, units: int) -> None:
+    """Cut a pool, its gradient, its state and its columns to so many units. A masked pool only lowers its count."""
     if isinstance(pool, MaskedPool):
-        pool.capacity = pool.held
+        pool.capacity = units
         return
-    parameter, keep = pool.parameter, pool.held * pool.unit_size
+    parameter, keep = pool.parameter, units * pool.unit_size
     if parameter.shape[0] == keep:
         return
-    for key, value in slotwise(optimizer, parameter).items():
-        optimizer.state[parameter][key] = value[:keep].clone()
+    if optimizer is not None:
+        for key, value in slotwise(optimizer, parameter).items():
+            optimizer.state[parameter][key] = value[:keep].clone()
     parameter.grad = None
     parameter.data = parameter.data[:keep].clone()
     for part in ("columns", "born"):
         name = f"realloc_{part}{pool.number}"
         buffer = pool.owner._buffers.get(name)
         if buffer is not None:
-            pool.owner._buffers[name] = buffer[: pool.held].clone()
+            pool.owner._buffers[name] = buffer[:units].clone()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from threading import get_ident
 from typing import Any, ClassVar, final
 
 import torch
@@ -19,6 +20,8 @@ from realloc.kernels.rows import places_of, write_rows
 from realloc.kernels.team import DAMAGED
 from realloc.sites.grid import Grid
 from realloc.sites.packed import PackedSite
+
+Situation = tuple[int, int, bool, bool]
 
 
 @final
@@ -43,10 +46,9 @@ class FlatPool:
         for grid in grids:
             starts.append(starts[-1] + grid.rows + 1)
         self._row_starts = tuple(starts)
-        self._split_at = -1
         self.key = f"realloc_pool{number}"  # name of the parameter on the owner
         self._names = {part: f"realloc_{part}{number}" for part in ("columns", "rows", "extents", "compute", "born")}
-        self.views: tuple[Tensor, ...] | None = None
+        self._split: tuple[Situation, tuple[Tensor, ...]] | None = None
         self._depth = 0
 
     # where things are -------------------------------------------------------------------------------------------
@@ -132,36 +134,41 @@ class FlatPool:
     def open(self) -> None:
         """Split the pool once for a whole forward of the model; nested calls share the outer split."""
         self._depth += 1
-        # an interrupt can leave a forward without its end: a split of older values is not to be used
-        if self._depth == 1 or self._split_at != self._version():
-            self._split_at = self._version()
+        situation = self._situation()
+        if self._depth == 1 or self._split is None or self._split[0] != situation:
             ends = [e * self.unit_size for e in self.extents.tolist()]
             sizes = [b - a for a, b in pairwise([*ends, self.parameter.shape[0]])]
             if ends[0] or min(sizes) < 0:
                 raise StateError(DAMAGED)
-            self.views = torch.split(self.parameter, sizes)
+            self._split = situation, torch.split(self.parameter, sizes)
 
-    def _version(self) -> int:
+    def _situation(self) -> Situation:
+        """What a split is good for: these values, this thread, gradients on or off.
+
+        An interrupt can leave a forward without its end, and threads share the model: a view made without gradients
+        would swallow those of a training step.
+        """
         parameter = self.parameter
-        return -1 if parameter.is_inference() else parameter._version
+        version = -1 if parameter.is_inference() else parameter._version
+        gradients = torch.is_grad_enabled() and parameter.requires_grad
+        return version, get_ident(), gradients, torch.is_inference_mode_enabled()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"views": None, "_depth": 0}
+        return self.__dict__ | {"_split": None, "_depth": 0}
 
     def close(self) -> None:
         """Drop the split: one that outlives its forward breaks after a move."""
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
-            self.views = None
+            self._split = None
 
     def segment(self, index: int) -> tuple[Tensor, bool]:
         """Values of one site, and whether they are the whole pool (as a compiled graph wants it)."""
         if torch.compiler.is_compiling():
             return self.parameter, True
-        if self.views is not None and self._split_at == self._version():
-            view = self.views[index]
-            if view.requires_grad or not (torch.is_grad_enabled() and self.parameter.requires_grad):
-                return view, False
+        split = self._split
+        if split is not None and split[0] == self._situation():
+            return split[1][index], False
         first, last = self.bounds(index)
         return self.parameter[first * self.unit_size : last * self.unit_size], False
 
@@ -203,8 +210,8 @@ class FlatPool:
         self.compute.copy_(torch.tensor(choices))
 
 
-def check_placement(pool: FlatPool, state: dict[str, Tensor], prefix: str) -> None:
-    """Refuse a placement from outside that a kernel must not read.
+def check_placement(pool: FlatPool, state: dict[str, Tensor], prefix: str, compacted: bool) -> None:
+    """Refuse a placement from outside that a kernel must not read. A ``compacted`` one may be shorter than the pool.
 
     Raises:
         RecordError: wrong length, dtype, order, or an index outside its matrix. Nothing has been copied yet.
@@ -214,13 +221,21 @@ def check_placement(pool: FlatPool, state: dict[str, Tensor], prefix: str) -> No
         found[name] = state[prefix + name]
         mine = pool.owner._parameters[name] if name == pool.key else pool.owner._buffers[name]
         assert mine is not None
-        if found[name].shape != mine.shape or (name != pool.key and found[name].dtype != mine.dtype):
+        shape = (min(len(found[name]), len(mine)), *mine.shape[1:]) if compacted and found[name].ndim else mine.shape
+        if found[name].shape != shape or (name != pool.key and found[name].dtype != mine.dtype):
             raise RecordError(
                 f"{prefix + name}: {tuple(found[name].shape)} {found[name].dtype} in the state, "
                 f"{tuple(mine.shape)} {mine.dtype} here; make the model with the same density and layers"
             )
     columns, rows, extents, compute = (found[n].cpu() for n in pool.buffer_names)
-    if int(extents[0]) != 0 or bool((extents.diff() < 0).any()) or int(extents[-1]) > pool.capacity:
+    room = len(columns)
+    if len(found[pool.key]) != room * pool.unit_size or [len(rows), len(extents), len(compute)] != [
+        len(pool.rows),
+        len(pool.extents),
+        len(pool.compute),
+    ]:
+        raise RecordError(f"{prefix}{pool.key}: its lengths do not fit together; the state was cut or written by hand")
+    if int(extents[0]) != 0 or bool((extents.diff() < 0).any()) or int(extents[-1]) > room:
         raise RecordError(f"{prefix}{pool.buffer_names[2]}: extents are not ascending within the pool")
     if bool(((compute != 0) & (compute != 1)).any()):
         raise RecordError(f"{prefix}{pool.buffer_names[3]}: unknown compute choice")

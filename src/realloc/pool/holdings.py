@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import RLock
 from typing import Any, Final, final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from realloc.errors import RecordError, StateError
 from realloc.kernels.digest import digest
 from realloc.pool.book import FIELDS, FORMAT, KEY, Book
+from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool, check_placement
 from realloc.pool.masked import MaskedPool, check_masks
 from realloc.sites.masked import MaskedSite
@@ -23,8 +25,10 @@ MIXED = (
     "mixes units): call handle.follow(copy) right after making it, and average parameters only, not integer buffers"
 )
 UNDER_WAY: Final = -1  # the stamp of no placement
+MOVING: Final = RLock()  # held while a placement is written; a thread that computes meanwhile waits for it
 CUT = (
-    "a move was interrupted: values, moments and places belong together no more. Load a checkpoint, model and optimizer"
+    "a move was interrupted: values, moments and places belong together no more. Load a checkpoint, model and "
+    "optimizer, and make averaged copies that follow anew: handle.follow(copy)"
 )
 Site = PackedSite | MaskedSite
 
@@ -48,6 +52,13 @@ class Holdings:
         yield from self.flats
         if self.masked is not None:
             yield self.masked
+
+    @property
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter whose placement is managed."""
+        yield from (flat.parameter for flat in self.flats)
+        if self.masked is not None:
+            yield from (site.parameter for site in self.masked.sites)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -74,8 +85,13 @@ class Holdings:
     def _placement(self) -> list[str]:
         return [name for pool in self.pools for name in pool.buffer_names]
 
+    @property
+    def cut(self) -> bool:
+        """Whether a move of it was begun and has not ended."""
+        return self._stamp == UNDER_WAY
+
     def unstamp(self) -> None:
-        """Before a placement is written: if it is interrupted, nobody goes on as if nothing had happened."""
+        """Before a placement is written, under `MOVING`: an interrupted one must not pass for whole."""
         self._stamp = UNDER_WAY
         self.book.write("stamp", UNDER_WAY)
         self._seen = None
@@ -104,8 +120,9 @@ class Holdings:
         """
         book = self.owner._buffers[KEY]
         if book is None or book is not self._seen or (self._version >= 0 and book._version != self._version):
-            if self._stamp == UNDER_WAY:
-                raise StateError(CUT)
+            with MOVING:  # a move that another thread is making ends first; one that was interrupted never does
+                if self.cut:
+                    raise StateError(CUT)
             if self.book.read("stamp") != self._stamp:
                 raise StateError(MIXED)
             self._see()
@@ -126,8 +143,11 @@ class Holdings:
 
     # loading ----------------------------------------------------------------------------------------------------
 
-    def check_state(self, state: dict[str, Tensor], prefix: str) -> None:
+    def check_state(self, state: dict[str, Tensor], prefix: str) -> int | None:
         """Validate a state dict before anything of it is copied.
+
+        Returns:
+            The budget of the state, if it is that of a compacted model and this one must be shortened to it first.
 
         Raises:
             RecordError: it belongs to another model, budget or layout, or was tampered with.
@@ -141,29 +161,46 @@ class Holdings:
                 "Load it before prepare() or attach()"
             )
         if len(missing) == len(names):
-            return  # nothing of ours: torch names the missing keys, or strict=False asked for that
+            return None  # nothing of ours: torch names the missing keys, or strict=False asked for that
         if missing:
             raise RecordError(
                 f"{prefix}{missing[0]} is missing: values never travel without their places; load the whole state"
             )
-        for flat in self.flats:
-            check_placement(flat, state, prefix)
-        if self.masked is not None:
-            check_masks(self.masked, state, prefix)
         book = state[prefix + KEY]
         if book.dtype != torch.int64 or book.shape != self.book.tensor.shape or int(book[0]) != FORMAT:
             raise RecordError(f"{prefix}{KEY}: not the book of this version of realloc (format {FORMAT})")
-        budget = int(book[FIELDS.index("budget")])
-        if budget != self.book.read("budget"):
-            raise RecordError(f"the state has a budget of {budget:,} weights, this model {self.book.read('budget'):,}")
+        budget, mine = int(book[FIELDS.index("budget")]), self.book.read("budget")
+        compacted = budget < mine
+        for flat in self.flats:
+            check_placement(flat, state, prefix, compacted)
+        rest = budget - sum(len(state[prefix + flat.key]) for flat in self.flats)
+        held = 0 if self.masked is None else check_masks(self.masked, state, prefix)
+        most = 0 if self.masked is None else self.masked.capacity * self.masked.unit_size
+        if budget > mine or not held <= rest <= most:
+            raise RecordError(f"the state has a budget of {budget:,} weights, this model {mine:,}")
         if digest([state[prefix + name] for name in self._placement()]) != int(book[FIELDS.index("stamp")]):
             raise RecordError(DAMAGED)
+        return budget if compacted else None
+
+    def shorten(self, state: dict[str, Tensor], prefix: str, optimizer: torch.optim.Optimizer | None) -> None:
+        """Make room for a compacted state that was checked: only as much as it has."""
+        for flat in self.flats:
+            compact(flat, optimizer, len(state[prefix + flat.buffer_names[0]]))
+        if self.masked is not None:
+            rest = int(state[prefix + KEY][FIELDS.index("budget")]) - sum(len(flat.parameter) for flat in self.flats)
+            self.masked.capacity = rest // self.masked.unit_size
 
     def loaded(self) -> None:
-        """After a load: values and places came together, so the new stamp is the right one."""
-        self._stamp = self.compute_stamp()
+        """After a load: values and places came together, so the new stamp is the right one.
+
+        Gradients of another placement are dropped: they are those of other weights.
+        """
+        before, self._stamp = self._stamp, self.compute_stamp()
         if self._stamp != self.book.read("stamp"):
             raise RecordError(DAMAGED)
+        if self._stamp != before:
+            for parameter in self.parameters:
+                parameter.grad = None
         self._see()
 
 

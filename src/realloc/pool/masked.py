@@ -89,8 +89,8 @@ class MaskedPool:
             site.parameter.masked_fill_(~site.mask(), 0.0)
 
 
-def check_masks(pool: MaskedPool, state: dict[str, Tensor], prefix: str) -> None:
-    """Refuse masks from outside that do not fit. Nothing has been copied yet."""
+def check_masks(pool: MaskedPool, state: dict[str, Tensor], prefix: str) -> int:
+    """Refuse masks from outside that do not fit; say how many weights they hold. Nothing has been copied yet."""
     held = 0
     for name, site in zip(pool.buffer_names, pool.sites, strict=True):
         mine, mask = pool.owner._buffers[name], state[prefix + name]
@@ -103,3 +103,4 @@ def check_masks(pool: MaskedPool, state: dict[str, Tensor], prefix: str) -> None
             raise RecordError(f"{prefix + site.name}: a weight outside its mask is not zero; load the state as saved")
     if held > pool.capacity * pool.unit_size:
         raise RecordError(f"the masks hold {held} weights, the budget is {pool.capacity * pool.unit_size}")
+    return held

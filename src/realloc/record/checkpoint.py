@@ -192,6 +192,9 @@ def _same(path: Path, what: str, found: object, written: object) -> None:
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
     """Published checkpoints as (number, folder), oldest first."""
     matches = [(m, p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) is not None]
+    link = next((path for _, path in matches if path.is_symlink()), None)
+    if link is not None:  # what it leads to may be another run's, and old checkpoints are removed
+        raise RecordError(f"{disk.shown(link)} is a link; put the folder itself there, or remove the link")
     return sorted((int(match[1]), path) for match, path in matches)
 
 

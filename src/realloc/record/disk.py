@@ -118,6 +118,20 @@ def append(path: Path, line: bytes, expected: int) -> int:
         os.close(descriptor)
 
 
+def touch(path: Path) -> None:
+    """Make sure that a plain file is there and can be added to. OSError passes through.
+
+    Raises:
+        RecordError: it is something else, such as a device.
+    """
+    descriptor = os.open(path, _APPEND, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RecordError(f"{shown(path)} is no plain file; choose another path")
+    finally:
+        os.close(descriptor)
+
+
 def cut(path: Path, offset: int) -> None:
     """Shorten a file to ``offset`` bytes, durably. OSError passes through."""
     descriptor = os.open(path, os.O_RDWR | _SAFE)
@@ -171,6 +185,9 @@ def rename(old: Path, new: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a folder and what it holds; links are removed, not followed. OSError passes through."""
+    if path.is_symlink():
+        path.unlink()
+        return
     for name in os.listdir(path):
         inner = path / name
         if stat.S_ISDIR(os.lstat(inner).st_mode):

@@ -14,7 +14,7 @@ import torch
 
 import realloc.record.disk as disk
 import realloc.record.sealed as sealed
-from realloc.errors import RecordError, plain
+from realloc.errors import ConfigError, RecordError, plain
 
 VERSION = 1
 _TAIL = len(b',"crc":"00000000"}')
@@ -43,7 +43,8 @@ class EventLog:
     No file stays open, so the log survives `copy.deepcopy`, fork and spawn.
 
     Raises:
-        RecordError: the file cannot be read or written.
+        ConfigError: no path.
+        RecordError: the file cannot be read or written, or is no plain file.
 
     Example:
         >>> import tempfile
@@ -55,14 +56,17 @@ class EventLog:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        text = str(path)
+        if not text.strip() or "\0" in text:
+            raise ConfigError(f"the record is {plain(text)!r}, which names no file; give a path such as runs/a.jsonl")
+        self.path = Path(path).expanduser()
         self.offset = 0
         with disk.told("open", self.path, _RETRY):
             disk.make_folder(self.path.parent)
-            if self.path.exists():
-                self.offset = _whole(self.path)
-                if self.offset < disk.size_of(self.path):
-                    disk.cut(self.path, self.offset)
+            disk.touch(self.path)  # what cannot be written to is refused now, not at the first move
+            self.offset = _whole(self.path)
+            if self.offset < disk.size_of(self.path):
+                disk.cut(self.path, self.offset)
 
     def decision(self, event: Mapping[str, object]) -> None:
         """Write one decision: a move made, or skipped with its reason. Needs "kind" and "step"."""

@@ -1,8 +1,9 @@
-"""Whether `zero_grad` threw a gradient away before the next one came."""
+"""Whether a gradient was thrown away before the next one came, or set by hand."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import final
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 
 @final
 class LastGradient:
-    """The gradient as the last backward left it, to tell an unchanged one from one that `zero_grad` threw away."""
+    """The gradient of one parameter as it was last seen: which tensor, and its version."""
 
     def __init__(self) -> None:
         self._gradient: weakref.ref[Tensor] | None = None
@@ -24,14 +25,21 @@ class LastGradient:
         self._gradient = None if gradient is None else weakref.ref(gradient)
         self._version = -1 if gradient is None or gradient.is_inference() else gradient._version
 
-    def is_in(self, gradient: Tensor) -> bool:
-        """Whether this is the same tensor, whatever was done to its values (clipping)."""
+    def _same(self, gradient: Tensor) -> bool:
         return self._gradient is not None and self._gradient() is gradient
 
-    def thrown_away(self, gradient: Tensor | None) -> bool:
-        """Whether `zero_grad` was called since: it leaves None or zeros. A zero gradient nobody touched is kept."""
+    def thrown_away(self, gradient: Tensor | None, was_zero: Callable[[], bool]) -> bool:
+        """Whether `zero_grad` was called since: it leaves None or zeros.
+
+        ``was_zero``: whether it was all zeros when it was remembered; asked only where nothing else tells
+        (``p.grad.data.zero_()`` leaves no trace).
+        """
         if gradient is None:
             return True
-        if self.is_in(gradient) and gradient._version == self._version:
+        if bool(gradient.any()):
             return False
-        return not bool(gradient.any())
+        return not self._same(gradient) or gradient._version != self._version or not was_zero()
+
+    def set_by_hand(self, gradient: Tensor) -> bool:
+        """Where no backward came since: whether it is another tensor, or has other values, and not only zeros."""
+        return not self._same(gradient) or (gradient._version != self._version and bool(gradient.any()))

@@ -79,12 +79,21 @@ class MaskedSite:
 
     def arm(self, armed: bool) -> None:
         """Before the first backward of a step: whether its dense gradient is to be kept."""
-        self.armed, self.dense_gradient, self.touched = armed, None, False
+        self.armed = armed
+        self.forget()
+
+    def forget(self) -> None:
+        """After the update: what was seen before it counts no more."""
+        self.dense_gradient, self.touched = None, False
+        self._last.remember(self.parameter.grad)
 
     def begin(self) -> None:
         """Before a gradient is accumulated: if the ones before it were thrown away, forget what they showed."""
-        if self.touched and self._last.thrown_away(self.parameter.grad):
+        if self.touched and self._last.thrown_away(self.parameter.grad, self._was_zero):
             self.dense_gradient, self.touched = None, False
+
+    def _was_zero(self) -> bool:
+        return self.dense_gradient is None or not bool(self.dense_gradient[self.mask()].any())
 
     def collect(self) -> None:
         """Keep the dense gradient of a step on which a move is due, then leave the optimizer only what is held.
@@ -105,11 +114,12 @@ class MaskedSite:
         grad.masked_fill_(outside, 0.0)
         self._last.remember(grad)
 
-    def settle(self) -> None:
+    def settle(self, elsewhere: bool) -> None:
         """Before the update: a gradient that no backward brought was set by hand; treat it as one that did.
 
-        If it is still the one of the last step, it is masked already, and shows nothing new.
+        ``elsewhere``: whether another rank had a backward; then it is that one's, averaged. If it is still the one
+        of the last step, it is masked already, and shows nothing new.
         """
         grad = self.parameter.grad
-        if not self.touched and grad is not None and not self._last.is_in(grad):
+        if not (self.touched or elsewhere or grad is None) and self._last.set_by_hand(grad):
             self.collect()
