@@ -56,7 +56,7 @@ def last(stdout: str) -> dict[str, Any]:
         (["train", "--data", "digits", "--density", "1.01"], ["density 1.01"]),
         (["train", "--data", "digits", "--density", "nan"], ["density nan"]),
         (["train", *SMALL[:4], "--density", "0.0005"], ["density", "fewer"]),
-        (["train", "--data", "digits", "--density", "much"], ["--density"]),
+        (["train", "--data", "digits", "--density", "much"], ["density much"]),
         (["train", "--data", "digits", "--every", "0"], ["every 0"]),
         (["train", "--data", "digits", "--every", "5000", "--epochs", "1"], ["every 5000 never fires"]),
         (["train", "--data", "digits", "--epochs", "0"], ["epochs 0"]),

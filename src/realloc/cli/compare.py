@@ -18,6 +18,7 @@ from realloc.errors import ConfigError, plain
 from realloc.train.config import RunConfig
 from realloc.train.preview import preview
 from realloc.train.progress import Tell
+from realloc.train.stop import Interrupted
 
 ARMS = "small_dense,static,random_moves,rigl"
 MOST_SEEDS = 1000
@@ -29,9 +30,9 @@ def compare(
     label: flags.Label = None,
     model: flags.Model = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help=f"arms, with commas or again; {ARMS} if left out")
+        list[str] | None, typer.Option("--method", help="arms, with commas or again", show_default=ARMS)
     ] = None,
-    settings: flags.Settings = None,
+    settings: flags.ArmSettings = None,
     density: flags.Density = None,
     every: flags.Every = None,
     epochs: flags.Epochs = None,
@@ -53,7 +54,7 @@ def compare(
         }  # fmt: skip
         base = flags.config_of(values, budget)
         named = [word.strip() for part in method or [ARMS] for word in part.split(",") if word.strip()]
-        found = contest(base, named, seeds_of(seeds), flags.settings_of(settings))
+        found = contest(base, named, seeds_of(seeds), flags.settings_of(settings, of_arms=True))
         if dry_run:
             _preview(found, json)
         else:
@@ -61,13 +62,13 @@ def compare(
 
 
 def demo(
-    seed: Annotated[int, typer.Option("--seed", help="of weights, places and order")] = 0,
+    seed: flags.Seed = None,
     out: flags.Out = None,
     json: flags.Json = False,
 ) -> None:
     """Dense, small dense, static, random moves and RigL on real data, in at most three minutes."""
     with outcome.told():
-        found = demonstration.demo_contest(seed)
+        found = demonstration.demo_contest(flags.config_of({"seed": seed}, None).seed)
         first = found.entries[0]
         length = f"{first.epochs} epochs" if first.epochs else "1,000 steps"
         held = f"{100 * first.density:g} % of the weights of {first.model}"
@@ -85,7 +86,12 @@ def present(found: Contest, out: Path | None, json: bool) -> None:
             outcome.talk(title)
             return screen.show(title)
 
-        outcome_table = run_contest(found, out, announce)
+        try:
+            outcome_table = run_contest(found, out, announce)
+        except Interrupted:
+            if out is None:
+                outcome.talk("nothing is kept without --out FOLDER; with it, the same command goes on where it stopped")
+            raise
     outcome.data_json(outcome_table.as_json()) if json else outcome.data(views.comparison(outcome_table))
 
 
@@ -117,4 +123,4 @@ def _preview(found: Contest, json: bool) -> None:
     if json:
         outcome.data_json({"dry_run": True, "seeds": list(found.seeds), "arms": [p.as_json() for p in previews]})
     else:
-        outcome.data("\n\n".join(views.preview(p) for p in previews))
+        outcome.data(views.previews(previews, found.seeds))

@@ -8,24 +8,78 @@ from typing import Annotated, Any
 import typer
 
 import realloc.train.data as sources
-from realloc.train.config import RunConfig, Setting, run_config, seconds, setting
+from realloc.train.config import EPOCHS, RunConfig, Setting, run_config, seconds, setting, share
+from realloc.train.length import LEAST_STEPS, MOVES
+from realloc.train.optimizers import OPTIMIZERS
 
-Data = Annotated[str | None, typer.Option("--data", help="fashion-mnist, digits, or FILE.csv")]
-TaskName = Annotated[str | None, typer.Option("--task", help="classification or regression (csv)")]
-Label = Annotated[str | None, typer.Option("--label", help="the csv column to predict")]
-Model = Annotated[str | None, typer.Option("--model", help="mlp:1024,1024 or cnn")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="key=value, a method's setting; arm.lr=value, its rate; again for more"),
+_FIELDS = RunConfig.model_fields
+_ADAMW = OPTIMIZERS["adamw"].rate
+# Numbers come as words and are read by the run's config, so that a wrong one gets the same message everywhere.
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="fashion-mnist, digits, or FILE.csv", show_default="fashion-mnist if found, or digits"),
 ]
-Density = Annotated[float | None, typer.Option("--density", help="share of the weights held, above 0, at most 1")]
-Every = Annotated[int | None, typer.Option("--every", help="steps from move to move; about 50 moves if left out")]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="times through the data")]
-Budget = Annotated[str | None, typer.Option("--budget", help="seconds instead of epochs: 30s, 2m")]
-Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adamw, adam, sgd, rmsprop, ...")]
-Rate = Annotated[float | None, typer.Option("--lr", help="learning rate at the start; it decays to 0")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="rows per step")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="classification or regression (csv)", show_default="classification")
+]
+Label = Annotated[
+    str | None, typer.Option("--label", help="the csv column to predict", show_default="label, target or y")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="mlp:1024,1024 or cnn", show_default=str(_FIELDS["model"].default))
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, a setting of the method; again for more")]
+ArmSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="key=value, a setting of each method that has it; arm.key=value of one arm; arm.lr=value, its own "
+        "learning rate; again for more",
+    ),
+]
+Density = Annotated[
+    str | None,
+    typer.Option(
+        "--density", metavar="SHARE", help="share of the weights held, above 0, at most 1; or 5%",
+        show_default=str(_FIELDS["density"].default),
+    ),
+]  # fmt: skip
+Every = Annotated[
+    str | None,
+    typer.Option("--every", metavar="STEPS", help="steps from move to move", show_default=f"about {MOVES} moves"),
+]
+Epochs = Annotated[
+    str | None,
+    typer.Option(
+        "--epochs", metavar="NUMBER", help="times through the data",
+        show_default=f"{EPOCHS}, or as many as make {LEAST_STEPS:,} steps",
+    ),
+]  # fmt: skip
+Budget = Annotated[str | None, typer.Option("--budget", metavar="TIME", help="seconds instead of epochs: 30s, 2m")]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        "--seed", metavar="NUMBER", help="of weights, places and order", show_default=str(_FIELDS["seed"].default)
+    ),
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option("--optimizer", help=", ".join(OPTIMIZERS), show_default=str(_FIELDS["optimizer"].default)),
+]
+Rate = Annotated[
+    str | None,
+    typer.Option(
+        "--lr", metavar="RATE", help="learning rate at the start; it decays to 0. Sparse nets want about 4 times more",
+        show_default=f"{_ADAMW:g} for adamw",
+    ),
+]  # fmt: skip
+BatchSize = Annotated[
+    str | None,
+    typer.Option("--batch-size", metavar="ROWS", help="rows per step", show_default=str(_FIELDS["batch_size"].default)),
+]
+Threads = Annotated[
+    str | None, typer.Option("--threads", metavar="NUMBER", help="CPU threads", show_default="torch's own choice")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the record and the checkpoints")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
@@ -35,11 +89,13 @@ def config_of(values: dict[str, Any], budget: str | None) -> RunConfig:
     """Make a config of the flags that were given."""
     given = {key: value for key, value in values.items() if value is not None}
     given.setdefault("data", sources.usual())
+    if "density" in given:
+        given["density"] = share(given["density"])
     if budget is not None:
         given["budget_seconds"] = seconds(budget)
     return run_config(given)
 
 
-def settings_of(words: list[str] | None) -> dict[str, Setting]:
+def settings_of(words: list[str] | None, *, of_arms: bool = False) -> dict[str, Setting]:
     """Read every ``--set``; a later one stands over an earlier one."""
-    return dict(setting(word) for word in words or [])
+    return dict(setting(word, of_arms=of_arms) for word in words or [])

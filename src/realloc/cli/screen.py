@@ -15,10 +15,11 @@ from rich.progress import Progress as Bar
 import realloc.cli.text as text
 from realloc.cli.outcome import talk
 from realloc.errors import plain
-from realloc.train.progress import Progress, Tell
+from realloc.train.progress import COMPILING, Progress, Tell
 
 PLAIN_EVERY = 10.0  # seconds between two lines where nobody watches live
 MOST_SITES = 6  # densities shown on one line
+CACHE = "REALLOC_KERNEL_CACHE"
 
 
 def live() -> bool:
@@ -40,6 +41,14 @@ def words(progress: Progress) -> str:
             "held " + ", ".join(f"{plain(n).removesuffix('.weight')} {100 * d:.1f} %" for n, d in shown) + more
         )
     return "; ".join(parts)
+
+
+def stage(progress: Progress) -> str:
+    """What a run is doing, and how long a wait that will be."""
+    if progress.stage != COMPILING:
+        return progress.stage
+    kept = "once" if os.environ.get(CACHE) else f"some seconds; {CACHE}=FOLDER keeps them for the next run"
+    return f"{progress.stage} ({kept})"
 
 
 @final
@@ -83,9 +92,9 @@ def _live(bar: Bar, title: str) -> Tell:
     task: TaskID = bar.add_task(title, total=None, words="")
 
     def tell(progress: Progress) -> None:
-        stage = "" if progress.total else f": {progress.stage}"
+        what = "" if progress.total else f": {stage(progress)}"
         bar.update(
-            task, description=title + stage, completed=progress.step, total=progress.total or None,
+            task, description=title + what, completed=progress.step, total=progress.total or None,
             words=words(progress),
         )  # fmt: skip
 
@@ -97,11 +106,14 @@ def _plain(title: str) -> Tell:
 
     def tell(progress: Progress) -> None:
         nonlocal last
+        if progress.stage == COMPILING:
+            talk(f"{title}: {stage(progress)}")
         now = time.monotonic()
         if now - last < PLAIN_EVERY or not progress.step:
             return
         last = now
         left = progress.seconds / progress.step * (progress.total - progress.step)
-        talk(f"{title}: step {progress.step:,} of {progress.total:,}, {text.time(left)} to go; {words(progress)}")
+        parts = [f"{title}: step {progress.step:,} of {progress.total:,}, {text.time(left)} to go", words(progress)]
+        talk("; ".join(part for part in parts if part))
 
     return tell

@@ -15,7 +15,9 @@ import realloc.train.arms as arms
 from realloc.cli.compare import present
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
+from realloc.train.config import RunConfig
 from realloc.train.preview import preview
+from realloc.train.progress import COMPILING, LOADING, Progress, Tell
 from realloc.train.result import RunResult
 from realloc.train.run import resume as resume_run
 from realloc.train.run import train as train_run
@@ -28,13 +30,18 @@ def train(
     task: flags.TaskName = None,
     label: flags.Label = None,
     model: flags.Model = None,
-    method: Annotated[str | None, typer.Option("--method", help="see: realloc methods")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help="see: realloc methods", show_default=str(RunConfig.model_fields["method"].default)
+        ),
+    ] = None,
     settings: flags.Settings = None,
     density: flags.Density = None,
     every: flags.Every = None,
     epochs: flags.Epochs = None,
     budget: flags.Budget = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="of weights, places and order")] = None,
+    seed: flags.Seed = None,
     optimizer: flags.Optimizer = None,
     lr: flags.Rate = None,
     batch_size: flags.BatchSize = None,
@@ -54,11 +61,12 @@ def train(
         arms.method_of(config)
         if dry_run:
             found = preview(config)
-            outcome.data_json(found.as_json()) if json else outcome.data(views.preview(found))
+            words = {"seed": config.seed} | found.as_json()
+            outcome.data_json(words) if json else outcome.data(views.preview(found, config.seed))
             return
-        outcome.talk(f"{config.method} on {config.data}" + (f", recorded in {out}" if out else ""))
+        outcome.talk(f"{config.method} on {config.data}")
         with Screen() as screen:
-            result = train_run(config, out, screen.show(config.method))
+            result = train_run(config, out, _recorded(screen.show(config.method), out))
         _present(result, json)
 
 
@@ -73,6 +81,20 @@ def resume(folder: Folder, json: flags.Json = False) -> None:
         with Screen() as screen:
             result = resume_run(folder, screen.show(folder.name))
         _present(result, json)
+
+
+def _recorded(tell: Tell, out: Path | None) -> Tell:
+    """Name the record once it is sure that there will be one: after loading, before training."""
+    said = out is None
+
+    def told(progress: Progress) -> None:
+        nonlocal said
+        if not said and progress.stage not in (LOADING, COMPILING):
+            said = True
+            outcome.talk(f"recorded in {out}")
+        tell(progress)
+
+    return told
 
 
 def _present(result: RunResult, json: bool) -> None:

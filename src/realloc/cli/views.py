@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import realloc.cli.text as text
 from realloc.compare.table import Comparison, Row
 from realloc.train.preview import Preview
+from realloc.train.prune_after import turn
 from realloc.train.result import RunResult
 
 
@@ -24,7 +27,7 @@ def run(result: RunResult) -> str:
         rows.append(
             ["budget", f"{result.budget:,} = {text.count(result.held)} held + {text.count(result.parked)} parked"]
         )
-        rows.append(["moves", f"{text.count(result.moves)}, {text.count(result.units_moved)} units moved"])
+        rows.append(["moves", _moved(result)])
     rows.append(["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps"])
     peak = f"{text.size(result.peak_bytes)} over the loaded data, {text.size(result.train_peak_bytes)} in training"
     rows.append(["peak memory", peak])
@@ -37,15 +40,44 @@ def run(result: RunResult) -> str:
     return text.table(["", ""], rows, left=2).lstrip("\n")
 
 
-def preview(found: Preview) -> str:
+def _moved(result: RunResult) -> str:
+    """What the moves did. A slot that is given up for good is parked, and counts as no unit moved."""
+    done = [f"{text.count(result.units_moved)} units moved"] if result.units_moved or not result.parked else []
+    done += [f"{text.count(result.parked)} weights released for good"] if result.parked else []
+    return ", ".join([text.count(result.moves), *done])
+
+
+def preview(found: Preview, seed: int) -> str:
     """What a run would do."""
-    lines = [found.data, f"{found.method}: {found.model}, {found.params:,} trainable parameters"]
+    return "\n".join([found.data, *_arm(found), f"1 run, seed {seed}"])
+
+
+def previews(found: Sequence[Preview], seeds: Sequence[int]) -> str:
+    """What a comparison would do; its arms share the data."""
+    runs = len(found) * len(seeds)
+    count = f"{runs:,} run{'s' * (runs != 1)}: {len(found)} arm{'s' * (len(found) != 1)}"
+    arms = ["\n".join(_arm(one)) for one in found]
+    return "\n\n".join([found[0].data, *arms, f"{count}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"])
+
+
+def _arm(found: Preview) -> list[str]:
+    lines = [
+        f"{found.method}: {found.model}, {found.params:,} trainable parameters",
+        f"{found.optimizer}, learning rate {found.lr:g}",
+    ]
+    schedule = found.length.schedule() if found.length and found.moves else None
+    still = "no moves"
+    if found.method == "prune_after":
+        still += (
+            f"; one cut to the budget after step {turn(found.length.total):,}" if found.length else "; one cut half way"
+        )
     if found.length is None:
-        lines.append("steps: as many as the time budget allows, measured at the start")
+        lines.append(
+            "steps: as many as the time budget allows, measured at the start" + f"; {still}" * (not found.moves)
+        )
     else:
-        schedule = found.length.schedule() if found.plan is not None else None
-        lines.append(f"{found.length.total:,} steps; " + (f"moves {schedule}" if schedule else "no moves"))
-    return "\n".join([*lines, *([str(found.plan)] if found.plan is not None else [])])
+        lines.append(f"{found.length.total:,} steps; " + (f"moves {schedule}" if schedule else still))
+    return [*lines, *([str(found.plan)] if found.plan is not None else [])]
 
 
 def comparison(found: Comparison) -> str:

@@ -50,7 +50,7 @@ def run_apart(config: RunConfig, folder: Path, tell: Tell) -> RunResult:
             process.kill()
             raise
     if stop.asked or "interrupted" in found:
-        raise Interrupted(0, None)
+        raise Interrupted(f"in {folder.name}", None)
     if "error" in found:
         kind, message = found["error"]["kind"], found["error"]["message"]
         raise _ERRORS.get(kind, RunError)(message)

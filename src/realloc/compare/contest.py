@@ -16,10 +16,11 @@ import realloc.record.sealed as sealed
 import realloc.train.arms as arms
 from realloc.compare.apart import finished, run_apart
 from realloc.compare.table import Comparison, tabulate
-from realloc.errors import ConfigError, RecordError, plain
-from realloc.train.config import RunConfig, run_config
+from realloc.errors import ConfigError, RecordError, nearest, plain
+from realloc.train.config import RunConfig, refuse_flag, run_config
 from realloc.train.progress import Tell
 from realloc.train.result import RunResult
+from realloc.train.stop import Interrupted
 from realloc.train.watch import RunError
 
 CONTEST = "compare.json"
@@ -72,9 +73,13 @@ def _split(methods: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dic
     for key, value in settings.items():
         owner, dot, name = key.rpartition(".")
         if dot and owner not in given:
-            raise ConfigError(f"setting '{plain(key)}' is for '{plain(owner)}', which is not among the arms; add it")
+            raise ConfigError(
+                f"setting '{plain(key)}' is for '{plain(owner)}', which is not among the arms "
+                f"({', '.join(methods)}){nearest(owner, methods, 1)}; add it by --method, or mend the name"
+            )
         takers = [owner] if dot else [m for m in methods if name in (RATE, *arms.setting_names(m))]
         if not takers:
+            refuse_flag(key, value)
             raise ConfigError(
                 f"setting '{plain(key)}' is unknown to every arm ({', '.join(methods)}); see: realloc methods"
             )
@@ -89,6 +94,7 @@ def compare(contest: Contest, out: Path | None, announce: Announce) -> Compariso
     Raises:
         ConfigError: bad input, or ``out`` holds other runs.
         RunError: a run failed, or an arm did not end at the budget of the others.
+        Interrupted: Ctrl-C; with ``out``, the run has written its checkpoint.
     """
     results: dict[tuple[str, int], RunResult] = {}
     jobs = [(entry, seed) for seed in contest.seeds for entry in contest.entries]
@@ -99,7 +105,11 @@ def compare(contest: Contest, out: Path | None, announce: Announce) -> Compariso
         for number, (entry, seed) in enumerate(jobs, 1):
             config = entry.model_copy(update={"seed": seed})
             tell = announce(config, number, len(jobs))
-            results[entry.method, seed] = run_apart(config, folder / f"{entry.method}-seed{seed}", tell)
+            try:
+                results[entry.method, seed] = run_apart(config, folder / f"{entry.method}-seed{seed}", tell)
+            except Interrupted:
+                where = f"in {entry.method}, seed {seed} ({number} of {len(jobs)})"
+                raise Interrupted(where, None if out is None else str(out)) from None
             _check_budget(results)
     return tabulate(contest.names, contest.seeds, results)
 

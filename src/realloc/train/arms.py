@@ -18,7 +18,7 @@ from realloc.plan import StartPlan
 from realloc.prepare import describe, plan_start
 from realloc.record.sink import Sink
 from realloc.schedule import every as fire_every
-from realloc.train.config import RunConfig
+from realloc.train.config import RunConfig, refuse_flag
 from realloc.train.dataset import Dataset
 from realloc.train.length import Length
 from realloc.train.loop import Trainee
@@ -55,6 +55,17 @@ class Arm:
         return self.rest + self.held
 
 
+# what papers and talks call a method that has another name here
+ALIASES = {
+    "set": "sparse_evolution",
+    "sparse_momentum": "snfs",
+    "cht": "chts",
+    "random": "random_moves",
+    "magnitude_pruning": "gmp",
+    "gradual_pruning": "gmp",
+}
+
+
 def names() -> tuple[str, ...]:
     """Every name that ``--method`` takes."""
     return (*CONTROLS, *RECIPES)
@@ -62,8 +73,12 @@ def names() -> tuple[str, ...]:
 
 def check_name(name: str) -> None:
     """Refuse a method that nobody knows."""
-    if name not in names():
-        raise ConfigError(f"method '{plain(name)}' is unknown{nearest(name, names())}; list them with: realloc methods")
+    if name in names():
+        return
+    word = name.strip().lower().replace("-", "_").replace(" ", "_")
+    called = ALIASES.get(word, word)
+    close = f"; nearest: '{called}'" if called in names() else nearest(word, names())
+    raise ConfigError(f"method '{plain(name)}' is unknown{close}; list them with: realloc methods")
 
 
 def setting_names(name: str) -> tuple[str, ...]:
@@ -80,7 +95,8 @@ def method_of(config: RunConfig) -> Method | None:
     if config.method not in CONTROLS:
         return recipe(config.method, config.density, config.settings)
     if config.settings:
-        first = next(iter(config.settings))
+        first, value = next(iter(config.settings.items()))
+        refuse_flag(first, value)
         raise ConfigError(f"setting '{plain(first)}' is unknown: '{config.method}' takes no settings; drop --set")
     return None
 

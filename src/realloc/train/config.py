@@ -48,6 +48,16 @@ class RunConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
+    @field_validator(
+        "density", "every", "epochs", "budget_seconds", "seed", "lr", "batch_size", "threads", mode="before"
+    )
+    @classmethod
+    def _no_truth_value(cls, value: object) -> object:
+        # pydantic would take true for 1
+        if isinstance(value, bool):
+            raise ValueError("a number is wanted")
+        return value
+
     @field_validator("model")
     @classmethod
     def _readable_model(cls, spec: str) -> str:
@@ -101,7 +111,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 RANGES: Mapping[str, str] = {
     "task": "take classification or regression",
-    "density": "take a number above 0 and at most 1, such as 0.1",
+    "density": "take a number above 0 and at most 1, such as 0.1 or 10%",
     "every": "take a whole number of steps from 1, or leave it out for about 50 moves",
     "epochs": "take a whole number from 1 to 1,000,000",
     "budget_seconds": "take seconds above 0, such as 30s",
@@ -119,20 +129,43 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
     key = str(first["loc"][0]) if first["loc"] else "config"
-    value = plain(str(values.get(key)))[:80]
+    given = values.get(key)
+    value = plain(str(given).lower() if isinstance(given, bool) else str(given))[:80]
     return f"{key} {value} is not allowed; {RANGES.get(key, first['msg'])}"
 
 
-def setting(text: str) -> tuple[str, Setting]:
-    """Read one ``key=value`` of the command line.
+def _flag(key: str) -> str:
+    """The flag of a config key, with the space after it; nothing for another key."""
+    return f"--{key.removesuffix('_seconds').replace('_', '-')} " if key in RunConfig.model_fields else ""
 
-    >>> setting("drop=0.3"), setting("block=4"), setting("soft=true")
-    (('drop', 0.3), ('block', 4), ('soft', True))
+
+def refuse_flag(key: str, value: Setting) -> None:
+    """Refuse a setting that is a flag of the run: the method would never see it."""
+    if _flag(key):
+        word = plain(str(value).lower() if isinstance(value, bool) else str(value))
+        raise ConfigError(f"setting '{key}' is {word}: it has a flag of its own; write {_flag(key)}{word}")
+
+
+def setting(text: str, *, of_arms: bool = False) -> tuple[str, Setting]:
+    """Read one ``key=value`` of the command line; ``of_arms``: of a comparison, where a key may be ``arm.key``.
+
+    >>> setting("drop=0.3"), setting("block=4"), setting("soft=true"), setting("rigl.lr=0.004", of_arms=True)
+    (('drop', 0.3), ('block', 4), ('soft', True), ('rigl.lr', 0.004))
     """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
-    if not equals or not key.isidentifier() or not value:
-        raise ConfigError(f"setting '{plain(text)}' is not key=value; write for example --set drop=0.3")
+    arm, dot, name = key.rpartition(".")
+    readable = name.isidentifier() and (arm.isidentifier() or not dot)
+    if not equals or not readable or not value:
+        form = "key=value or arm.key=value; write for example --set rigl.drop=0.3" if of_arms else (
+            "key=value; write for example --set drop=0.3"
+        )  # fmt: skip
+        raise ConfigError(f"setting '{plain(text)}' is not {form}")
+    if dot and not of_arms:
+        raise ConfigError(
+            f"setting '{key}' names an arm, and one run has only its own method; "
+            f"write {_flag(name) or f'--set {name}='}{plain(value)}"
+        )
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     for kind in (int, float):
@@ -144,6 +177,19 @@ def setting(text: str) -> tuple[str, Setting]:
             raise ConfigError(f"setting '{key}' is {value}; take a finite number")
         return key, number
     return key, value
+
+
+def share(text: str) -> float | str:
+    """Read a share: ``0.05`` or ``5%``. What is neither is handed on, for the config to refuse it by name.
+
+    >>> share("5%"), share("0.05"), share("much")
+    (0.05, 0.05, 'much')
+    """
+    word = text.strip()
+    try:
+        return float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        return word
 
 
 def seconds(text: str) -> float:

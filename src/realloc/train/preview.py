@@ -17,7 +17,10 @@ from realloc.train.order import Batches
 @final
 @dataclass(frozen=True)
 class Preview:
-    """One arm, resolved. ``length`` is None where a time budget decides it by measurement at the start."""
+    """One arm, resolved. ``length`` is None where a time budget decides it by measurement at the start.
+
+    ``moves`` says whether the method can ever move a unit; the controls have none.
+    """
 
     method: str
     data: str
@@ -26,6 +29,9 @@ class Preview:
     held: int | None
     plan: StartPlan | None
     length: Length | None
+    moves: bool
+    optimizer: str
+    lr: float
 
     def as_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
@@ -40,4 +46,7 @@ def preview(config: RunConfig) -> Preview:
     length = by_epochs(config, batches.per_epoch) if config.budget_seconds is None else None
     params = models.parameters(arms.build(arm.model, config, loaded)) if arm.name == "small_dense" else arm.target
     held = arm.held if arm.method or arm.name == "prune_after" else None
-    return Preview(arm.name, loaded.describe(), arm.model, params, held, arm.plan if arm.method else None, length)
+    plan, moves = (arm.plan, arm.method.moves) if arm.method else (None, False)
+    return Preview(
+        arm.name, loaded.describe(), arm.model, params, held, plan, length, moves, config.optimizer, config.rate
+    )  # fmt: skip

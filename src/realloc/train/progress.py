@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
+LOADING, COMPILING, WARMING, TRAINING = "loading", "compiling kernels", "warming up", "training"  # stages
+
 
 @final
 @dataclass(frozen=True)

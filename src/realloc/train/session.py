@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import mean
 from typing import final
@@ -13,6 +14,7 @@ import realloc.train.data as data
 import realloc.train.rehearse as rehearse
 from realloc.record.checkpoint import Checkpoint
 from realloc.train.arms import Arm
+from realloc.train.compiling import announced
 from realloc.train.config import RunConfig
 from realloc.train.dataset import Dataset
 from realloc.train.evaluate import METRIC, Quality, evaluate, loss_of
@@ -22,7 +24,7 @@ from realloc.train.loop import Clock, Trainee, fit
 from realloc.train.memory import Peak, highest
 from realloc.train.models import parameters
 from realloc.train.order import Batches
-from realloc.train.progress import Progress, Tell
+from realloc.train.progress import COMPILING, LOADING, WARMING, Progress, Tell
 from realloc.train.prune_after import turn
 from realloc.train.result import RunResult
 from realloc.train.stop import Interrupted, Stop
@@ -50,14 +52,15 @@ def session(config: RunConfig, keep: Keep | None, tell: Tell) -> RunResult:
     clock = Clock()
     with Stop() as stop:
         with clock.apart("setup"):
-            tell(Progress("loading"))
+            tell(Progress(LOADING))
             loaded = data.load(config.data, config.task, config.label)
-            arm = arms.resolve(config, loaded)
             batches = Batches(loaded.train, config.batch_size, config.seed)
-            length = _rehearsed(config, loaded, arm, batches, keep, tell)
+            with nullcontext() if config.method == "dense" else announced(lambda: tell(Progress(COMPILING))):
+                arm = arms.resolve(config, loaded)
+                length = _rehearsed(config, loaded, arm, batches, keep, tell)
         scene = Scene(config, loaded, arm, batches, length, keep, tell, stop)
         if stop.asked:
-            raise Interrupted(0, str(keep.path) if keep else None)
+            raise Interrupted("in set-up", str(keep.path) if keep else None)
         with Peak() as peak:
             return _train(scene, clock, peak)
 
@@ -67,7 +70,7 @@ def _rehearsed(config: RunConfig, loaded: Dataset, arm: Arm, batches: Batches, k
     known = keep.length() if keep else None
     if known is None and config.budget_seconds is None:
         known = by_epochs(config, batches.per_epoch)
-    tell(Progress("warming up"))
+    tell(Progress(WARMING))
 
     def make(length: Length) -> Trainee:
         return arms.begin(arm, config, loaded, length)

@@ -11,7 +11,7 @@ import realloc.methods as methods
 from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.method import Method
 from realloc.schedule import Curve, constant
-from realloc.train.config import Setting
+from realloc.train.config import Setting, refuse_flag
 
 Recipe = Callable[..., Method]
 
@@ -52,9 +52,8 @@ def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> Method
     known = {option.name: option.default for option in options(name)}
     values: dict[str, Any] = {}
     for key, value in settings.items():
-        if key == "density":
-            raise ConfigError(f"setting 'density' is {value}: it has a flag of its own; write --density {value}")
         if key not in known:
+            refuse_flag(key, value)
             takes = f"takes {', '.join(known)}" if known else "takes no settings"
             raise ConfigError(f"setting '{plain(key)}' is unknown: '{name}' {takes}{nearest(key, known, 1)}")
         values[key] = _fitting(name, key, value, known[key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Any, Self, final
 
 @final
 class Interrupted(Exception):
-    """The user asked to stop; what could be saved has been saved."""
+    """The user asked to stop; what could be saved has been saved, in ``folder`` if there is one."""
 
-    def __init__(self, step: int, folder: str | None) -> None:
-        saved = f"; a checkpoint is written, go on with: realloc resume {folder}" if folder else ""
-        super().__init__(f"interrupted after step {step:,}{saved}")
+    def __init__(self, where: str, folder: str | None, *, saved: bool = False) -> None:
+        kept = "a checkpoint is written, " if saved else ""
+        remedy = f"; {kept}go on with: realloc resume {shlex.quote(folder)}" if folder else ""
+        super().__init__(f"interrupted {where}{remedy}")
 
 
 @final

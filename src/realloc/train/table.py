@@ -15,6 +15,7 @@ from realloc.train.dataset import TEST, Dataset, Rows, Task, hold_out, parted
 LABEL_NAMES = ("label", "target", "y")
 LEAST_ROWS = 5
 MOST_CLASSES = 10_000
+MOST_COLUMNS, MOST_LETTERS = 12, 40  # of the header, in a message
 
 
 def load(path: Path, task: Task, label: str | None = None) -> Dataset:
@@ -31,7 +32,7 @@ def load(path: Path, task: Task, label: str | None = None) -> Dataset:
     if task == "classification":
         classes, y = _classes(where, cells)
     else:
-        numbers = [_number(path, i, header[column], cell) for i, cell in enumerate(cells)]
+        numbers = _label_numbers(path, header[column], cells)
         classes, y = (), torch.tensor(numbers, dtype=torch.float64)
     kept, back = parted(len(cells), TEST, "csv test")
     mean, scale = _moments(x[kept])
@@ -74,12 +75,14 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
 def _label_column(path: Path, header: list[str], rows: list[list[str]], label: str | None) -> int:
     if label is not None:
         if label not in header:
-            raise ConfigError(f"data '{path}' has no column '{plain(label)}' for --label{nearest(label, header)}")
+            raise ConfigError(
+                f"data '{path}' has no column '{plain(label)}' for --label (columns: {_columns(header)})"
+                f"{nearest(label, header, 1)}{_no_header(header)}"
+            )
         return header.index(label)
     named = [i for i, name in enumerate(header) if name.lower() in LABEL_NAMES]
     if len(named) == 1:
         return named[0]
-    columns = ", ".join(plain(name) for name in header[:12]) + (", ..." if len(header) > 12 else "")
     if named:
         both = " and ".join(f"'{plain(header[i])}'" for i in named)
         raise ConfigError(f"data '{path}': {both} could each be the label column; name one by --label")
@@ -90,8 +93,29 @@ def _label_column(path: Path, header: list[str], rows: list[list[str]], label: s
         raise ConfigError(f"data '{path}' has numbers in its first line; add a header line with the columns' names")
     raise ConfigError(
         f"data '{path}' has no label column: none is called {', '.join(LABEL_NAMES)} "
-        f"(columns: {columns}); name it by --label"
+        f"(columns: {_columns(header)}); name it by --label"
     )
+
+
+def _columns(header: list[str]) -> str:
+    shown = ", ".join(plain(name)[:MOST_LETTERS] for name in header[:MOST_COLUMNS])
+    return shown + (f", ... {len(header):,} in all" if len(header) > MOST_COLUMNS else "")
+
+
+def _no_header(header: list[str]) -> str:
+    if not all(_is_number(name) for name in header):
+        return ""
+    return "; its first line holds numbers: add a header line with the columns' names"
+
+
+def _label_numbers(path: Path, column: str, cells: list[str]) -> list[float]:
+    for i, cell in enumerate(cells):
+        if cell and not _is_number(cell):
+            raise ConfigError(
+                f"{path.name}, row {i + 2}: the label column '{plain(column)}' holds text ('{plain(cell[:40])}'), and "
+                "regression needs numbers; take --task classification, or name another column by --label"
+            )
+    return [_number(path, i, column, cell) for i, cell in enumerate(cells)]
 
 
 def _numbers(path: Path, header: list[str], rows: list[list[str]], skip: int) -> list[list[float]]:

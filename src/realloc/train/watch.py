@@ -15,7 +15,7 @@ from realloc.train.evaluate import Quality
 from realloc.train.length import Length
 from realloc.train.loop import Clock, Trainee
 from realloc.train.memory import Peak
-from realloc.train.progress import Progress, Tell
+from realloc.train.progress import TRAINING, Progress, Tell
 from realloc.train.stop import Interrupted, Stop
 
 TELL_EVERY = 0.2  # seconds
@@ -87,7 +87,7 @@ class Watch:
         if self.stop.asked or last_step or since >= SAVE_EVERY or (over and since >= SAVE_SHARE * self._cost):
             self._save(step)
         if self.stop.asked:
-            raise Interrupted(step, self.doings.folder)
+            raise Interrupted(f"after step {step:,}", self.doings.folder, saved=True)
         limit = self.doings.most_seconds
         if limit is not None and self.clock.seconds > limit * OVERRUN and step < self.length.total:
             raise OutOfTime
@@ -98,7 +98,7 @@ class Watch:
         moves = handle.moves if handle else 0
         density = {name: site.held / site.capacity for name, site in handle.sites.items()} if handle else {}
         seconds, total, metric = self.clock.seconds, self.length.total, self.tally.validation
-        return Progress("training", step, total, seconds, loss, metric, moves, density)
+        return Progress(TRAINING, step, total, seconds, loss, metric, moves, density)
 
     def _end_epoch(self, step: int) -> None:
         tally = self.tally
