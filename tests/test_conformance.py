@@ -94,3 +94,33 @@ def test_a_broken_method_is_caught_by_name(parts, promise, word):
 def test_a_factory_of_something_else_is_refused():
     with pytest.raises(AssertionError, match="must return"):
         check_method(lambda density: None)
+
+
+def reads_gradient(density: float) -> Method:
+    score = Score("eager", frozenset({"values"}), lambda seen: (seen.values * seen.gradient).abs().sum(1))
+    return Method("eager", density, keep=score, want=gradient, drop=cosine(0.3))
+
+
+def wants_gradient(density: float) -> Method:
+    score = Score("eager", frozenset(), lambda seen: seen.gradient.abs().sum(1))
+    return Method("eager", density, want=score, drop=cosine(0.3))
+
+
+@pytest.mark.parametrize(
+    ("factory", "word"),
+    [
+        (reads_gradient, 'score \'eager\' reads "gradient" without naming it: add "gradient" to its needs'),
+        (wants_gradient, 'score \'eager\' reads "gradient" without naming it: add "gradient" to its needs'),
+        (
+            lambda density: Method("still", density, want=gradient),
+            "nothing moved in 6 decisions; drop is 0.*give it drop",
+        ),
+        (lambda density: methods.rigl(0.3), "asked for density 0.15 and made a method of density 0.3"),
+        (lambda density: methods.rigl(density / 3), "hand its density on"),
+        (lambda density: Method("half", density, drop=cosine(0.3)), "drop is 0.3, but it names no want"),
+        (methods.rigl(0.3), "'rigl', already made; pass its factory"),
+    ],
+)
+def test_a_common_slip_is_met_with_the_remedy(factory, word):
+    with pytest.raises(AssertionError, match=word):
+        check_method(factory)

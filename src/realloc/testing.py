@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Final, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from realloc.errors import ReallocError, ReallocWarning
 from realloc.handle import Handle
 from realloc.methods.method import Method, Storage
 from realloc.schedule import every
+from realloc.scores.score import Need
+from realloc.scores.seen import Seen
 
 Factory = Callable[[float], Method]
 EVERY: Final = 4
@@ -48,7 +51,7 @@ def check_method(factory: Factory, *, density: float = 0.3) -> Report:
         One line a promise; print it.
 
     Raises:
-        AssertionError: the first promise that does not hold, and how.
+        AssertionError: the first promise that does not hold, and how; or what is wrong with the factory itself.
 
     Example:
         >>> from realloc import methods
@@ -56,9 +59,7 @@ def check_method(factory: Factory, *, density: float = 0.3) -> Report:
         static: keeps its promises
           budget exact after every step ...
     """
-    method = factory(density)
-    if not isinstance(method, Method):
-        raise AssertionError(f"the factory made {method!r}; it must return a realloc.methods.method.Method")
+    method = _made(factory, density)
     lines = []
     for promise, check in PROMISES:
         try:
@@ -67,10 +68,68 @@ def check_method(factory: Factory, *, density: float = 0.3) -> Report:
                 note = check(method)
         except AssertionError as error:
             raise AssertionError(f"{method.name}: {promise}: {error}") from None
-        except (ReallocError, ArithmeticError, LookupError, RuntimeError, TypeError) as error:
-            raise AssertionError(f"{method.name}: {promise}: {type(error).__name__}: {error}") from error
+        except (ReallocError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            hint = _undeclared(method)
+            raise AssertionError(f"{method.name}: {promise}: {type(error).__name__}: {error}{hint}") from error
         lines.append((promise, note))
     return Report(method.name, tuple(lines))
+
+
+def _made(factory: Factory, density: float) -> Method:
+    """Call the factory, and refuse what needs no run to be seen."""
+    if isinstance(factory, Method):
+        raise AssertionError(
+            f"check_method got the method {factory.name!r}, already made; pass its factory, which takes a density: "
+            "check_method(realloc.methods.rigl), not check_method(realloc.methods.rigl(0.3))"
+        )
+    for asked in (density / 2, density):
+        method = factory(asked)
+        if not isinstance(method, Method):
+            raise AssertionError(f"the factory made {method!r}; it must return a realloc.methods.method.Method")
+        if method.density != asked:
+            raise AssertionError(
+                f"{method.name}: the factory was asked for density {asked} and made a method of density "
+                f"{method.density}; hand its density on to Method(...)"
+            )
+    drop = max(method.drop(0.0), method.drop(1.0))
+    if drop and method.want is None:
+        raise AssertionError(
+            f"{method.name}: drop is {drop:g}, but it names no want, so nothing is ever released or acquired; "
+            "give it want=..., such as realloc.scores.gradient.gradient, or leave drop out"
+        )
+    return method
+
+
+@final
+class _Watched:
+    """What a score sees, and which undeclared fields it reads."""
+
+    def __init__(self, seen: Seen, needs: frozenset[str], read: set[str]) -> None:
+        self._seen, self._needs, self._read = seen, needs, read
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __getattr__(self, name: str) -> object:
+        if name in get_args(Need) and name not in self._needs:
+            self._read.add(name)
+        return getattr(self._seen, name)
+
+
+def _undeclared(method: Method) -> str:
+    """The remedy where a score reads what it did not name in its needs, as the tail of a message."""
+    places, values = torch.arange(4), torch.ones(4, 1)
+    for score in filter(None, (method.place, method.keep, method.want)):
+        read: set[str] = set()
+        known = dict.fromkeys(score.needs, values)
+        seen = Seen(places, (2, 2), places, torch.Generator(), **known)
+        # the score may fail here as it did before; what it read is all that counts
+        with contextlib.suppress(Exception):
+            score.measure(cast(Seen, _Watched(seen, score.needs, read)))
+        if read:
+            words = ", ".join(f'"{name}"' for name in sorted(read))
+            return f"; score {score.name!r} reads {words} without naming it: add {words} to its needs"
+    return ""
 
 
 # one small run ----------------------------------------------------------------------------------------------------
@@ -179,6 +238,8 @@ def _moves(method: Method) -> str:
         assert not moved and not run.handle.moves, "it names no want and no density curve, yet units moved"
         return "it never moves, as it says"
     why = f"; every decision was skipped: {run.skips[0]}" if run.skips else ""
+    if not why and method.held is None and not method.drop(0.0) and not method.drop(1.0):
+        why = "; drop is 0, so nothing is released: give it drop=..., such as realloc.schedule.cosine(0.3)"
     assert run.handle.moves and moved, f"nothing moved in {MOVES} decisions{why}"
     assert not run.skips, f"a decision was skipped: {run.skips[0]}"
     return f"{run.handle.moves} of {MOVES} decisions, {run.handle.units_moved} units"

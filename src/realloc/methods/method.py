@@ -46,7 +46,8 @@ class Method:
 
     One decision: ``keep`` ranks the held units, ``survive`` picks those that stay, the ``drop`` curve says which
     share is released, ``share`` says how many each site may acquire, ``want`` ranks the ``candidates`` and
-    ``acquire`` picks among them.
+    ``acquire`` picks among them. Without a ``want`` nothing is released either, whatever ``drop`` says. A score gets
+    what it names in its ``needs``; the rest of what it sees is None.
 
     Example (a stranger's method in a few lines)::
 
@@ -97,6 +98,9 @@ class Method:
         rescale: bool = False,
     ) -> Method:
         """The same method on named layers (shell patterns over module or parameter names), stored as said.
+
+        It replaces the default choice and any earlier ``on``; it adds nothing to them. ``on("*")`` takes every weight
+        that can take part, the classifier too.
 
         Raises:
             ConfigError: an unknown storage, or a block that is not two positive integers.
