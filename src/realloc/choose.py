@@ -51,6 +51,9 @@ class _Weight:
 def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str, str]]]:
     """Split the model's weights into those that take part and those that stay dense, with the reason.
 
+    The classifier is the last plain nn.Linear that the model declares, in the order of ``named_modules``, not of calls.
+    An output tied to an embedding is none; then the last other nn.Linear counts as it, unless layers are named.
+
     Raises:
         ConfigError: nothing to choose, or a pattern that matches nothing.
     """
