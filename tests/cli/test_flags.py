@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import SMALL, call, command, last
 from typer.testing import CliRunner
 
 from realloc.cli.main import app
 from realloc.cli.screen import CACHE, words
 from realloc.kernels import compiled
 from realloc.train.progress import Progress
-from tests.cli.test_cli import SMALL, call, command, last
 
 DIGITS = ["--data", "digits"]
 COMPARE = ["compare", *SMALL, "--dry-run", "--json"]
