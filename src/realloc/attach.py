@@ -194,6 +194,7 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
         holdings.loaded()
     engine = module.__dict__[LINK].engine
     if engine is not None:
+        engine.unchecked = True
         engine.arm()
 
 
@@ -243,15 +244,18 @@ def _hook(
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, target.fresh)
+        engine.unchecked = True
 
     hooks += [
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_load_state_dict_pre_hook(before_load),
     ]
-    for parameter, begin, end in engine.collectors():
-        hooks.append(parameter.register_hook(Hook(begin)))  # type: ignore[no-untyped-call]
-        hooks.append(parameter.register_post_accumulate_grad_hook(Hook(end)))  # type: ignore[no-untyped-call]
+    for backwards in engine.backwards:
+        hooks.append(backwards.pool.parameter.register_post_accumulate_grad_hook(backwards))  # type: ignore[no-untyped-call]
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
+        hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
     root.__dict__[LINK].engine = engine
     _taken.add(optimizer)
     if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already

@@ -78,9 +78,11 @@ class Engine:
         self.complaints = Complaints(old)
         self._active: dict[str, bool] = {}
         self._quiet = 0
+        self._count = target.holdings.book.count
+        self.unchecked = True  # whether something was loaded since the last step
         self._several = ranks.several
         flats, masked = target.holdings.flats, target.holdings.masked
-        self._backwards = tuple(map(Backwards, flats))
+        self.backwards = tuple(map(Backwards, flats))
         self._masked = () if masked is None else masked.sites
         self._trained = [(pool.owner, pool.key, pool.parameter) for pool in flats]
         self._trained += [(*site.holder, site.parameter) for site in self._masked]
@@ -109,7 +111,7 @@ class Engine:
         upcoming = self.holdings.book.read("steps") + 1
         averages = self._averages.active and upcoming <= self.schedule.last
         armed = averages or (self.method.looks and self.schedule.due(upcoming))
-        for backwards in self._backwards:
+        for backwards in self.backwards:
             backwards.arm(armed)
         for site in self._masked:
             site.arm(armed)
@@ -117,13 +119,6 @@ class Engine:
         due = self.schedule.upcoming(upcoming)
         busy = averages or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 2
-
-    def collectors(self) -> Iterator[tuple[nn.Parameter, Callable[[], None], Callable[[], None]]]:
-        """For each managed parameter: what to call before a backward's gradient is accumulated, and after."""
-        for backwards in self._backwards:
-            yield backwards.pool.parameter, backwards.begin, backwards.arrive
-        for site in self._masked:
-            yield site.parameter, site.begin, site.collect
 
     # the step ---------------------------------------------------------------------------------------------------
 
@@ -144,18 +139,12 @@ class Engine:
     def before_update(self) -> None:
         """Between backward and update."""
         target = self.target
-        stamp = target.holdings.stamp()
-        for group in target.optimizer.param_groups:
-            if group.get("realloc_stamp", stamp) != stamp:
-                raise StateError(APART)
-        if target.followers and any(copy.stamp() != stamp for copy in target.followers):
-            raise StateError(COPY_APART)
-        for module, key, parameter in self._trained:
-            if module._parameters.get(key) is not parameter:
-                raise StateError(REPLACED)
-        self._guard.forget()  # what a step that failed has left
+        if self.unchecked or target.followers:
+            self._check()
+        if self._guard.holds:  # what a step that failed has left
+            self._guard.forget()
         everyone = not self._several  # whether every site takes part; on another rank one may not
-        for backwards in self._backwards:
+        for backwards in self.backwards:
             if not backwards.settle():
                 everyone = False
         updated: dict[str, bool] = {}
@@ -168,22 +157,36 @@ class Engine:
             step = self.holdings.book.read("steps") + 1
             self._guard.before_young(self.holdings.flats, self.holdings.masked, step, target.optimizer)
 
+    def _check(self) -> None:
+        """Refuse a model, an optimizer and copies that do not belong together. Only a load can part them."""
+        target = self.target
+        stamp = target.holdings.stamp()
+        for group in target.optimizer.param_groups:
+            if group.get("realloc_stamp", stamp) != stamp:
+                raise StateError(APART)
+        if any(copy.stamp() != stamp for copy in target.followers):
+            raise StateError(COPY_APART)
+        for module, key, parameter in self._trained:
+            if module._parameters.get(key) is not parameter:
+                raise StateError(REPLACED)
+        self.unchecked = False
+
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after the update, if it was really taken."""
-        holdings = self.target.holdings
+        target = self.target
         if self._guard.holds:
-            self._guard.after(self.target.optimizer, self.target.fresh)
-        if holdings.masked is not None:
-            holdings.masked.clear_outside()
-        found_inf = self.target.optimizer.__dict__.get(
-            "found_inf"
-        )  # a GradScaler leaves it where the optimizer skips by itself
+            self._guard.after(target.optimizer, target.fresh)
+        masked = target.holdings.masked
+        if masked is not None:
+            masked.clear_outside()
+        # a GradScaler leaves it where the optimizer skips by itself
+        found_inf = target.optimizer.__dict__.get("found_inf")
         if found_inf is not None and float(found_inf) > 0:
             self.arm()
             return
-        step = holdings.book.count()  # a step that was really taken
+        step = self._count()  # a step that was really taken
         if step <= self._quiet:
-            for backwards in self._backwards:
+            for backwards in self.backwards:
                 backwards.forget()
             for site in self._masked:
                 site.forget()
@@ -192,7 +195,7 @@ class Engine:
             self._average()
         due = self.schedule.due(step)
         if due or not self.complaints.looked:
-            self.complaints.look(holdings.owner)
+            self.complaints.look(target.holdings.owner)
         if due and self.method.moves:
             self._move(step)
         self.arm()
@@ -216,6 +219,7 @@ class Engine:
             self.holdings.book.add("skipped")
             self.complaints.skipped(step, plan.skipped)
         elif plan.moves_anything:
+            self.unchecked = True  # it may be interrupted
             apply(plan, entries, self.target)
         self.recent.extend(notes_of(plan))
         if self.sink is not None:
@@ -255,11 +259,11 @@ class Engine:
 
     def _updated(self) -> dict[str, bool]:
         """Which sites the optimizer has a gradient for, on any rank: of a backward, or set by hand."""
-        ballots = [backwards.ballot() for backwards in self._backwards]
+        ballots = [backwards.ballot() for backwards in self.backwards]
         touched = [int(site.touched) for site in self._masked]
         votes = iter(self.ranks.largest([vote for ballot in [*ballots, touched] for vote in ballot]))
         updated: dict[str, bool] = {}
-        for backwards, ballot in zip(self._backwards, ballots, strict=True):
+        for backwards, ballot in zip(self.backwards, ballots, strict=True):
             flags = backwards.elected([next(votes) for _ in ballot])
             updated |= dict(zip((site.name for site in backwards.pool.sites), flags, strict=True))
         return updated | {site.name: next(votes) > 0 for site in self._masked}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Container
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,15 @@ class Notice(NamedTuple):
     versions: tuple[int, ...] = ()  # of the tensors of the pair when they were captured
 
 
+class Listener(Protocol):
+    """Who must know of a backward before any of its gradients is accumulated; several taps share one."""
+
+    task: int  # the backward that it was told of last
+
+    def begin(self, task: int) -> None:
+        """A backward has begun."""
+
+
 @final
 class Tap:
     """What one site saw since the last `reset`. Its number is what a graph carries; 0 means no tap.
@@ -41,6 +50,7 @@ class Tap:
         self.armed = False
         self.seen: list[Notice] = []
         self.arrived: set[int] = set()  # backwards whose gradient reached the pool; its sites share the set
+        self.listener: Listener | None = None  # told of each backward before it accumulates anything
         self.walk: Any = None  # what is derived from the placement; see kernels/walks.py
         _registry[self.number] = self
 
@@ -85,6 +95,9 @@ class Tap:
         A backward whose gradient goes elsewhere (`torch.autograd.grad` for an input) never arrives. One that is
         still under way must be kept, and they nest (checkpointing); none nests as deep as `DEEPEST`.
         """
+        listener = self.listener
+        if listener is not None and listener.task != notice.task:
+            listener.begin(notice.task)
         self.seen.append(notice)
         if len(self.seen) > DEEPEST:
             waiting = [n.task for n in self.seen if n.task not in self.arrived]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from torch import Tensor
 
 from realloc.kernels.taps import current_task
 from realloc.observe.gradients import PairGradient
 from realloc.pool.flat import FlatPool
-from realloc.sites.last_gradient import LastGradient
+from realloc.sites.last_gradient import LastGradient, thrown_away
 
 
 @final
 class Backwards:
-    """The backwards of one pool since the last step. Its first two methods are hooked on the pool's parameter."""
+    """The backwards of one pool since the last step. Itself the hook on the pool's parameter."""
 
     def __init__(self, pool: FlatPool) -> None:
         self.pool = pool
@@ -23,26 +25,39 @@ class Backwards:
         self._stale = False  # whether a gradient of an earlier step was there still when the first backward came
         self._owners: list[bool] | None = None  # which sites have a part in the gradient; None: all
         self._asked: list[bool] = []  # which ones `torch.autograd.grad` went through
+        self.task = -1  # the backward that began last
         for tap in self._taps:
-            tap.arrived = self.arrived
+            tap.arrived, tap.listener = self.arrived, self
 
-    def begin(self) -> None:
-        """Before a gradient is accumulated. If the ones before it were thrown away, forget their backwards.
+    def __call__(self, parameter: Tensor) -> None:
+        """After a gradient was accumulated: only now is it sure that the parameter was asked for, not an input."""
+        self.arrived.add(current_task())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], None]:
+        return nothing  # a copied parameter is another model's
+
+    def __reduce__(self) -> str:
+        return "nothing"
+
+    def begin(self, task: int) -> None:
+        """Before anything of a backward is accumulated: if the ones before it were thrown away, forget them.
 
         A GradScaler skips a step without a word to the optimizer; this is the sign. Backwards nest (checkpointing
         runs one inside another), so what has not arrived yet is kept.
         """
-        arrived, gradient = self.arrived, self.pool.parameter.grad
+        self.task, arrived, gradient = task, self.arrived, self.pool.parameter.grad
         if not arrived:
             self._stale = gradient is not None and bool(gradient.any())
-        elif current_task() not in arrived and self._last.thrown_away(gradient, self._was_zero):
+        elif task not in arrived and thrown_away(gradient, self._was_zero):
             for tap in self._taps:
                 tap.keep({notice.task for notice in tap.seen} - arrived)
             arrived.clear()
             self._stale = False
 
     def _was_zero(self) -> bool:
-        """Whether what arrived brought nothing but zeros to the held units, as far as it was captured."""
+        """Whether what arrived brought nothing but zeros to the held units; only what was captured can tell."""
+        if not all(tap.armed for tap in self._taps):
+            return False
         for site in self.pool.sites:
             notices = [notice for notice in site.tap.seen if notice.task in self.arrived]
             pairs = [notice.pair for notice in notices if notice.pair is not None]
@@ -50,11 +65,6 @@ class Backwards:
             if bool(PairGradient(site.grid, pairs, dense, site.values()).at(site.places()).any()):
                 return False
         return True
-
-    def arrive(self) -> None:
-        """After it was accumulated: only now is it sure that the parameter was asked for, not an input."""
-        self.arrived.add(current_task())
-        self._last.remember(self.pool.parameter.grad)
 
     def settle(self) -> bool:
         """Before the update: keep what arrived. Says whether every site takes part in the update."""
@@ -86,7 +96,7 @@ class Backwards:
         owners = self._owners or [True] * sites
         if self.arrived or gradient is None:
             return [int(bool(self.arrived)), *(int(flag and bool(self.arrived)) for flag in owners), *[0] * sites]
-        if self._last.set_by_hand(gradient):
+        if self._owners is None or self._last.set_by_hand(gradient):
             owners = self._asked if any(self._asked) else [True] * sites
         return [0, *[0] * sites, *map(int, owners)]
 
@@ -99,7 +109,8 @@ class Backwards:
     def forget(self) -> None:
         """After the update: what was seen before it counts no more."""
         self.arrived.clear()
-        self._last.remember(self.pool.parameter.grad)
+        if self._owners is not None:
+            self._last.remember(self.pool.parameter.grad)
         for tap in self._taps:
             tap.seen.clear()
 
@@ -109,3 +120,7 @@ class Backwards:
         for tap in self._taps:
             tap.reset()
             tap.armed, tap.listens = armed, True
+
+
+def nothing(parameter: Tensor) -> None:
+    """The hook of a copied or pickled parameter."""

@@ -26,6 +26,7 @@ class Guard:
 
     def __init__(self, young: int) -> None:
         self._young = young
+        self.holds = False  # whether there is anything to put back or to damp
         self._kept: list[tuple[FlatPool, int, dict[str, Any]]] = []
         self._before: list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]] = []
 
@@ -36,16 +37,11 @@ class Guard:
                 if not updated[site.name] and pool.parameter.grad is not None:
                     first, last = (b * pool.unit_size for b in pool.bounds(site.index))
                     self._kept.append((pool, first, snapshot(optimizer, pool.parameter, first, last)))
-
-    @property
-    def holds(self) -> bool:
-        """Whether there is anything to put back or to damp."""
-        return bool(self._kept or self._before)
+                    self.holds = True
 
     def forget(self) -> None:
         """Put nothing back."""
-        if self._kept or self._before:
-            self._kept, self._before = [], []
+        self._kept, self._before, self.holds = [], [], False
 
     def after(self, optimizer: torch.optim.Optimizer, fresh: Mapping[torch.nn.Parameter, Fresh]) -> None:
         """Put them back, and damp the young."""
@@ -53,15 +49,14 @@ class Guard:
             with torch.no_grad():
                 for pool, first, kept in self._kept:
                     restore(optimizer, pool.parameter, first, kept, fresh[pool.parameter])
-            self._kept = []
         if self._before:
             self._damp()
+        self.forget()
 
     def before_young(
         self, flats: Sequence[FlatPool], masked: MaskedPool | None, step: int, optimizer: torch.optim.Optimizer
     ) -> None:
         """Remember the values of units that are still young. ``step``: the step being taken."""
-        self._before = []
         if not self._young:
             return
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -88,13 +83,13 @@ class Guard:
             factor = young_factor(age[:, None].to(values), self._young, group)
             at = torch.unravel_index(index, values.shape)  # a channels-last weight has no flat view
             self._before.append((values, at, values[at], factor))
+            self.holds = True
 
     @torch.no_grad()
     def _damp(self) -> None:
         """Scale the update that young slots just got by `young_factor` of their age."""
         for values, at, old, factor in self._before:
             values[at] = old + factor * (values[at] - old)
-        self._before = []
 
 
 def young_window(ramp: int, group: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @final
 class LastGradient:
-    """The gradient of one parameter as it was last seen: which tensor, and its version."""
+    """The gradient of one parameter as the last step left it: which tensor, and its version."""
 
     def __init__(self) -> None:
         self._gradient: weakref.ref[Tensor] | None = None
@@ -25,21 +25,15 @@ class LastGradient:
         self._gradient = None if gradient is None else weakref.ref(gradient)
         self._version = -1 if gradient is None or gradient.is_inference() else gradient._version
 
-    def _same(self, gradient: Tensor) -> bool:
-        return self._gradient is not None and self._gradient() is gradient
-
-    def thrown_away(self, gradient: Tensor | None, was_zero: Callable[[], bool]) -> bool:
-        """Whether `zero_grad` was called since: it leaves None or zeros.
-
-        ``was_zero``: whether it was all zeros when it was remembered; asked only where nothing else tells
-        (``p.grad.data.zero_()`` leaves no trace).
-        """
-        if gradient is None:
-            return True
-        if bool(gradient.any()):
-            return False
-        return not self._same(gradient) or gradient._version != self._version or not was_zero()
-
     def set_by_hand(self, gradient: Tensor) -> bool:
         """Where no backward came since: whether it is another tensor, or has other values, and not only zeros."""
-        return not self._same(gradient) or (gradient._version != self._version and bool(gradient.any()))
+        same = self._gradient is not None and self._gradient() is gradient
+        return not same or (gradient._version != self._version and bool(gradient.any()))
+
+
+def thrown_away(gradient: Tensor | None, was_zero: Callable[[], bool]) -> bool:
+    """Whether `zero_grad` was called since the last backward: it leaves None or zeros.
+
+    ``was_zero``: whether that backward brought nothing but zeros; asked only where zeros are found.
+    """
+    return gradient is None or (not bool(gradient.any()) and not was_zero())

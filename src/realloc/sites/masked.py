@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.sites.grid import Grid
-from realloc.sites.last_gradient import LastGradient
+from realloc.sites.last_gradient import LastGradient, thrown_away
 from realloc.sites.seat import Masks
 
 
@@ -89,11 +89,11 @@ class MaskedSite:
 
     def begin(self) -> None:
         """Before a gradient is accumulated: if the ones before it were thrown away, forget what they showed."""
-        if self.touched and self._last.thrown_away(self.parameter.grad, self._was_zero):
+        if self.touched and thrown_away(self.parameter.grad, self._was_zero):
             self.dense_gradient, self.touched = None, False
 
     def _was_zero(self) -> bool:
-        return self.dense_gradient is None or not bool(self.dense_gradient[self.mask()].any())
+        return self.dense_gradient is not None and not bool(self.dense_gradient[self.mask()].any())
 
     def collect(self) -> None:
         """Keep the dense gradient of a step on which a move is due, then leave the optimizer only what is held.
@@ -112,7 +112,6 @@ class MaskedSite:
             self.dense_gradient[outside] += grad[outside]
             self.dense_gradient[~outside] = grad[~outside]
         grad.masked_fill_(outside, 0.0)
-        self._last.remember(grad)
 
     def settle(self, elsewhere: bool) -> None:
         """Before the update: a gradient that no backward brought was set by hand; treat it as one that did.
