@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, final
 
 from torch import nn
@@ -48,6 +49,7 @@ BY_HAND = (
     "the gradient is not of a backward() of this step (set by hand, from torch.autograd.grad, or stepped on twice); "
     "packed sites measure in backward(): call it, or use storage='masked'"
 )
+_complete = attrgetter("complete")
 
 
 @final
@@ -78,6 +80,7 @@ class Engine:
         self.complaints = Complaints(old)
         self._active: dict[str, bool] = {}
         self._quiet = 0
+        self._plain = False  # whether a step in which every site had its one backward needs no look before its update
         self._count = target.holdings.book.count
         self.unchecked = True  # whether something was loaded since the last step
         self._several = ranks.several
@@ -119,6 +122,8 @@ class Engine:
         due = self.schedule.upcoming(upcoming)
         busy = averages or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 2
+        special = armed or due == upcoming or self._several or self._masked or self.method.young
+        self._plain = not (special or self.target.followers)
 
     # the step ---------------------------------------------------------------------------------------------------
 
@@ -126,7 +131,9 @@ class Engine:
         """The optimizer's pre-hook."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self.before_update()
+            calm = self._plain and not self.unchecked and not self._guard.holds
+            if not calm or not all(map(_complete, self.backwards)):
+                self.before_update()
             return None
 
         def wrapped() -> Any:  # Lightning runs forward and backward inside the closure
@@ -304,6 +311,7 @@ class Engine:
         followers = self.target.followers
         followers[:] = [known for known in followers if known is not copy and not known.cut]
         followers.append(copy)
+        self._plain = False
 
     def restart_moments(self) -> None:
         """Forget the moments of everything managed."""

@@ -232,3 +232,34 @@ def test_a_load_between_backward_and_step_brings_no_gradient_of_other_weights() 
     before = {name: value for name, value in weights(model).items() if name in ("0.weight", "2.weight")}
     optimizer.step()
     assert same(before, {name: value for name, value in weights(model).items() if name in before})
+
+
+def test_a_step_that_failed_leaves_nothing_to_put_back() -> None:
+    """Its unused expert was remembered; the next step, which uses all, must not be undone."""
+
+    class Both(Experts):
+        used: tuple[int, ...] = (0,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(sum(self.experts[i](x) for i in self.used).relu())
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no power")
+
+    mine, optimizer, _ = attached(methods.static(density=1.0).on("*"), model=Both().double(), optimizer=torch.optim.SGD)
+    dense = Both().double()
+    plain = torch.optim.SGD(dense.parameters(), lr=1e-2)
+    loss_of(mine, 0, torch.float64).backward()
+    hook = optimizer.register_step_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="no power"):
+        optimizer.step()
+    hook.remove()
+    mine.used = dense.used = (0, 1)
+    for step in (1, 2):
+        for model, stepper in ((mine, optimizer), (dense, plain)):
+            stepper.zero_grad()
+            loss_of(model, step, torch.float64).backward()
+            stepper.step()
+    found = weights(mine)
+    for name, parameter in dense.named_parameters():
+        assert torch.allclose(found[name], parameter, atol=1e-12), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Container
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, final
 
 import torch
@@ -23,6 +24,9 @@ class Notice(NamedTuple):
     pair: tuple[Tensor, Tensor] | None = None  # input [b, in] and gradient of the output [b, out], if armed
     dense: Tensor | None = None  # gradient [out, in] of a dense weight that was read, if armed
     versions: tuple[int, ...] = ()  # of the tensors of the pair when they were captured
+
+
+_make: Final = partial(tuple.__new__, Notice)  # as Notice(...), without its Python frame
 
 
 class Listener(Protocol):
@@ -131,7 +135,11 @@ def notify(number: int, x: Tensor, gy: Tensor, copy: bool = False) -> None:
     if tap is None or not tap.listens:
         return
     if not tap.armed:
-        tap.note(Notice(current_task(), x.shape[0]))
+        task, listener = current_task(), tap.listener
+        if tap.seen or listener is None or listener.task != task:
+            tap.note(Notice(task, x.shape[0]))
+        else:  # nothing to tell or to look at: what a step does at most of its sites
+            tap.seen.append(_make((task, x.shape[0], None, None, ())))
         return
     pair = (x.clone(), gy.clone()) if copy else (x.detach(), gy.detach())
     tap.note(Notice(current_task(), x.shape[0], pair, versions=(pair[0]._version, pair[1]._version)))

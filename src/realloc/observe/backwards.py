@@ -26,12 +26,21 @@ class Backwards:
         self._owners: list[bool] | None = None  # which sites have a part in the gradient; None: all
         self._asked: list[bool] = []  # which ones `torch.autograd.grad` went through
         self.task = -1  # the backward that began last
+        self.complete = False  # whether one backward came, and every site was in it
         for tap in self._taps:
             tap.arrived, tap.listener = self.arrived, self
 
     def __call__(self, parameter: Tensor) -> None:
         """After a gradient was accumulated: only now is it sure that the parameter was asked for, not an input."""
-        self.arrived.add(current_task())
+        task, arrived = current_task(), self.arrived
+        arrived.add(task)
+        self.complete = len(arrived) == 1
+        for site in self.pool.sites:
+            seen = site.tap.seen
+            if len(seen) != 1 or seen[0].task != task or site.frozen:
+                self.complete = False
+                return
+        self._owners = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], None]:
         return nothing  # a copied parameter is another model's
@@ -109,6 +118,7 @@ class Backwards:
     def forget(self) -> None:
         """After the update: what was seen before it counts no more."""
         self.arrived.clear()
+        self.complete = False
         if self._owners is not None:
             self._last.remember(self.pool.parameter.grad)
         for tap in self._taps:
