@@ -1,0 +1,1 @@
+"""Activations of a frozen prefix: computed once for each example, read afterwards."""
