@@ -135,11 +135,10 @@ def notify(number: int, x: Tensor, gy: Tensor, copy: bool = False) -> None:
     if tap is None or not tap.listens:
         return
     if not tap.armed:
-        task, listener = current_task(), tap.listener
-        if tap.seen or listener is None or listener.task != task:
-            tap.note(Notice(task, x.shape[0]))
-        else:  # nothing to tell or to look at: what a step does at most of its sites
-            tap.seen.append(_make((task, x.shape[0], None, None, ())))
+        if tap.seen or tap.arrived:
+            tap.note(Notice(current_task(), x.shape[0]))
+        else:  # the first backward of a step: there is nothing to tell or to look at
+            tap.seen.append(_make((current_task(), x.shape[0], None, None, ())))
         return
     pair = (x.clone(), gy.clone()) if copy else (x.detach(), gy.detach())
     tap.note(Notice(current_task(), x.shape[0], pair, versions=(pair[0]._version, pair[1]._version)))

@@ -11,6 +11,7 @@ from realloc.kernels.taps import current_task
 from realloc.observe.gradients import PairGradient
 from realloc.pool.flat import FlatPool
 from realloc.sites.last_gradient import LastGradient, thrown_away
+from realloc.sites.packed import PackedSite
 
 
 @final
@@ -21,8 +22,8 @@ class Backwards:
         self.pool = pool
         self.arrived: set[int] = set()
         self._taps = tuple(site.tap for site in pool.sites)
+        self._sites = tuple(zip(pool.sites, self._taps, strict=True))
         self._last = LastGradient()
-        self._stale = False  # whether a gradient of an earlier step was there still when the first backward came
         self._owners: list[bool] | None = None  # which sites have a part in the gradient; None: all
         self._asked: list[bool] = []  # which ones `torch.autograd.grad` went through
         self.task = -1  # the backward that began last
@@ -35,9 +36,9 @@ class Backwards:
         task, arrived = current_task(), self.arrived
         arrived.add(task)
         self.complete = len(arrived) == 1
-        for site in self.pool.sites:
-            seen = site.tap.seen
-            if len(seen) != 1 or seen[0].task != task or site.frozen:
+        for site, tap in self._sites:
+            seen = tap.seen
+            if len(seen) != 1 or seen[0][0] != task or site.frozen:
                 self.complete = False
                 return
         self._owners = None
@@ -54,14 +55,11 @@ class Backwards:
         A GradScaler skips a step without a word to the optimizer; this is the sign. Backwards nest (checkpointing
         runs one inside another), so what has not arrived yet is kept.
         """
-        self.task, arrived, gradient = task, self.arrived, self.pool.parameter.grad
-        if not arrived:
-            self._stale = gradient is not None and bool(gradient.any())
-        elif task not in arrived and thrown_away(gradient, self._was_zero):
+        self.task, arrived = task, self.arrived
+        if arrived and task not in arrived and thrown_away(self.pool.parameter.grad, self._was_zero):
             for tap in self._taps:
                 tap.keep({notice.task for notice in tap.seen} - arrived)
             arrived.clear()
-            self._stale = False
 
     def _was_zero(self) -> bool:
         """Whether what arrived brought nothing but zeros to the held units; only what was captured can tell."""
@@ -90,10 +88,13 @@ class Backwards:
         if everyone:
             self._owners = None
         elif arrived:
-            before = self._owners or [True] * len(self._taps)
-            touched = [bool(tap.seen) for tap in self._taps]
-            self._owners = [t or (self._stale and b) for t, b in zip(touched, before, strict=True)]
+            self._owners = [bool(site.tap.seen) or self._has_gradient(site) for site in self.pool.sites]
         return everyone
+
+    def _has_gradient(self, site: PackedSite) -> bool:
+        """Whether a gradient of an earlier step is still there, as where nobody calls `zero_grad`."""
+        gradient = site.gradient_of_held()
+        return gradient is not None and bool(gradient.any())
 
     def ballot(self) -> list[int]:
         """What this rank says of the update: whether a backward came; whose it was; and if none came, whose then.
