@@ -13,7 +13,7 @@ from realloc.kernels.gather import gather_slots
 from realloc.ledger import Entry
 from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
-from realloc.pool.holdings import MOVING, Holdings
+from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.masked import MaskedPool
 from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of
 
@@ -39,31 +39,23 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
         entries: what the ledger made of it, for every site.
         target: what changes.
     """
-    with MOVING:
-        for holdings in (target.holdings, *target.followers):
-            holdings.unstamp()
-        _apply(plan, entries, target)
-
-
-def _apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
     changes = {c.site: c for c in plan.changes if c.moves_anything}
     holdings = target.holdings
-    for number, flat in enumerate(holdings.flats):
-        if any(site.name in changes for site in flat.sites):
-            followers = [f.flats[number] for f in target.followers]
-            _move_flat(flat, changes, entries, target, followers, plan.step)
-    if holdings.masked is not None:
-        _move_masked(holdings.masked, changes, entries, target, plan.step)
+    with rewriting(holdings, *target.followers):
+        for number, flat in enumerate(holdings.flats):
+            if any(site.name in changes for site in flat.sites):
+                followers = [f.flats[number] for f in target.followers]
+                _move_flat(flat, changes, entries, target, followers, plan.step)
+        if holdings.masked is not None:
+            _move_masked(holdings.masked, changes, entries, target, plan.step)
+            for follower in target.followers:
+                if follower.masked is not None:
+                    _follow_masked(follower.masked, holdings.masked, changes)
+        holdings.book.add("moves")
+        holdings.book.add("units_moved", plan.units_moved)
         for follower in target.followers:
-            if follower.masked is not None:
-                _follow_masked(follower.masked, holdings.masked, changes)
-    holdings.book.add("moves")
-    holdings.book.add("units_moved", plan.units_moved)
-    stamp = holdings.restamp()
-    for follower in target.followers:
-        follower.book.tensor.copy_(holdings.book.tensor)
-        follower.restamp()
-    mark_groups(target, stamp)
+            follower.book.tensor.copy_(holdings.book.tensor)
+    mark_groups(target, holdings.stamp())
 
 
 def mark_groups(target: Target, stamp: int) -> None:

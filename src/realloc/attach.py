@@ -178,12 +178,13 @@ def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
 
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     holdings = find(module)
-    if holdings is None or holdings.check_state(state, prefix) is None:
+    budget = None if holdings is None else holdings.check_state(state, prefix)
+    if holdings is None or budget is None:
         return
     engine = module.__dict__[LINK].engine
     if engine is not None and engine.ranks.several:
         raise StateError("the state is that of a compacted model, and DDP cannot see shapes change; load it before DDP")
-    holdings.shorten(state, prefix, None if engine is None else engine.target.optimizer)
+    holdings.shorten(state, prefix, budget, None if engine is None else engine.target.optimizer)
 
 
 def _after_load(module: nn.Module, incompatible: Any) -> None:

@@ -26,7 +26,7 @@ from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
 from realloc.pool.guard import Guard
-from realloc.pool.holdings import MOVING, Holdings
+from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
@@ -334,13 +334,11 @@ class Engine:
         everyone = (self.holdings, *self.target.followers)
         for holdings in everyone:
             holdings.stamp()
-        with MOVING:
+        with rewriting(*everyone):
             for holdings in everyone:
-                holdings.unstamp()
                 for pool in holdings.pools:
                     compact(pool, self.target.optimizer, pool.held)
                 holdings.book.write("budget", holdings.budget)
-                holdings.restamp()
         mark_groups(self.target, self.holdings.stamp())
         return before - self.holdings.budget
 

@@ -45,18 +45,19 @@ def overwritten(sites: Iterable[Site], ranks: Ranks) -> bool:
 
 def gradients_of(pool: FlatPool | MaskedPool, ranks: Ranks) -> dict[str, GradientSource]:
     """Where the gradient of any unit comes from, as the optimizer sees it; without sites that collected nothing."""
-    brought = {site.name: source for site in pool.sites if (source := _source_of(site, ranks.mean)) is not None}
-    held = {site.name: site.gradient_of_held() for site in pool.sites if site.name in brought}
+    brought = _sources(pool, ranks.mean)
     known = [
-        (site.places(), gradient, brought[site.name])
+        (site.places, held, brought[site.name])
         for site in pool.sites
-        if (gradient := held.get(site.name)) is not None
+        if site.name in brought and (held := site.gradient_of_held()) is not None
     ]
     scale = scale_of(known)
-    if scale == 1.0:
-        return brought
-    scaled = {site.name: _source_of(site, lambda tensor: ranks.mean(tensor) * scale) for site in pool.sites}
-    return {name: source for name, source in scaled.items() if source is not None}
+    return brought if scale == 1.0 else _sources(pool, lambda tensor: ranks.mean(tensor) * scale)
+
+
+def _sources(pool: FlatPool | MaskedPool, reduce: Reduce) -> dict[str, GradientSource]:
+    found = {site.name: _source_of(site, reduce) for site in pool.sites}
+    return {name: source for name, source in found.items() if source is not None}
 
 
 def _source_of(site: Site, reduce: Reduce) -> GradientSource | None:

@@ -34,6 +34,13 @@ def attached(density: float = 0.3) -> tuple[nn.Sequential, torch.optim.Optimizer
     return model, optimizer, handle
 
 
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("density", [0.3, 0.9])
 @pytest.mark.parametrize("shape", [(8, 4), (4, 8), (2, 32), (64, 12), (8, 1, 4, 4)])
 def test_an_input_of_another_width_is_refused(shape, density):
@@ -53,10 +60,7 @@ def test_an_interrupt_inside_a_forward_leaves_the_model_whole():
     model, optimizer, handle = attached()
 
     def go(steps: int) -> None:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
-            optimizer.step()
+        train(model, optimizer, steps)
 
     go(3)
     model[1].now = True
@@ -79,10 +83,7 @@ def test_an_interrupt_inside_a_move_is_named_and_a_checkpoint_mends_it(storage, 
     handle = realloc.attach(model, optimizer, method, schedule=realloc.every(2, total=40))
 
     def go(steps: int) -> None:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
-            optimizer.step()
+        train(model, optimizer, steps)
 
     go(3)
     saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])

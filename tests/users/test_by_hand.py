@@ -31,12 +31,15 @@ class Experts(nn.Module):
         return self.out(self.experts[0](x).relu())
 
 
-def by_grad(model: nn.Module, step: int) -> None:
+def train_by_grad(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """As second-order and differentially private loops do it."""
     parameters = list(model.parameters())
-    found = torch.autograd.grad(loss_of(model, step, torch.float64), parameters)
-    for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.grad = gradient
+    for step in range(steps):
+        optimizer.zero_grad()
+        found = torch.autograd.grad(loss_of(model, step, torch.float64), parameters)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -44,10 +47,7 @@ def test_gradients_set_by_hand_train_as_those_of_a_backward(storage: str) -> Non
     method = methods.sparse_evolution(density=0.3).on("*", storage=storage)  # needs no gradient to decide
     model, optimizer, handle = attached(method, model=net().double())
     other, second, _ = attached(method, model=net().double())
-    for step in range(9):
-        optimizer.zero_grad()
-        by_grad(model, step)
-        optimizer.step()
+    train_by_grad(model, optimizer, 9)
     train(other, second, 0, 9, dtype=torch.float64)
     assert same(weights(model), weights(other)) and handle.moves == 2
     intact(handle)
@@ -58,9 +58,7 @@ def test_a_decision_by_gradient_needs_a_backward_and_says_so() -> None:
     before = masks(handle)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReallocWarning)
-        for step in range(5):
-            by_grad(model, step)
-            optimizer.step()
+        train_by_grad(model, optimizer, 5)
     told = [str(w.message) for w in caught if issubclass(w.category, ReallocWarning)]
     assert len(told) == 1 and "call it, or use storage='masked'" in told[0]
     assert same(before, masks(handle)) and handle.moves == 0
@@ -70,10 +68,7 @@ def test_masked_sites_measure_a_gradient_set_by_hand() -> None:
     method = methods.rigl(density=0.3).on("*", storage="masked")
     model, optimizer, _ = attached(method, model=net().double())
     other, second, handle = attached(method, model=net().double())
-    for step in range(5):
-        optimizer.zero_grad()
-        by_grad(model, step)
-        optimizer.step()
+    train_by_grad(model, optimizer, 5)
     train(other, second, 0, 5, dtype=torch.float64)
     assert same(weights(model), weights(other)) and handle.moves == 1
     for state in optimizer.state.values():

@@ -16,7 +16,10 @@ from realloc.sites.packed import PackedSite
 
 @final
 class Backwards:
-    """The backwards of one pool since the last step. Itself the hook on the pool's parameter."""
+    """The backwards of one pool since the last step.
+
+    Itself the hook on the pool's parameter, not wrapped in `links.Hook`: that would be one more call in every backward.
+    """
 
     def __init__(self, pool: FlatPool) -> None:
         self.pool = pool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -12,17 +12,17 @@ from realloc.observe.gradients import GradientSource
 NEAR = 1 / 128  # rounding parts the two by less, also in half precision
 
 
-def scale_of(known: Iterable[tuple[Tensor, Tensor, GradientSource]]) -> float:
+def scale_of(known: Iterable[tuple[Callable[[], Tensor], Tensor, GradientSource]]) -> float:
     """The factor from gradients as backwards brought them to those the optimizer sees, for one pool.
 
     It is read off the largest held gradient. A power of two (a GradScaler's scale, or 1) is met exactly, so that
     decisions do not depend on the scale.
 
     Args:
-        known: (places int64 ``[u]``, gradient of the held units as the optimizer sees it ``[u, size]``, where the
-            gradient as it was brought comes from) for each site.
+        known: for each site how to get its places int64 ``[u]`` (asked of one site only), the gradient of the held
+            units as the optimizer sees it ``[u, size]``, and where the gradient as it was brought comes from.
     """
-    best: tuple[float, Tensor, Tensor, GradientSource] | None = None
+    best: tuple[float, Callable[[], Tensor], Tensor, GradientSource] | None = None
     for places, gradient, source in known:
         peak = float(gradient.abs().max()) if gradient.numel() else 0.0
         if peak > (best[0] if best else 0.0):
@@ -33,7 +33,7 @@ def scale_of(known: Iterable[tuple[Tensor, Tensor, GradientSource]]) -> float:
     spot = int(gradient.abs().argmax())
     unit, slot = divmod(spot, gradient.shape[1])
     seen = float(gradient[unit, slot])
-    brought = float(source.at(places[unit : unit + 1])[0, slot])
+    brought = float(source.at(places()[unit : unit + 1])[0, slot])
     ratio = seen / brought if brought else 1.0
     if not (math.isfinite(ratio) and ratio > 0):
         return 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any, Final, final
 
@@ -90,12 +91,6 @@ class Holdings:
         """Whether a move of it was begun and has not ended."""
         return self._stamp == UNDER_WAY
 
-    def unstamp(self) -> None:
-        """Before a placement is written, under `MOVING`: an interrupted one must not pass for whole."""
-        self._stamp = UNDER_WAY
-        self.book.write("stamp", UNDER_WAY)
-        self._seen = None
-
     def restamp(self) -> int:
         """Write the stamp of the placement as it is now."""
         self._stamp = self.compute_stamp()
@@ -182,12 +177,14 @@ class Holdings:
             raise RecordError(DAMAGED)
         return budget if compacted else None
 
-    def shorten(self, state: dict[str, Tensor], prefix: str, optimizer: torch.optim.Optimizer | None) -> None:
-        """Make room for a compacted state that was checked: only as much as it has."""
+    def shorten(
+        self, state: dict[str, Tensor], prefix: str, budget: int, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Make room for a compacted state that was checked, of so many weights: only as much as it has."""
         for flat in self.flats:
             compact(flat, optimizer, len(state[prefix + flat.buffer_names[0]]))
         if self.masked is not None:
-            rest = int(state[prefix + KEY][FIELDS.index("budget")]) - sum(len(flat.parameter) for flat in self.flats)
+            rest = budget - sum(len(flat.parameter) for flat in self.flats)
             self.masked.capacity = rest // self.masked.unit_size
 
     def loaded(self) -> None:
@@ -202,6 +199,22 @@ class Holdings:
             for parameter in self.parameters:
                 parameter.grad = None
         self._see()
+
+
+@contextmanager
+def rewriting(*everyone: Holdings) -> Iterator[None]:
+    """While placements of a model and of its copies are written: other threads wait, the stamps are taken back.
+
+    They are renewed at the end; after an interrupt they are not, and what was cut short does not pass for whole.
+    """
+    with MOVING:
+        for holdings in everyone:
+            holdings._stamp = UNDER_WAY
+            holdings.book.write("stamp", UNDER_WAY)
+            holdings._seen = None
+        yield
+        for holdings in everyone:
+            holdings.restamp()
 
 
 def find(model: nn.Module) -> Holdings | None:
