@@ -1,17 +1,25 @@
 """Every method by name. A new one costs its file and one line here."""
 
+from realloc.methods.autofreeze import autofreeze
+from realloc.methods.badam import badam
 from realloc.methods.chts import chts
+from realloc.methods.full import full
 from realloc.methods.gmp import gmp
 from realloc.methods.granet import granet
 from realloc.methods.gse import gse
 from realloc.methods.itop import itop
+from realloc.methods.layer_gradient import layer_gradient
+from realloc.methods.lisa import lisa
+from realloc.methods.random_layers import random_layers
 from realloc.methods.random_moves import random_moves
 from realloc.methods.rigl import rigl
 from realloc.methods.smet import smet
 from realloc.methods.snfs import snfs
 from realloc.methods.sparse_evolution import sparse_evolution
 from realloc.methods.static import static
+from realloc.methods.topk import topk
 
 __all__ = [
-    "chts", "gmp", "granet", "gse", "itop", "random_moves", "rigl", "smet", "snfs", "sparse_evolution", "static",
+    "autofreeze", "badam", "chts", "full", "gmp", "granet", "gse", "itop", "layer_gradient", "lisa",
+    "random_layers", "random_moves", "rigl", "smet", "snfs", "sparse_evolution", "static", "topk",
 ]  # fmt: skip
