@@ -146,9 +146,10 @@ def _passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
 def _check_optimizer(root: nn.Module, engine: LayerEngine, chosen: Iterable[int]) -> None:
     if engine.method.moves:
         least = min(engine.flops((layer,)) for layer in range(len(engine.blocks)))
+        share = least / engine.flops_of_all
         if least > engine.budget:
             raise ConfigError(
-                f"budget {engine.method.budget} pays for no layer: the cheapest costs {least / engine.flops_of_all:.2f} "
+                f"budget {engine.method.budget} pays for no layer: the cheapest costs {share:.2f} "
                 "of a step in which every layer trains, most of it the forward pass; raise the budget"
             )
     held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
