@@ -26,7 +26,7 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "methods", "choose", "prepare",
+    "depths", "methods", "choose", "prepare",
     "release", "acquire", "decide", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "attach_layers", "attach",
     "export", "testing", "train", "compare", "cli", "realloc",
