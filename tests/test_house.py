@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 import realloc
 from realloc import methods
+from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "realloc"
@@ -25,8 +28,8 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "methods", "choose", "prepare",
-    "release", "acquire", "decide", "ledger", "apply", "record",
+    "methods", "choose", "prepare", "choose_linear", "prepare_ranks",
+    "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "attach",
     "export", "testing", "train", "compare", "cli", "realloc",
 )  # fmt: skip
@@ -47,6 +50,9 @@ WIDE = {
 }
 WRITES = {
     "realloc.sites.masked: masked_fill_": "masks a gradient before anybody reads it; values and state stay untouched",
+    "realloc.kernels.rank_product: addmm_": "into an output and a gradient that it has just made",
+    "realloc.kernels.rank_product: mul_": "the same",
+    "realloc.kernels.rank_product: copy_": "the same",
     "realloc.observe.gradients: mul_": "a running mean of the gradient, a buffer of its own",
     "realloc.observe.gradients: add_": "the same",
     "realloc.kernels.gather: copy_": "the gather of a move, called by apply and pool only",
@@ -65,7 +71,7 @@ WRITES = {
     "realloc.testing: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
-CONTROLS = {"random_moves", "static"}
+CONTROLS = {"random_moves", "random_ranks", "static"}
 
 
 def name_of(path: Path) -> str:
@@ -296,7 +302,9 @@ def test_types_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", methods.__all__)
 def test_a_method_cites_its_paper_and_has_its_page(name: str) -> None:
-    method = getattr(methods, name)(density=0.25)
+    make = getattr(methods, name)
+    method = make(density=0.25) if "density" in inspect.signature(make).parameters else make(rank=4)
+    assert isinstance(method, Method | RankMethod)
     assert method.name == name
     assert name in CONTROLS or re.fullmatch(r"\d{4}\.\d{4,5}", method.reference), method.reference
     page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")

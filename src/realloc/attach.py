@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
-from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_under
+from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_ranks_under, prepare_under
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.links import LINK, Hook, Link
 from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_out, inner, replace, sort_groups
 from realloc.pool.holdings import find, root_of
 from realloc.pool.restore import densify
 from realloc.prepare import build, describe, plan_start
+from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
@@ -32,7 +34,7 @@ _taken: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # optimizers
 
 def prepare(
     model: nn.Module,
-    method: Method,
+    method: Method | RankMethod,
     *,
     seed: int = 0,
     dry_run: bool = False,
@@ -60,6 +62,13 @@ def prepare(
     root = root_of(model)
     if root is not model:
         raise StateError(f"prepare the model before {type(model).__name__} wraps it")
+    if isinstance(method, RankMethod):
+        ranks = plan_ranks(model, method)
+        table = describe_ranks(model, ranks, method)
+        if not dry_run:
+            build_ranks(model, ranks, method, seed=seed, group=groups)
+            _hook_model(model, table, {})
+        return table
     start = plan_start(model, method, seed)
     table = describe(start, method)
     if not dry_run:
@@ -71,7 +80,7 @@ def prepare(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method,
+    method: Method | RankMethod,
     *,
     schedule: Schedule,
     seed: int = 0,
@@ -118,7 +127,10 @@ def attach(
     sink = _sink_of(record)
     root, holdings = root_of(model), find(model)
     if holdings is None:
-        bound = prepare_under(root, optimizer, method, seed)
+        if isinstance(method, RankMethod):
+            bound = prepare_ranks_under(root, optimizer, method, seed)
+        else:
+            bound = prepare_under(root, optimizer, method, seed)
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
         _hook_model(root, table, bound.old)
         root.__dict__[LINK].order = bound.order
@@ -126,20 +138,20 @@ def attach(
         if root.__dict__[LINK].engine is not None:
             raise StateError("this model is attached already; detach() the first handle before attaching again")
         table = root.__dict__["realloc_start"]
-        if (table.method, table.density) != (method.name, method.density):
+        if (table.method, table.asked) != (method.name, method.asked):
             raise ConfigError(
-                f"the model was prepared for {table.method} at density {table.density}, attach got {method.name} at "
-                f"{method.density}; pass the same method to both"
+                f"the model was prepared for {table.method} at {table.asked}, attach got {method.name} at "
+                f"{method.asked}; pass the same method to both"
             )
         fresh = fresh_of(optimizer, holdings)
     target = Target(holdings, optimizer, fresh, method.moments)
     return _hook(model, target, method, schedule, table, sink)
 
 
-def _check_model(model: nn.Module, method: Method, seed: int) -> None:
+def _check_model(model: nn.Module, method: Method | RankMethod, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if not isinstance(method, Method):
+    if not isinstance(method, (Method, RankMethod)):
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")
@@ -215,7 +227,7 @@ def _hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn
 def _hook(
     model: nn.Module,
     target: Target,
-    method: Method,
+    method: Method | RankMethod,
     schedule: Schedule,
     table: StartPlan,
     sink: Sink | None,

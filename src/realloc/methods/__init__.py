@@ -1,11 +1,16 @@
 """Every method by name. A new one costs its file and one line here."""
 
+from realloc.methods.adalora import adalora
 from realloc.methods.chts import chts
 from realloc.methods.gmp import gmp
 from realloc.methods.granet import granet
 from realloc.methods.gse import gse
 from realloc.methods.itop import itop
+from realloc.methods.lora import lora
+from realloc.methods.para import para
 from realloc.methods.random_moves import random_moves
+from realloc.methods.random_ranks import random_ranks
+from realloc.methods.rank_gradient import rank_gradient
 from realloc.methods.rigl import rigl
 from realloc.methods.smet import smet
 from realloc.methods.snfs import snfs
@@ -13,5 +18,6 @@ from realloc.methods.sparse_evolution import sparse_evolution
 from realloc.methods.static import static
 
 __all__ = [
-    "chts", "gmp", "granet", "gse", "itop", "random_moves", "rigl", "smet", "snfs", "sparse_evolution", "static",
+    "adalora", "chts", "gmp", "granet", "gse", "itop", "lora", "para", "random_moves", "random_ranks", "rank_gradient",
+    "rigl", "smet", "snfs", "sparse_evolution", "static",
 ]  # fmt: skip
