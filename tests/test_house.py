@@ -53,6 +53,8 @@ WRITES = {
     "realloc.kernels.rank_product: addmm_": "into an output and a gradient that it has just made",
     "realloc.kernels.rank_product: mul_": "the same",
     "realloc.kernels.rank_product: copy_": "the same",
+    "realloc.kernels.rank_graph: mul_": "into a product that it has just made",
+    "realloc.kernels.rank_graph: copy_": "into a gradient that it has just made",
     "realloc.observe.gradients: mul_": "a running mean of the gradient, a buffer of its own",
     "realloc.observe.gradients: add_": "the same",
     "realloc.kernels.gather: copy_": "the gather of a move, called by apply and pool only",

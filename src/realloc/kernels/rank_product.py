@@ -12,10 +12,11 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from realloc.kernels import taps
 from realloc.kernels.compute import rows_of
+from realloc.kernels.ops import once
+from realloc.kernels.rank_graph import TWICE
 
 
 def rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor, scale: float, tap: int) -> Tensor:
@@ -78,28 +79,33 @@ class _Linear(torch.autograd.Function):
         return out.view(*x.shape[:-1], fan_out)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> Any:
-        rows, weight, slots, hidden = ctx.saved_tensors
-        fan_out, fan_in = weight.shape
-        gy = rows_of(gy, fan_out)
-        needs = ctx.needs_input_grad
-        gx = gy @ weight if needs[0] else None
-        own = torch.zeros_like(slots) if needs[3] else None
-        if slots.numel() and (needs[0] or needs[3]):
-            a, b = factors(slots.to(gy.dtype), fan_in, fan_out)
-            back = (gy @ b.t()).mul_(ctx.scale)
-            if gx is not None:
-                gx.addmm_(back, a)
-            if own is not None:
-                ga, gb = factors(own, fan_in, fan_out)
-                _product(back.t(), rows, 1.0, ga)
-                _product(hidden.t(), gy, ctx.scale, gb)
-        gw = gy.t() @ rows if needs[1] else None
-        gbias = gy.sum(0) if needs[2] else None
+        with torch.no_grad():
+            gradients = _linear_backward(ctx, gy)
+        return *once(gradients, TWICE), None, None
+
+
+def _linear_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    rows, weight, slots, hidden = ctx.saved_tensors
+    fan_out, fan_in = weight.shape
+    gy = rows_of(gy, fan_out)
+    needs = ctx.needs_input_grad
+    gx = gy @ weight if needs[0] else None
+    own = torch.zeros_like(slots) if needs[3] else None
+    if slots.numel() and (needs[0] or needs[3]):
+        a, b = factors(slots.to(gy.dtype), fan_in, fan_out)
+        back = (gy @ b.t()).mul_(ctx.scale)
+        if gx is not None:
+            gx.addmm_(back, a)
         if own is not None:
-            taps.notify(ctx.tap, rows, gy)
-        return None if gx is None else gx.view(ctx.shape), gw, gbias, own, None, None
+            ga, gb = factors(own, fan_in, fan_out)
+            _product(back.t(), rows, 1.0, ga)
+            _product(hidden.t(), gy, ctx.scale, gb)
+    gw = gy.t() @ rows if needs[1] else None
+    gbias = gy.sum(0) if needs[2] else None
+    if own is not None:
+        taps.notify(ctx.tap, rows, gy)
+    return None if gx is None else gx.view(ctx.shape), gw, gbias, own
 
 
 def _product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
@@ -120,15 +126,15 @@ class _Weight(torch.autograd.Function):
         return torch.addmm(weight, b.t(), a, alpha=scale)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gw: Tensor) -> Any:
         weight, slots = ctx.saved_tensors
         own = None
-        if ctx.needs_input_grad[1]:
-            own = torch.zeros_like(slots)
-            a, b = factors(slots.to(gw.dtype), weight.shape[1], weight.shape[0])
-            ga, gb = factors(own, weight.shape[1], weight.shape[0])
-            _product(b, gw, ctx.scale, ga)
-            _product(a, gw.t(), ctx.scale, gb)
-            taps.notify_dense(ctx.tap, gw)
-        return gw if ctx.needs_input_grad[0] else None, own, None, None
+        with torch.no_grad():
+            if ctx.needs_input_grad[1]:
+                own = torch.zeros_like(slots)
+                a, b = factors(slots.to(gw.dtype), weight.shape[1], weight.shape[0])
+                ga, gb = factors(own, weight.shape[1], weight.shape[0])
+                _product(b, gw, ctx.scale, ga)
+                _product(a, gw.t(), ctx.scale, gb)
+                taps.notify_dense(ctx.tap, gw)
+        return *once((gw.clone() if ctx.needs_input_grad[0] else None, own), TWICE), None, None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from realloc.kernels.rank_graph import rank_part
 from realloc.kernels.rank_product import factors, rank_linear, rank_weight
 from realloc.kernels.taps import Tap
 from realloc.sites.grid import Grid
@@ -88,6 +89,8 @@ class RankSite:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer for x ``[..., in]``, in the dtype of the input (that of autocast, where it is on)."""
+        if torch.compiler.is_compiling():
+            return self._compiled(x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):
             dtype, device = torch.get_autocast_dtype(x.device.type), x.device.type
             with torch.autocast(device, enabled=False):
@@ -97,8 +100,18 @@ class RankSite:
             raise RuntimeError(f"{self.name}: input is {x.dtype}, weight is {weight.dtype}; convert one of them")
         return rank_linear(x, weight, bias, self._slots(), self.scale, self.tap.number)
 
+    def _compiled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = torch.nn.functional.linear(x, weight, bias)
+        slots, extents = self._slots(), self.pool.extents
+        part = rank_part(x.to(out.dtype), slots, extents, self.index, self.shape[0], self.scale, self.tap.number)
+        total: Tensor = out + part
+        return total
+
     def weight(self, base: Tensor) -> Tensor:
         """``W + scale * B'A``, differentiable."""
+        if torch.compiler.is_compiling():  # the ranks' part of each unit vector
+            eye = torch.eye(self.shape[1], dtype=base.dtype, device=base.device)
+            return self._compiled(eye, base, None).t()
         return rank_weight(base, self._slots(), self.scale, self.tap.number)
 
     def _slots(self) -> Tensor:
@@ -115,8 +128,6 @@ class RankLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[..., in_features]``."""
-        if torch.compiler.is_compiling():
-            return _uncompiled(self, input)  # type: ignore[no-any-return]
         parameters = self._parameters
         weight = parameters["weight"]
         assert weight is not None
@@ -141,13 +152,6 @@ class RankLinear(nn.Linear):
     def extra_repr(self) -> str:
         """What torch prints, and the rank."""
         return f"{super().extra_repr()}, rank={self.realloc_site.rank}"
-
-
-def _forward(module: RankLinear, input: Tensor) -> Tensor:
-    return module.forward(input)
-
-
-_uncompiled = torch.compiler.disable(_forward)  # type: ignore[no-untyped-call]
 
 
 def add_ranks(module: nn.Linear, site: RankSite) -> None:

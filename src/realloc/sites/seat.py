@@ -46,6 +46,10 @@ class Segments(Protocol):
     """A pool of ranks, as a layer with ranks sees it."""
 
     @property
+    def extents(self) -> Tensor:
+        """int64, the first slot of each site, and the end."""
+
+    @property
     def parameter(self) -> nn.Parameter:
         """The values, ``(n, 1)``."""
 
