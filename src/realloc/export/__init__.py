@@ -1,5 +1,7 @@
-"""Leaving realloc: plain models."""
+"""Leaving realloc: plain models, plain adapters."""
 
 from realloc.export.dense import dense
+from realloc.export.merged import merged
+from realloc.export.peft import peft
 
-__all__ = ["dense"]
+__all__ = ["dense", "merged", "peft"]
