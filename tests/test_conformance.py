@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from kinds import WEIGHTS
 from realloc import methods
 from realloc.methods.method import Method
 from realloc.schedule import constant, cosine
@@ -12,10 +13,9 @@ from realloc.scores.gradient import gradient
 from realloc.scores.score import Score
 from realloc.select.top_k import top_k
 from realloc.testing import PROMISES, Report, check_method
-from realloc.train.settings import RECIPES
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_every_method_keeps_its_promises(name):
     report = check_method(getattr(methods, name))
     assert report.method == name and [promise for promise, _ in report.lines] == [promise for promise, _ in PROMISES]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import realloc
+from kinds import WEIGHTS
 from realloc import methods
 from realloc.errors import ConfigError, ReallocWarning
 from realloc.handle import Handle
 from realloc.methods.method import Method
-from realloc.train.settings import RECIPES
 
 
 class Chain(nn.Module):
@@ -65,7 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
     step = max(block)
     widths = tuple(step * draw(st.integers(1, 6)) for _ in range(many + 1))
     begin = draw(st.integers(0, 4))
-    name = draw(st.sampled_from(list(RECIPES)))
+    name = draw(st.sampled_from(WEIGHTS))
     top = 0.5 if name == "granet" else 1.0
     return Case(
         widths, block, draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(["packed", "masked"])), name,
@@ -147,7 +147,7 @@ def test_the_budget_is_exact_after_every_step_many_times():
 
 
 @pytest.mark.parametrize("storage", ["packed", "masked"])
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_one_unit_in_all(name, storage):
     run_case(Case((1, 1), (1, 1), False, False, storage, name, 0.5 if name == "granet" else 1.0, 1, 0, 1.0, 0))
     run_case(Case((2, 2), (2, 2), False, False, storage, name, 0.5 if name == "granet" else 1.0, 1, 0, 1.0, 0))

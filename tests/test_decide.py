@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import realloc
+from kinds import WEIGHTS
 from realloc import methods
 from realloc.decide import decide, least_of, target_of
 from realloc.errors import StateError
@@ -18,7 +19,6 @@ from realloc.observe.standing import Standing
 from realloc.schedule import constant
 from realloc.scores.score import Score
 from realloc.sites.grid import Grid
-from realloc.train.settings import RECIPES
 
 # A RigL update by hand. Half of six weights may be released; a held weight stands where the mask says 1.
 #
@@ -90,7 +90,7 @@ def test_a_full_site_and_an_empty_one():
     full = Standing(
         "full", Grid(2, 2), (2, 2), torch.arange(4), torch.ones(4, 1), DenseGradient(Grid(2, 2), torch.ones(2, 2))
     )
-    for name in RECIPES:
+    for name in WEIGHTS:
         method = getattr(methods, name)(0.5)
         plan = decide([dataclasses.replace(full, average=torch.ones(4, 1))], method, step=1, phase=0.0, seed=0)
         assert plan.skipped is None and plan.changes[0].after == (

@@ -5,17 +5,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
+from realloc.attach_layers import attach_layers
 from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_ranks_under, prepare_under
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
+from realloc.layer_handle import LayerHandle
 from realloc.links import LINK, Hook, Link
+from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.observe.ranks import ranks_of
@@ -57,6 +60,8 @@ def prepare(
         StateError: the model is prepared already.
     """
     _check_model(model, method, seed)
+    if isinstance(method, LayerMethod):
+        raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
     if find(model) is not None:
         raise StateError("this model is prepared already; attach() it, or detach() its handle first")
     root = root_of(model)
@@ -77,22 +82,47 @@ def prepare(
     return table
 
 
+@overload
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method | RankMethod,
     *,
-    schedule: Schedule,
+    schedule: Schedule | None = None,
     seed: int = 0,
     record: Sink | str | Path | None = None,
-) -> Handle:
-    """Let a fixed number of weights move to where it pays while an unchanged loop trains the model.
+) -> Handle: ...
+
+
+@overload
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: LayerMethod,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    record: Sink | str | Path | None = None,
+) -> LayerHandle: ...
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | RankMethod | LayerMethod,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    record: Sink | str | Path | None = None,
+) -> Handle | LayerHandle:
+    """Let a fixed budget move to where it pays while an unchanged loop trains the model.
 
     Args:
         model: the model the optimizer trains; prepared already, or prepared here. May be wrapped by DDP.
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
-        schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken.
+        schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that never
+            chooses layers again (`methods.topk`), or never moves a rank (`methods.lora`), needs none.
         seed: of start places and random choices.
         record: a path to an event log, or an object with ``decision(event)``.
 
@@ -114,7 +144,10 @@ def attach(
         (32, 32, 0)
     """
     _check_model(model, method, seed)
-    if not isinstance(schedule, Schedule):
+    if schedule is None and isinstance(method, RankMethod) and not method.moves:
+        schedule = Schedule(1, 0, 1, 1)
+    still = isinstance(method, LayerMethod) and schedule is None
+    if not still and not isinstance(schedule, Schedule):
         raise ConfigError(f"schedule is {schedule!r}; make one with realloc.every(n, until=..., total=...)")
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -126,6 +159,11 @@ def attach(
         )
     sink = _sink_of(record)
     root, holdings = root_of(model), find(model)
+    if isinstance(method, LayerMethod):
+        if holdings is not None:
+            raise StateError("this model's weights move already; detach() that handle before attaching its layers")
+        return attach_layers(model, root, optimizer, method, schedule, seed, sink)
+    assert schedule is not None
     if holdings is None:
         if isinstance(method, RankMethod):
             bound = prepare_ranks_under(root, optimizer, method, seed)
@@ -148,10 +186,10 @@ def attach(
     return _hook(model, target, method, schedule, table, sink)
 
 
-def _check_model(model: nn.Module, method: Method | RankMethod, seed: int) -> None:
+def _check_model(model: nn.Module, method: Method | RankMethod | LayerMethod, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if not isinstance(method, (Method, RankMethod)):
+    if not isinstance(method, Method | RankMethod | LayerMethod):
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")

@@ -122,3 +122,29 @@ class StartPlan:
         lines += [f"  {name}: dense ({why})" for name, why in self.dense]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+@final
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which layers train at the start, and what that costs: FLOPs of one token in the layers, forward and backward."""
+
+    method: str
+    layers: tuple[tuple[str, bool], ...]  # name, and whether it trains
+    flops: int
+    budget: int
+    full: int  # where every layer trains
+    trainable: int  # parameters
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        on = sum(trains for _, trains in self.layers)
+        lines = [
+            f"{self.method}: {on} of {len(self.layers)} layers train; {self.trainable:,} of {self.parameters:,} "
+            "parameters",
+            f"  {self.flops:,} FLOPs a token in the layers, budget {self.budget:,}; {self.full:,} where all train",
+        ]
+        lines += [f"  {name}: {'trains' if trains else 'frozen'}" for name, trains in self.layers]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kinds import WEIGHTS
 from realloc import methods
 from realloc.decide import decide
 from realloc.kernels.search import draw
@@ -19,7 +20,6 @@ from realloc.observe.standing import Standing
 from realloc.plan import Plan
 from realloc.rng import stream
 from realloc.sites.grid import Grid
-from realloc.train.settings import RECIPES
 
 SEED, STEP = 11, 40
 SHAPES = {"one": (6, 8), "two": (4, 10), "three": (2, 4)}
@@ -256,7 +256,7 @@ def masks_after(plan: Plan, rows: list[Layer]) -> list[np.ndarray]:
 
 
 def test_every_method_has_a_rule():
-    assert {name.split()[0] for name in RULES} == set(RECIPES)
+    assert {name.split()[0] for name in RULES} == set(WEIGHTS)
 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 2)], ids=str)

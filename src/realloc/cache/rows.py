@@ -9,6 +9,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+import realloc.cache.index as index
 from realloc.cache.keys import Example
 from realloc.errors import ConfigError
 
@@ -52,6 +53,7 @@ class Rows:
                 f"a cache of {limit:,} bytes holds no token of {self.token_bytes:,} bytes; raise the limit"
             )
         self.width = width
+        self.file = file
         self.tokens = 0
         self.refused = 0  # examples that found no room
         self._places: dict[bytes, tuple[int, int]] = {}
@@ -97,16 +99,43 @@ class Rows:
         """
         out = torch.zeros(len(examples), columns, self.width, dtype=dtype)
         places = [self._places[example.key] for example in examples]
-        index = torch.cat([torch.arange(first, last) for first, last in places])
+        tokens = torch.cat([torch.empty(0, dtype=torch.int64), *(torch.arange(a, b) for a, b in places)])
         inside = torch.zeros(len(examples), columns, dtype=torch.bool)
         for row, example in enumerate(examples):
             inside[row, example.first : example.last] = True
-        out[inside] = self._table.index_select(0, index).to(dtype)
+        out[inside] = self._table.index_select(0, tokens).to(dtype)
         return out
 
     def rounded(self, activations: Tensor) -> Tensor:
         """What a reader would get: a miss must train on it too, or two epochs see two models."""
         return activations.to(self.dtype).to(activations.dtype)
+
+    def seal(self) -> tuple[int, int, int]:
+        """Make the file and its index whole on disk. Returns examples, tokens, and the digest of both.
+
+        The table only grows, so what a checkpoint sealed stays there while the run goes on.
+        """
+        sizes = [last - first for first, last in self._places.values()]
+        if self.file is not None:
+            index.write(self.file, list(self._places), sizes)
+            index.sync(self.file)
+        return len(sizes), self.tokens, index.digest_of(list(self._places), sizes, self._table[: self.tokens])
+
+    def reopen(self, examples: int, tokens: int, sealed: int) -> bool:
+        """Take up what was sealed. False, and empty, where the file does not hold it any more."""
+        self.clear()
+        if self.file is None or not examples:
+            return False
+        found = index.read(self.file, examples)
+        if found is None or sum(found[1]) != tokens or tokens > self.room:
+            return False
+        keys, sizes = found
+        if index.digest_of(keys, sizes, self._table[:tokens]) != sealed:
+            return False
+        for key, size in zip(keys, sizes, strict=True):
+            self._places[key] = (self.tokens, self.tokens + size)
+            self.tokens += size
+        return True
 
     def clear(self) -> None:
         """Forget everything, as when a weight below has changed."""

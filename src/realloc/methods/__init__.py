@@ -1,13 +1,19 @@
 """Every method by name. A new one costs its file and one line here."""
 
 from realloc.methods.adalora import adalora
+from realloc.methods.autofreeze import autofreeze
+from realloc.methods.badam import badam
 from realloc.methods.chts import chts
+from realloc.methods.full import full
 from realloc.methods.gmp import gmp
 from realloc.methods.granet import granet
 from realloc.methods.gse import gse
 from realloc.methods.itop import itop
+from realloc.methods.layer_gradient import layer_gradient
+from realloc.methods.lisa import lisa
 from realloc.methods.lora import lora
 from realloc.methods.para import para
+from realloc.methods.random_layers import random_layers
 from realloc.methods.random_moves import random_moves
 from realloc.methods.random_ranks import random_ranks
 from realloc.methods.rank_gradient import rank_gradient
@@ -16,8 +22,10 @@ from realloc.methods.smet import smet
 from realloc.methods.snfs import snfs
 from realloc.methods.sparse_evolution import sparse_evolution
 from realloc.methods.static import static
+from realloc.methods.topk import topk
 
 __all__ = [
-    "adalora", "chts", "gmp", "granet", "gse", "itop", "lora", "para", "random_moves", "random_ranks", "rank_gradient",
-    "rigl", "smet", "snfs", "sparse_evolution", "static",
+    "adalora", "autofreeze", "badam", "chts", "full", "gmp", "granet", "gse", "itop", "layer_gradient", "lisa", "lora",
+    "para", "random_layers", "random_moves", "random_ranks", "rank_gradient", "rigl", "smet", "snfs",
+    "sparse_evolution", "static", "topk",
 ]  # fmt: skip

@@ -1,0 +1,261 @@
+"""Attaching a method that chooses layers: what is checked, and the hooks and gates that go on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.cache.gate import Gate
+from realloc.cache.passage import Passage
+from realloc.errors import ConfigError, StateError, plain
+from realloc.layer_handle import LayerHandle
+from realloc.layers import LayerEngine
+from realloc.methods.layers import LayerMethod
+from realloc.plan import LayerPlan
+from realloc.pool.rights import KEY, Rights
+from realloc.record.sink import Sink
+from realloc.schedule import Schedule
+from realloc.sites.blocks import Blocks, blocks_of
+
+LINK = "realloc_layer_link"
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@final
+class Link:
+    """The way from a model to its engine; a copy or a pickle has none."""
+
+    def __init__(self, engine: LayerEngine | None = None) -> None:
+        self.engine = engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        return Link()
+
+    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
+        return (Link, ())
+
+
+def attach_layers(
+    model: nn.Module,
+    root: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: LayerMethod,
+    schedule: Schedule | None,
+    seed: int,
+    sink: Sink | None,
+) -> LayerHandle:
+    """Let layers train in turn; called by `attach`, which has checked the types.
+
+    Raises:
+        ConfigError: the model, the optimizer or the wrapper does not allow it. Nothing was changed then.
+        StateError: attached already.
+    """
+    if KEY in root._buffers:
+        raise StateError("this model is attached already; detach() the first handle before attaching again")
+    blocks = blocks_of(root)
+    _check_schedule(method, schedule)
+    _check_wrapper(model, method)
+    passage = _passage_of(blocks, method)
+    rights = Rights(root, len(blocks), seed, next(root.parameters()).device)
+    engine = LayerEngine(blocks, rights, optimizer, method, schedule, passage, sink)
+    trained = [(p, p.requires_grad) for p in root.parameters()]
+    try:
+        start = engine.choose(0)
+        chosen = tuple(start.changes[0].acquired.tolist())
+        _check_optimizer(root, engine, chosen)
+        _check_below(blocks, method, chosen)
+    except BaseException:
+        engine.unregister()
+        raise
+    _hook(root, engine, trained)
+    engine.make(chosen)
+    engine.arm()
+    return LayerHandle(engine, plan_of(engine))
+
+
+def plan_of(engine: LayerEngine) -> LayerPlan:
+    """What trains now, what it costs, and what the user should know of it."""
+    on = engine.rights.on
+    lowest = min(on, default=len(engine.blocks))
+    notes = []
+    if engine.passage is not None and engine.passage.end:
+        still = engine.method.prefix_dropout == "off"
+        notes.append(f"the {lowest} lowest layers and what lies below them are frozen; their dropout "
+                     f"{'is off' if still else 'stays on, so nothing is cached'}")  # fmt: skip
+    if engine.caches and lowest:
+        cache = engine.method.cache
+        assert cache is not None
+        notes.append(f"their output is computed once for each example and read afterwards: {cache.dtype}, at most "
+                     f"{cache.bytes:,} bytes{'' if cache.file is None else ', in a file'}")  # fmt: skip
+    if not engine.blocks.above:
+        notes.append("there is no head of its own above the layers (its weights are tied to the embeddings)")
+    held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
+    trainable = [p for p in engine.owner.parameters() if p.requires_grad and id(p) in held]
+    return LayerPlan(
+        method=engine.method.name,
+        layers=tuple((name, layer in on) for layer, name in enumerate(engine.blocks.names)),
+        flops=engine.flops(on), budget=engine.budget, full=engine.flops_of_all,
+        trainable=sum(p.numel() for p in trainable), parameters=sum(p.numel() for p in engine.owner.parameters()),
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+# checks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_schedule(method: LayerMethod, schedule: Schedule | None) -> None:
+    if method.moves and schedule is None:
+        raise ConfigError(
+            f"{method.name} chooses layers again and again; say when: schedule=realloc.every(100, total=steps)"
+        )
+
+
+def _check_wrapper(model: nn.Module, method: LayerMethod) -> None:
+    kind = type(model).__name__
+    if kind == "DistributedDataParallel":
+        if getattr(model, "static_graph", False):
+            raise ConfigError("DDP(static_graph=True) cannot see layers stop; wrap without it")
+        if method.moves and not getattr(model, "find_unused_parameters", False):
+            raise ConfigError(f"{method.name} stops and starts layers under DDP; wrap with find_unused_parameters=True")
+        if not method.moves:
+            raise ConfigError(f"DDP reads once which parameters train; attach {method.name} first, then wrap the model")
+    if kind == "OptimizedModule":
+        raise ConfigError("torch.compile may keep training what was frozen; attach first, without torch.compile")
+
+
+def _passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
+    if blocks.base is None:
+        if method.cache is None or method.prefix_dropout == "keep":
+            return None
+        raise ConfigError(
+            f"the cache does not know the inputs of {plain(blocks.name)!r}: it takes models of transformers and "
+            "nn.Sequential; train without it: cache=None"
+        )
+    own = next((m for m in blocks.gates if "forward" in m.__dict__), None)
+    if own is not None:
+        raise ConfigError(
+            f"a layer ({type(own).__name__}) has a forward of its own, as accelerate's device hooks give it; remove "
+            "it, or train without the cache: cache=None"
+        )
+    return Passage(blocks.base, method.cache, dropout=method.prefix_dropout == "keep")
+
+
+def _check_optimizer(root: nn.Module, engine: LayerEngine, chosen: Iterable[int]) -> None:
+    if engine.method.moves:
+        least = min(engine.flops((layer,)) for layer in range(len(engine.blocks)))
+        share = least / engine.flops_of_all
+        if least > engine.budget:
+            raise ConfigError(
+                f"budget {engine.method.budget} pays for no layer: the cheapest costs {share:.2f} "
+                "of a step in which every layer trains, most of it the forward pass; raise the budget"
+            )
+    held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in root.named_parameters()}
+    ever = range(len(engine.blocks)) if engine.method.moves else chosen
+    for layer in ever:
+        if not engine.layers[layer]:
+            raise ConfigError(
+                f"{engine.blocks.names[layer]!r} is frozen (no parameter requires a gradient), yet "
+                f"{engine.method.name} trains it; let it require gradients before attach()"
+            )
+        missing = next((p for p in engine.layers[layer] if id(p) not in held), None)
+        if missing is not None:
+            raise ConfigError(
+                f"the optimizer does not hold {plain(names[id(missing)])!r}, yet {engine.method.name} trains it; make "
+                "the optimizer from all parameters of the model, before anything is frozen"
+            )
+    if not held & {id(p) for p in root.parameters()}:
+        raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
+
+
+def _check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
+    lowest = 0 if method.embeddings == "always" else min(chosen, default=len(blocks))
+    if method.cache is None or not lowest or blocks.base is None:
+        return
+    names = {id(m): name for name, m in blocks.base.named_modules()}
+    for module in blocks.lower(lowest):
+        if isinstance(module, _NORMS) and (module.training or not module.track_running_stats):
+            raise ConfigError(
+                f"{plain(names[id(module)])!r} below the frozen end is a {type(module).__name__} that updates or mixes "
+                "examples; call .eval() on it before attach(), or train without the cache: cache=None"
+            )
+
+
+# hooks and gates ------------------------------------------------------------------------------------------------
+
+
+def _hook(root: nn.Module, engine: LayerEngine, trained: list[tuple[nn.Parameter, bool]]) -> None:
+    optimizer, passage = engine.optimizer, engine.passage
+    link = Link(engine)
+    root.__dict__[LINK] = link
+    hooks: list[Any] = [
+        optimizer.register_step_pre_hook(engine.before_step),
+        optimizer.register_step_post_hook(engine.after_step),
+        root.register_state_dict_pre_hook(_before_save),  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
+    ]
+    gates: tuple[nn.Module, ...] = ()
+    if passage is not None:
+        base, gates = passage.base, engine.blocks.gates
+        base.__dict__[LINK] = link
+        hooks.append(base.register_forward_pre_hook(_enter, with_kwargs=True))
+        hooks.append(base.register_forward_hook(_leave, always_call=True))
+        for number, block in enumerate(gates):
+            block.__dict__["forward"] = Gate(block, number, passage)
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+        for block in gates:
+            block.__dict__.pop("forward", None)
+        for module in (root, *(() if passage is None else (passage.base,))):
+            module.__dict__.pop(LINK, None)
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
+        if passage is not None:
+            passage.release()
+        engine.unregister()
+        engine.undo = None
+
+    engine.undo = undo
+
+
+def _engine_of(module: nn.Module) -> LayerEngine | None:
+    link = module.__dict__.get(LINK)
+    return link.engine if isinstance(link, Link) else None
+
+
+def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    engine = _engine_of(module)
+    return None if engine is None or engine.passage is None else engine.passage.enter(args, kwargs)
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    engine = _engine_of(module)
+    if engine is not None and engine.passage is not None:
+        engine.passage.leave()
+
+
+def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    engine = _engine_of(module)
+    if engine is not None:
+        engine.seal()
+
+
+def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    engine = _engine_of(module)
+    if engine is not None:
+        engine.rights.check(state, prefix)
+        for name, buffer in engine.buffers().items():  # a plain model's state says nothing of them: they stay
+            state.setdefault(prefix + name, buffer)
+
+
+def _after_load(module: nn.Module, incompatible: Any) -> None:
+    engine = _engine_of(module)
+    if engine is not None:
+        engine.enact(loaded=True)
+        engine.arm()

@@ -1,0 +1,249 @@
+"""The frozen prefix of a model: computed once for each example, read afterwards, in an untouched loop."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.cache.inputs import Call, call_of, hidden_of
+from realloc.cache.keys import Example
+from realloc.cache.settings import Cache
+from realloc.cache.store import Store
+from realloc.cache.watch import Watch
+from realloc.errors import StateError, warn
+
+CLOSED, COMPUTE, READ = range(3)
+CLOSE: Final = 1e-3  # relative difference that other rows in a batch may make in float32
+ROUNDING: Final = 1e-1  # and what a prefix in bfloat16 may
+
+
+@final
+class _Reached(Exception):
+    """The end of the prefix was reached; the rest of the model is not run."""
+
+
+@final
+class Passage:
+    """Answers the gates of the blocks. Between two calls of the base model it is closed, and every gate is open.
+
+    Args:
+        base: the model whose inputs say what an example is.
+        cache: the user's words; None: the frozen layers are computed each time.
+        dropout: whether the frozen layers keep their dropout; then nothing can be read.
+    """
+
+    def __init__(self, base: nn.Module, cache: Cache | None, *, dropout: bool = False) -> None:
+        self.base = base
+        self.cache = cache
+        self.end = 0  # gates of the prefix; 0: nothing is frozen
+        self.reading = False  # whether this prefix is read where it can be
+        self.paused = False  # while a decision wants the gradients of frozen blocks too
+        self.store: Store | None = None
+        self._dropout = dropout
+        self.say: Callable[[str, str], None] = warn
+        self._lower: tuple[nn.Module, ...] = ()
+        self._awake: set[nn.Module] = set()  # those of them that would be training
+        self._watch = Watch(())
+        self._mode = CLOSED
+        self._parts = 0  # of a block's output; 0: a bare tensor
+        self._found: Tensor | None = None
+        self._batch: Tensor | None = None
+        self._like: Tensor | None = None
+        self._sure = False
+        self._sealed = (0, 0, 0)  # what a checkpoint has of the table: examples, tokens, digest
+        self._ragged = not isinstance(base, nn.Sequential)
+        takes = inspect.signature(type(base).forward).parameters
+        self._forward_caches = "use_cache" in takes
+
+    def freeze(self, end: int, lower: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
+        """Begin anew with a prefix of ``end`` gates (0: none), made of these modules and weights."""
+        self.release()
+        self.end, self._lower = end, tuple(lower)
+        self.reading = end > 0 and self.cache is not None and not self._dropout
+        self._watch = Watch(weights)
+        self.unseal((0, 0, 0))
+
+    def release(self) -> None:
+        """Let what was frozen follow the model's train() again."""
+        for module in self._awake:
+            module.training = self.base.training
+        self._awake.clear()
+        self.end = 0
+
+    def seal(self) -> tuple[int, int, int]:
+        """For a checkpoint: examples, tokens and digest of what a file holds now; zeros where there is no file."""
+        if self.store is None or self.store.rows.file is None:
+            return self._sealed if self.store is None else (0, 0, 0)
+        return self.store.rows.seal()
+
+    def unseal(self, sealed: tuple[int, int, int]) -> None:
+        """After a load: the table goes back to what the checkpoint had, or starts anew."""
+        self.store, self._sealed, self._sure = None, sealed, False
+
+    # the gates' questions ---------------------------------------------------------------------------------------
+
+    def passes(self, number: int) -> bool:
+        """Whether this gate's block is passed by."""
+        return self._mode == READ and number < self.end
+
+    def past(self, number: int, hidden: Any) -> Any:
+        """What comes out of it."""
+        out = self._batch if number == self.end - 1 else hidden
+        return (out, *[None] * (self._parts - 1)) if self._parts else out
+
+    def through(self, number: int, output: Any) -> None:
+        """A block has run; the last one of the prefix ends the pass."""
+        if number == self.end - 1 and self._mode != READ:
+            self._parts = len(output) if isinstance(output, tuple) else 0
+            if self._mode == COMPUTE:
+                self._found = hidden_of(output)
+                raise _Reached
+
+    # around a call of the base ----------------------------------------------------------------------------------
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before it: look the examples up, compute those that are missing, and set the gates to reading."""
+        if not self.end or self._mode != CLOSED or not self.base.training or self.paused:
+            return None
+        if not self._dropout:
+            for module in self._lower:  # also after the user's model.train()
+                if module.training:
+                    self._awake.add(module)
+                    module.training = False
+        if not self.reading or torch.compiler.is_compiling():
+            return None
+        call = call_of(self.base, args, kwargs)
+        if call.refusal is not None:
+            self.say("RA101", f"the frozen layers were computed, not read: {call.refusal}; nothing is gained so")
+            return None
+        if self._watch.changed():
+            self.say("RA102", "a weight below the frozen end has changed: all that was cached is dropped")
+            self.unseal((0, 0, 0))
+        examples = call.examples()
+        self._batch = self._fetch(call, examples)
+        if self.store is not None and not self.store.pays:
+            self.say(
+                "RA103",
+                "under 20 % of the examples were found again (is the data augmented?): the cache is off from here",
+            )
+            self.reading, self.store = False, None
+        self._mode = READ
+        return (args, self._without_cache(kwargs)) if self._forward_caches else None
+
+    def leave(self) -> None:
+        """After it, also where it failed."""
+        if self._mode == READ:
+            self._mode, self._batch = CLOSED, None
+
+    def _fetch(self, call: Call, examples: list[Example]) -> Tensor:
+        """What the prefix gives for a batch."""
+        probe = None if self._sure else self._make_sure(call, examples)
+        store = self.store
+        assert store is not None and self._like is not None
+        missing = store.missing(examples)
+        found = self._compute(call, missing) if missing else None
+        if probe is not None and found is not None:  # the same two rows, in company
+            again = [i for i in missing if i < len(probe)]
+            self._compare(probe[again], found, again, examples)
+        if found is not None:
+            store.keep([examples[i] for i in missing], found)
+        self._sure = True
+        return store.batch(examples, call.columns, missing, found, self._like)
+
+    def _compute(self, call: Call, index: Sequence[int]) -> Tensor:
+        """The prefix of some rows, ``[b, t, width]`` or ``[b, ...]``."""
+        assert self.cache is not None
+        args, kwargs = call.rows(index)
+        low = self.cache.compute == "bfloat16"
+        device = next(self.base.parameters()).device.type
+        self._mode = COMPUTE
+        try:
+            with torch.autocast(device, torch.bfloat16) if low else nullcontext():
+                self._run(args, kwargs)
+        except _Reached:
+            found, self._found = self._found, None
+        finally:
+            self._mode = CLOSED
+        assert found is not None
+        found = found.float() if low else found
+        self._like = found.new_empty(0)
+        return found
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch.no_grad(), _quiet(self.base):
+            return self.base(*args, **self._without_cache(kwargs))
+
+    def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keys and values of earlier tokens are of no use in training, and a prefix that is read has none."""
+        return {**kwargs, "use_cache": False} if self._forward_caches else kwargs
+
+    def _make_sure(self, call: Call, examples: list[Example]) -> Tensor:
+        """Once for each prefix: two rows through the whole model, and from the frozen end on, must come out the same.
+
+        Returns:
+            What the prefix gives for them.
+
+        Raises:
+            StateError: a random layer that eval() does not switch off, a layer that mixes examples, a model whose
+                upper layers read more than the block below them, or a table of other weights.
+        """
+        assert self.cache is not None
+        index = list(range(min(2, len(examples))))
+        args, kwargs = call.rows(index)
+        want = hidden_of(self._run(args, kwargs))
+        found = self._compute(call, index)
+        self._batch, self._mode = found, READ
+        try:
+            got = hidden_of(self._run(args, kwargs))
+        finally:
+            self._mode, self._batch = CLOSED, None
+        self._compare(want, got, index, examples)
+        if self.store is None:
+            self.store = Store(self.cache, tuple(found.shape[2 if self._ragged else 1 :]), ragged=self._ragged)
+            self.store.reopen(self._sealed)
+        known = [i for i in index if self.store.rows.has(examples[i])]
+        if known:
+            stored = self.store.batch([examples[i] for i in known], call.columns, [], None, found)
+            if not self._close(found[known], stored, known, examples, ROUNDING):
+                self.say("RA102", "the cache file was made with other weights: all that was cached is dropped")
+                self.store.rows.clear()
+        return found
+
+    def _compare(self, want: Tensor, got: Tensor, index: Sequence[int], examples: list[Example]) -> None:
+        assert self.cache is not None
+        tolerance = CLOSE if self.cache.compute == "float32" else ROUNDING
+        if not self._close(want, got, index, examples, tolerance):
+            raise StateError(
+                f"the frozen layers of {type(self.base).__name__} do not give the same for one example each time: "
+                "a random layer that eval() does not stop, a layer that mixes examples, or upper layers that read "
+                "more than the block below them; train without the cache: cache=None"
+            )
+
+    def _close(
+        self, want: Tensor, got: Tensor, index: Sequence[int], examples: list[Example], tolerance: float
+    ) -> bool:
+        """Whether the first rows agree where the examples have tokens."""
+        for row, i in enumerate(index):
+            part = slice(examples[i].first, examples[i].last) if self._ragged else slice(None)
+            a, b = want[row][part].float(), got[row][part].float()
+            if not float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max())):
+                return False
+        return True
+
+
+@contextmanager
+def _quiet(base: nn.Module) -> Iterator[None]:
+    """With every dropout of the model off; flags are put back one by one, since a user may have set some by hand."""
+    modules = [module for module in base.modules() if module.training]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True

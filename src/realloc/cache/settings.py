@@ -1,0 +1,66 @@
+"""What a user says about the cache of a frozen prefix."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, final
+
+from realloc.cache.rows import DTYPES
+from realloc.errors import ConfigError
+
+COMPUTE: Final = ("float32", "bfloat16")
+_UNITS: Final = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@final
+@dataclass(frozen=True)
+class Cache:
+    """Where the activations of a frozen prefix lie, how they are rounded, and how much they may take.
+
+    Args:
+        limit: bytes, as a number or as words such as "500MB". When it is reached, what is there stays, and the other
+            examples are computed anew each time.
+        dtype: float16, bfloat16 or float32; what is kept of an activation, also for the step that computed it.
+        file: a path; the table lies there, memory-mapped, and a checkpoint finds it again. None: in memory.
+        epoch: examples in one epoch, if known: the cache switches itself off where the second one finds under 20 %.
+        compute: float32, or bfloat16 to run the prefix under autocast, where the processor gains by it.
+
+    Raises:
+        ConfigError: a value that is none of these.
+
+    >>> Cache(limit="2MB").bytes
+    2000000
+    """
+
+    limit: int | str = "1GB"
+    dtype: str = "float16"
+    file: Path | str | None = None
+    epoch: int | None = None
+    compute: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"cache dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}")
+        if self.compute not in COMPUTE:
+            raise ConfigError(f"cache compute is {self.compute!r}; use one of {', '.join(COMPUTE)}")
+        if self.epoch is not None and (
+            isinstance(self.epoch, bool) or not isinstance(self.epoch, int) or self.epoch < 1
+        ):
+            raise ConfigError(f"cache epoch is {self.epoch!r}; it is the number of examples in one epoch")
+        if self.bytes < 1:
+            raise ConfigError(
+                f"cache limit is {self.limit!r}; it is a number of bytes above 0, or words such as '500MB'"
+            )
+
+    @property
+    def bytes(self) -> int:
+        """The limit as a number; 0 where it cannot be read."""
+        if isinstance(self.limit, int):
+            return 0 if isinstance(self.limit, bool) else max(0, self.limit)
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)?\s*", str(self.limit).lower())
+        return int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+
+
+USUAL: Final = Cache()

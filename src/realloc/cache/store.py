@@ -1,0 +1,93 @@
+"""The rows of one frozen prefix and how often they were found: written once, read in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from realloc.cache.keys import Example
+from realloc.cache.rows import Rows
+from realloc.cache.settings import Cache
+
+FEW: Final = 0.2  # share of hits under which reading does not pay
+
+
+@final
+class Store:
+    """Activations by example, in the shape that a batch needs.
+
+    Args:
+        cache: the user's words.
+        shape: of one token's activations: ``(width,)`` of a transformer.
+        ragged: whether a row is as long as its example; else it is one token.
+    """
+
+    def __init__(self, cache: Cache, shape: tuple[int, ...], *, ragged: bool) -> None:
+        self.shape = shape
+        self.ragged = ragged
+        self.epoch = cache.epoch
+        self.visits = self.hits = 0
+        self._second = 0  # hits in the second epoch
+        file = None if cache.file is None else Path(cache.file)
+        self.rows = Rows(torch.Size(shape).numel(), cache.bytes, cache.dtype, file)
+
+    def reopen(self, sealed: tuple[int, int, int]) -> None:
+        """Take up what a checkpoint sealed, if it is still there."""
+        self.rows.reopen(*sealed)
+
+    def missing(self, examples: Sequence[Example]) -> list[int]:
+        """Which of a batch must be computed. Counts them as visited."""
+        missing = [i for i, example in enumerate(examples) if not self.rows.has(example)]
+        hits, before = len(examples) - len(missing), self.visits
+        self.visits += len(examples)
+        self.hits += hits
+        if self.epoch is not None and self.epoch <= before < 2 * self.epoch:
+            self._second += hits
+        return missing
+
+    @property
+    def pays(self) -> bool:
+        """False once an epoch after the first has found under 20 % of its examples.
+
+        Where the length of an epoch is unknown, what was visited since the table is full is judged instead.
+        """
+        if self.epoch is not None:
+            return self.visits < 2 * self.epoch or self._second >= FEW * self.epoch
+        full = self.rows.refused > max(1000, len(self.rows))
+        return not full or self.hits >= FEW * self.visits
+
+    def keep(self, examples: Sequence[Example], found: Tensor) -> None:
+        """Write what was computed for some rows, as far as there is room."""
+        for row, example in enumerate(examples):
+            part = found[row, example.first : example.last] if self.ragged else found[row][None]
+            self.rows.write(example, part.reshape(example.length, -1))
+
+    def batch(
+        self, examples: Sequence[Example], columns: int, missing: Sequence[int], found: Tensor | None, like: Tensor
+    ) -> Tensor:
+        """What the prefix gives for a batch, as a reader gets it: rounded, also where it was computed just now.
+
+        Args:
+            examples: of the batch.
+            columns: tokens of a row with its padding.
+            missing: rows that were computed.
+            found: what was computed for them, or None.
+            like: of the dtype and on the device that is wanted.
+        """
+        stored = [i for i, example in enumerate(examples) if self.rows.has(example)]
+        out = self.rows.read([examples[i] for i in stored], columns, like.dtype)
+        if len(stored) < len(examples):
+            whole = torch.zeros(len(examples), *out.shape[1:], dtype=like.dtype)
+            whole[stored] = out
+            assert found is not None
+            for row, i in enumerate(missing):
+                one = examples[i]
+                if not self.rows.has(one):
+                    part = found[row, one.first : one.last] if self.ragged else found[row][None]
+                    whole[i, one.first : one.last] = self.rows.rounded(part.reshape(one.length, -1)).cpu()
+            out = whole
+        return out.view(len(examples), *((columns,) if self.ragged else ()), *self.shape).to(like.device)

@@ -1,0 +1,74 @@
+"""Which layers of a pre-trained model the task needs: one pass over some examples, and a probe of each depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from realloc.allocate.prefix import Depths, depths_of
+from realloc.errors import ConfigError, plain
+from realloc.observe.probes import leave_one_out, one_hot
+from realloc.sites.blocks import blocks_of
+
+
+def probe_depths(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], targets: Tensor, *, compute: str = "float32"
+) -> Depths:
+    """Say how many layers can be frozen, before anything trains.
+
+    The mean over the tokens of each layer's output is a representation of the text. A linear model is fitted to it,
+    and judged by its leave-one-out error. Where the error stops falling with depth, the layers below have done what
+    they can for this task, and training may start above. Where no depth beats the embeddings, the layers were trained
+    for something else, and all of them must train. (Probing by depth: Alain and Bengio 2016, 1610.01644; the rule that
+    turns it into a number of frozen layers is ours.)
+
+    Args:
+        model: of transformers, with a base model that takes ``input_ids`` and ``attention_mask``; left as it was.
+        batches: of some hundred examples, each with ``input_ids`` ``[b, t]`` and ``attention_mask`` ``[b, t]``.
+        targets: of the examples in the same order: classes int ``[n]``, or numbers float ``[n]``.
+        compute: "float32" or "bfloat16".
+
+    Returns:
+        The table; print it. ``frozen`` is the number of layers to freeze, so ``methods.topk(layers - frozen)``.
+
+    Raises:
+        ConfigError: no such base model, no batch, or targets of another number.
+    """
+    blocks = blocks_of(model)
+    base = blocks.base
+    if base is None or isinstance(base, nn.Sequential):
+        raise ConfigError(f"{plain(blocks.name)!r} is in no model of transformers; depths are probed in those")
+    if compute not in ("float32", "bfloat16"):
+        raise ConfigError(f"compute is {compute!r}; use 'float32' or 'bfloat16'")
+    pooled: list[Tensor] = []
+    flags = [(module, module.training) for module in base.modules()]
+    base.eval()
+    try:
+        for batch in batches:
+            pooled.append(_pooled(base, batch, low=compute == "bfloat16"))
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    count = sum(map(len, pooled))
+    if count != len(targets) or not count:
+        raise ConfigError(f"{count} examples came in the batches, and there are {len(targets)} targets")
+    features = torch.cat(pooled)
+    wanted = targets.float()[:, None] if targets.is_floating_point() else one_hot(targets)
+    return depths_of([leave_one_out(features[:, depth], wanted) for depth in range(features.shape[1])])
+
+
+@torch.no_grad()
+def _pooled(base: nn.Module, batch: Mapping[str, Tensor], *, low: bool) -> Tensor:
+    """``[b, depths, width]``: the mean over the tokens of what enters the lowest layer, and of what leaves each."""
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    context: Any = torch.autocast(ids.device.type, torch.bfloat16) if low else nullcontext()
+    with context:
+        found = base(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    weight = (mask / mask.sum(1, keepdim=True).clamp(min=1)).float()
+    return torch.stack([torch.einsum("bt,btd->bd", weight, one.float()) for one in found], 1)

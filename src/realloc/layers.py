@@ -1,0 +1,291 @@
+"""Layers that train in turn: what is measured, who is chosen, and what the choice does to the model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+
+from realloc.allocate.layer_costs import layer_flops
+from realloc.cache.passage import Passage
+from realloc.errors import StateError, warn
+from realloc.methods.layers import Chosen, LayerMethod, Turn
+from realloc.observe.layers import GradientSums, squared_norms
+from realloc.plan import Change, Note, Plan, notes_of
+from realloc.pool.rights import KEY, Rights, forget, grant, revoke
+from realloc.record.sink import Sink, event_of
+from realloc.rng import stream
+from realloc.schedule import Schedule
+from realloc.sites.blocks import Blocks
+
+SEALED: Final = ("examples", "tokens", "digest")
+
+
+@final
+class LayerEngine:
+    """Called by the hooks of `attach`. Which layers train, and how often was decided, is in the model's buffers."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        rights: Rights,
+        optimizer: torch.optim.Optimizer,
+        method: LayerMethod,
+        schedule: Schedule | None,
+        passage: Passage | None,
+        sink: Sink | None,
+    ) -> None:
+        self.blocks = blocks
+        self.rights = rights
+        self.optimizer = optimizer
+        self.method = method
+        self.schedule = schedule
+        self.passage = passage
+        self.sink = sink
+        self.recent: deque[Note] = deque(maxlen=1024)
+        self.undo: Callable[[], None] | None = None
+        self._said: set[str] = set()
+        # what the user had frozen before is not ours to train
+        self.layers = tuple(tuple(p for p in blocks.parameters(i) if p.requires_grad) for i in range(len(blocks)))
+        self.below = tuple(p for p in blocks.below if p.requires_grad)
+        self._sizes = [sum(p.numel() for p in module.parameters()) for module in blocks.modules]
+        self._sums = GradientSums(rights.owner, self.layers) if "change" in method.needs else None
+        self._norms: tuple[float, ...] | None = None
+        if passage is not None:
+            passage.say = self.say
+        self._looking = False
+
+    # numbers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """False once detached."""
+        return self.undo is not None
+
+    @property
+    def caches(self) -> bool:
+        """Whether the layers below the lowest one that trains are read."""
+        return self.passage is not None and self.method.cache is not None and self.method.prefix_dropout == "off"
+
+    def flops(self, on: Chosen) -> int:
+        """FLOPs of one token in the blocks, if these layers train."""
+        return layer_flops(self._sizes, on, below=self._embeddings(on), cached=self.caches)
+
+    @property
+    def flops_of_all(self) -> int:
+        """FLOPs of one token where every layer trains: what a budget is a share of."""
+        return layer_flops(self._sizes, range(len(self._sizes)), below=True, cached=False)
+
+    @property
+    def budget(self) -> int:
+        """FLOPs of one token that the method may use; one that never moves has what it needs."""
+        if not self.method.moves:
+            return self.flops(self.rights.on)
+        return math.floor(self.method.budget * self.flops_of_all)
+
+    def _embeddings(self, on: Chosen) -> bool:
+        rule = self.method.embeddings
+        return bool(self.below) and (rule == "always" or (rule == "lowest" and 0 in on))
+
+    def next_due(self) -> int | None:
+        """The step after which the next choice is due."""
+        if self.schedule is None or not self.method.moves or not self.attached:
+            return None
+        return self.schedule.upcoming(self.rights.read("steps") + 1)
+
+    # the step ---------------------------------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """The optimizer's pre-hook; a closure (Lightning's) runs forward and backward inside the step."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._measure()
+            return None
+
+        def wrapped() -> Any:
+            result = closure()
+            self._measure()
+            return result
+
+        return (args[0],), {**kwargs, "closure": wrapped}
+
+    def _measure(self) -> None:
+        if self._sums is not None:
+            self._sums.add()
+        if self._looking:
+            self._norms = squared_norms(self.layers)
+            on = set(self.rights.on)
+            for layer, parameters in enumerate(self.layers):
+                if layer not in on:
+                    forget(parameters)
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The optimizer's post-hook: after an update that was really taken."""
+        found_inf = self.optimizer.__dict__.get("found_inf")  # a GradScaler leaves it where the optimizer skips
+        if found_inf is not None and float(found_inf) > 0:
+            return
+        step = self.rights.add("steps")
+        if self.schedule is None or not self.method.moves:
+            return
+        if self.schedule.due(step):
+            self._move(step)
+        self.arm()
+
+    def arm(self) -> None:
+        """Let every layer have a gradient in a step whose decision looks at them. Also after a load."""
+        due = self.schedule is not None and self.schedule.due(self.rights.read("steps") + 1)
+        looking = due and "gradient" in self.method.needs
+        if looking != self._looking:
+            self._looking = looking
+            for layer, parameters in enumerate(self.layers):
+                if layer not in self.rights.on:
+                    grant(parameters) if looking else revoke(parameters, self.optimizer, self.method.state)
+            if self.passage is not None:
+                self.passage.paused = looking
+
+    def _move(self, step: int) -> None:
+        began = time.perf_counter()
+        before = self.rights.on
+        reason = self._reason_to_wait()
+        plan = Plan(step, (), skipped=reason) if reason else self.choose(step)
+        self._looking = False
+        if self.passage is not None:
+            self.passage.paused = False
+        if reason is not None:
+            self.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
+        self.make(before if reason else _after(before, plan))
+        self._norms = None
+        self.recent.extend(notes_of(plan))
+        if self.sink is not None:
+            counts = {self.blocks.name: len(before)}
+            seconds = time.perf_counter() - began
+            self.sink.decision(event_of(plan, counts, seconds, self.budget, self.flops(self.rights.on)))
+
+    def _reason_to_wait(self) -> str | None:
+        if "gradient" in self.method.needs:
+            if self._norms is None or not any(self._norms):
+                return "nothing was measured: no layer had a gradient (is this the model you train?)"
+            if not all(map(math.isfinite, self._norms)):
+                return "a gradient is NaN or Inf"
+        return None
+
+    # the choice -------------------------------------------------------------------------------------------------
+
+    def choose(self, step: int) -> Plan:
+        """Decide which layers train from now on; nothing is changed.
+
+        Raises:
+            StateError: the method chose what the ledger does not pay for.
+        """
+        number, seed = self.rights.read("number"), self.rights.read("seed")
+        on = self.rights.on
+        turn = Turn(
+            count=len(self.blocks), on=on, number=number,
+            phase=0.0 if self.schedule is None else self.schedule.phase(step),
+            draw=lambda n: stream(seed, "layers", self.method.name, n),
+            budget=self.method.budget, cost=lambda layers: self.flops(layers) / self.flops_of_all,
+            gradient=self._norms, change=None if self._sums is None or not number else self._sums.change(),
+        )  # fmt: skip
+        chosen = self.method.choose(turn)
+        self._check(chosen)
+        released = torch.tensor([layer for layer in on if layer not in chosen], dtype=torch.int64)
+        acquired = torch.tensor([layer for layer in chosen if layer not in on], dtype=torch.int64)
+        gain = sum(self._norms[layer] for layer in acquired.tolist()) if self._norms else 0.0
+        change = Change(self.blocks.name, len(on), len(chosen), released, acquired, predicted_gain=gain)
+        return Plan(step, (change,))
+
+    def _check(self, chosen: Chosen) -> None:
+        """The ledger of layers."""
+        name = self.method.name
+        if list(chosen) != sorted(set(chosen)) or any(not 0 <= layer < len(self.blocks) for layer in chosen):
+            raise StateError(
+                f"{name} chose the layers {chosen}; they are sorted numbers from 0 to {len(self.blocks) - 1}"
+            )
+        if self.method.moves and self.flops(chosen) > self.budget:
+            raise StateError(
+                f"{name} chose the layers {chosen}: {self.flops(chosen):,} FLOPs a token, the budget is {self.budget:,}"
+            )
+
+    def make(self, chosen: Chosen) -> None:
+        """Make a choice: rights, gradients, optimizer state, and the prefix that is read."""
+        before = self.rights.on
+        self.rights.give(chosen)
+        number = self.rights.add("number")  # the first choice is the start, and no move
+        if chosen != before and number > 1:
+            self.rights.add("moves")
+        self.enact()
+
+    def enact(self, *, loaded: bool = False) -> None:
+        """Bring the model in line with its buffers: after a choice, and after a load."""
+        on = self.rights.on
+        for layer, parameters in enumerate(self.layers):
+            grant(parameters) if layer in on else revoke(parameters, self.optimizer, self.method.state)
+        embeddings = self._embeddings(on)
+        grant(self.below) if embeddings else revoke(self.below, self.optimizer, self.method.state)
+        if self.passage is not None:
+            count = 0 if embeddings else min(on, default=len(self.blocks))
+            end = self.blocks.ends[count - 1] if count else 0
+            if loaded or end != self.passage.end:
+                lower = self.blocks.lower(count) if count else ()
+                weights = [t for m in lower for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+                self.passage.freeze(end, lower, weights)
+            if loaded:
+                examples, tokens, digest = (self.rights.read(name) for name in SEALED)
+                self.passage.unseal((examples, tokens, digest))
+
+    def seal(self) -> None:
+        """Before the model's state is taken: what the cache's file holds."""
+        if self.passage is not None:
+            for name, number in zip(SEALED, self.passage.seal(), strict=True):
+                self.rights.write(name, number)
+
+    # words ------------------------------------------------------------------------------------------------------
+
+    def say(self, code: str, message: str) -> None:
+        """A warning, each code once."""
+        if code not in self._said:
+            self._said.add(code)
+            warn(code, message)
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that has the buffers."""
+        return self.rights.owner
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Ours, by name."""
+        return {name: b for name, b in self.owner._buffers.items() if name.startswith(KEY[:-1]) and b is not None}
+
+    def unregister(self) -> None:
+        """Take our buffers off."""
+        for name in self.buffers():
+            del self.owner._buffers[name]
+
+    def complain(self) -> None:
+        """Promise P6: say it once where the method was to move and never did."""
+        steps = self.rights.read("steps") if self.attached else 0
+        last = None if self.schedule is None else self.schedule.last
+        if self.method.moves and last is not None and steps >= last and not self.rights.read("moves"):
+            self.say("RA003", f"no layer has started or stopped in {steps} steps; see handle.explain(layer)")
+
+    def detach(self) -> None:
+        """Give the plain model back; a second call does nothing."""
+        self.complain()
+        if self.undo is not None:
+            self.undo()
+
+    def require(self) -> None:
+        """Refuse work after detach."""
+        if not self.attached or KEY not in self.owner._buffers:
+            raise StateError("this handle is detached; attach() again")
+
+
+def _after(before: Chosen, plan: Plan) -> Chosen:
+    gone = {layer for change in plan.changes for layer in change.released.tolist()}
+    come = [layer for change in plan.changes for layer in change.acquired.tolist()]
+    return tuple(sorted([*(layer for layer in before if layer not in gone), *come]))

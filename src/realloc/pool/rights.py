@@ -1,0 +1,110 @@
+"""The right to train: which layers have it, in a buffer of the model, and what it does to their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import RecordError
+
+KEY: Final = "realloc_layers"
+FIELDS: Final = ("format", "seed", "steps", "moves", "number", "examples", "tokens", "digest")
+FORMAT: Final = 1
+State = Literal["drop", "keep"]
+
+
+@final
+class Rights:
+    """Counts of one attached model, and one flag a layer; they travel with the model's state."""
+
+    def __init__(self, owner: nn.Module, layers: int, seed: int, device: torch.device) -> None:
+        self.owner = owner
+        numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "seed": seed}
+        flags = [0] * layers
+        owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *flags], device=device))
+
+    @property
+    def tensor(self) -> Tensor:
+        """The buffer."""
+        found = self.owner._buffers[KEY]
+        assert found is not None
+        return found
+
+    def read(self, name: str) -> int:
+        """One number."""
+        return int(self.tensor[FIELDS.index(name)])
+
+    def write(self, name: str, value: int) -> None:
+        """Set one number."""
+        self.tensor[FIELDS.index(name)] = value
+
+    def add(self, name: str) -> int:
+        """Add one; returns the number."""
+        return int(self.tensor[FIELDS.index(name)].add_(1))
+
+    @property
+    def on(self) -> tuple[int, ...]:
+        """Layers that have the right, ascending."""
+        flags = self.tensor[len(FIELDS) :].tolist()
+        return tuple(layer for layer, flag in enumerate(flags) if flag)
+
+    def give(self, layers: Iterable[int]) -> None:
+        """Write which layers have it from now on."""
+        flags = self.tensor[len(FIELDS) :]
+        flags.zero_()
+        flags[list(layers)] = 1
+
+    def check(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Validate a state before anything of it is copied; one of a plain model has nothing to say.
+
+        Raises:
+            RecordError: it is that of another model or of another version.
+        """
+        found = state.get(prefix + KEY)
+        if found is None:
+            return
+        mine = self.tensor
+        if found.dtype != torch.int64 or found.shape != mine.shape or int(found[0]) != FORMAT:
+            raise RecordError(
+                f"{prefix}{KEY} is not that of a model of {len(mine) - len(FIELDS)} layers in format {FORMAT}; "
+                "load the state of a model attached with the same layers"
+            )
+        flags = found[len(FIELDS) :]
+        if bool(((flags != 0) & (flags != 1)).any()) or bool((found[1:] < 0)[1:].any()):
+            raise RecordError(f"{prefix}{KEY} holds numbers that no run writes: the state is damaged")
+
+
+def grant(parameters: Iterable[nn.Parameter]) -> None:
+    """Let them train. Where their state was dropped, they start with fresh moments and a fresh step count."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+def revoke(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Stop them. Without a gradient the optimizer skips them, so that neither decay nor momentum moves them on.
+
+    Args:
+        parameters: that stop; they stay in their optimizer groups.
+        optimizer: that holds them.
+        state: "drop" frees their moments; "keep" keeps them for their next turn.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+        if state == "drop":
+            optimizer.state.pop(parameter, None)
+
+
+def forget(parameters: Sequence[nn.Parameter]) -> None:
+    """Drop gradients that were made only to be looked at."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def moments_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of optimizer state that some parameters have now."""
+    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    return sum(v.numel() * v.element_size() for state in states for v in state.values() if torch.is_tensor(v))
