@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from realloc.errors import ConfigError, nearest, plain
 from realloc.kernels.finite import all_finite
 from realloc.methods.rank_method import RankWhere
+from realloc.sites.adopt import Adopted, adopted_layers
 
 PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 
@@ -24,6 +25,7 @@ class Layer:
 
     name: str  # of its weight
     module: nn.Linear
+    adopted: Adopted | None = None  # what a peft model has there
 
     @property
     def weight(self) -> Tensor:
@@ -53,6 +55,9 @@ def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
     Raises:
         ConfigError: no layer to choose, a pattern without a match, or a named layer that cannot hold ranks.
     """
+    adopted = adopted_layers(root)
+    if adopted:
+        return _adopt(root, where, adopted)
     modules = dict(root.named_modules())
     linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
     output = _output_embedding(root)
@@ -81,6 +86,16 @@ def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
             "a model with nn.Linear layers"
         )
     return Choice(tuple(layers), _trained(root, within, layers), tuple(others))
+
+
+def _adopt(root: nn.Module, where: RankWhere, adopted: dict[str, Adopted]) -> Choice:
+    """The layers of a peft model, all of them; what trains beside them there goes on training."""
+    if where != RankWhere():
+        raise ConfigError("a peft model says itself which layers have ranks and what trains; leave out method.on(...)")
+    layers = [_checked(Layer(f"{name}.weight", found.layer, found)) for name, found in adopted.items()]
+    inside = tuple(f"{name}." for name in adopted)
+    trained = [n for n, p in root.named_parameters() if p.requires_grad and not n.startswith(inside)]
+    return Choice(tuple(layers), tuple(trained), ())
 
 
 def _trained(root: nn.Module, within: set[str], layers: Sequence[Layer]) -> tuple[str, ...]:

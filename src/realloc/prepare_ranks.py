@@ -51,6 +51,14 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
     budget = method.budget or sum(min(method.rank or 0, *s.shape) * s.cost for s in seats)
     capacity, start = round(budget * most), round(budget * method.share(0.0))
     _check_budget(method, seats, budget, capacity)
+    if any(layer.adopted for layer in choice.layers):
+        counts = tuple(layer.adopted.a.shape[0] if layer.adopted else 0 for layer in choice.layers)
+        held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
+        if held > capacity:
+            raise ConfigError(
+                f"the adapter holds {held:,} parameters, {method.name} may hold {capacity:,}; raise its rank or budget"
+            )
+        return RankStart(choice, tuple(seats), counts, capacity, round(budget * method.share(1.0)))
     return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, round(budget * method.share(1.0)))
 
 
@@ -65,7 +73,13 @@ def _seats(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
         if sum(min(cap, *shape) * sum(shape) for shape in shapes) >= needed:
             break
         cap += 1
-    return [RankSeat(n.name, (s[0], s[1]), min(cap, *s), method.scale) for n, s in zip(layers, shapes, strict=True)]
+    seats = []
+    for layer, shape in zip(layers, shapes, strict=True):
+        found = layer.adopted
+        most_here = min(cap, *shape) if found is None else max(found.a.shape[0], min(cap, *shape))
+        scale = method.scale if found is None else found.scale
+        seats.append(RankSeat(layer.name, (shape[0], shape[1]), most_here, scale))
+    return seats
 
 
 def _uniform(seats: Sequence[RankSeat], budget: int) -> tuple[int, ...]:
@@ -146,10 +160,14 @@ def build_ranks(
         seats, counts, length = [start.seats[i] for i in members], shares[number], lengths[number]
         pool = RankPool(root, number, seats)
         device = start.choice.layers[members[0]].weight.device
-        pool.register(_values(seats, counts, length, seed).to(device, key[0]), means=method.betas is not None)
+        layers = [start.choice.layers[i] for i in members]
+        pool.register(_values(seats, counts, length, seed, layers).to(device, key[0]), means=method.betas is not None)
         pool.write([torch.arange(n, device=device) for n in counts])
         for site, i in zip(pool.sites, members, strict=True):
-            add_ranks(start.choice.layers[i].module, site)
+            layer = start.choice.layers[i]
+            add_ranks(layer.module, site)
+            if layer.adopted is not None:
+                layer.adopted.unwrap()
         pools.append(pool)
     ours = {f"realloc_pool{number}" for number in range(len(pools))}
     frozen = [
@@ -187,11 +205,15 @@ def _zones(
     return lengths, shares
 
 
-def _values(seats: Sequence[RankSeat], counts: Sequence[int], length: int, seed: int) -> Tensor:
-    """Start values ``(n, 1)``: A as peft starts it, B and parked slots zero."""
-    values, first = torch.zeros(length, 1), 0
-    for seat, count in zip(seats, counts, strict=True):
-        fan_in = seat.shape[1]
-        values[first : first + count * fan_in, 0] = new_rows(count, fan_in, seed, seat.name, 0).flatten()
-        first += count * seat.cost
-    return values
+def _values(
+    seats: Sequence[RankSeat], counts: Sequence[int], length: int, seed: int, layers: Sequence[Layer]
+) -> Tensor:
+    """Start values ``(n, 1)``: those of a peft model; else A as peft starts it, and B zero. Parked slots are zero."""
+    parts: list[Tensor] = []
+    for seat, count, layer in zip(seats, counts, layers, strict=True):
+        found, fan_out = layer.adopted, seat.shape[0]
+        a = new_rows(count, seat.shape[1], seed, seat.name, 0) if found is None else found.a
+        b = torch.zeros(count, fan_out) if found is None else found.b
+        parts += [a.reshape(-1).cpu().double(), b.reshape(-1).cpu().double()]
+    held = torch.cat(parts)
+    return torch.cat([held, held.new_zeros(length - held.numel())]).unsqueeze(1)

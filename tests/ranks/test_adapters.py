@@ -188,3 +188,100 @@ def test_it_learns_on_minilm_without_a_warning():
         model, handle = trained(minilm, methods.adalora(rank=1), steps=4)
     assert handle.held + handle.parked == handle.budget and handle.moves
     assert model(tokens()).logits.shape == (4, 3)
+
+
+# reading ----------------------------------------------------------------------------------------------------------
+
+
+def wrapped(make, seed: int = 7, **settings):
+    """A peft model whose B is not zero any more."""
+    config = {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value", "dense"], "task_type": "SEQ_CLS"} | settings
+    model = peft.get_peft_model(make(), peft.LoraConfig(**config)).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
+@pytest.mark.parametrize("name", ["bert", "minilm"])
+def test_a_peft_model_is_taken_over(name, tmp_path):
+    source = wrapped(MODELS[name], rank_pattern={"layer.0.attention.self.query": 5})
+    model = wrapped(MODELS[name], rank_pattern={"layer.0.attention.self.query": 5})
+    x = tokens()
+    with torch.no_grad():
+        wanted = source(x).logits
+    method = methods.random_ranks(rank=4)
+    table = realloc.prepare(model, method)
+    with torch.no_grad():
+        assert torch.allclose(model(x).logits, wanted, rtol=0, atol=1e-6)
+    held = {n: m.r["default"] for n, m in source.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+    sites = {line.name.removesuffix(".weight"): line for line in table.sites}
+    assert {n: line.held // sum(line.shape) for n, line in sites.items()} == held and 5 in held.values()
+    assert not any("lora_" in key for key in model.state_dict())
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    handle = realloc.attach(model, optimizer, method, schedule=realloc.every(1, total=4))
+    scales = {site.scale for site in handle.sites.values()}
+    assert scales == {2.0, 6 / 5}
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(input_ids=x, labels=torch.arange(4) % 3).loss.backward()
+        optimizer.step()
+    assert handle.moves >= 2 and handle.held + handle.parked == handle.budget
+    with torch.no_grad():
+        wanted = model(x).logits
+    again = peft.PeftModel.from_pretrained(MODELS[name](), realloc.export.peft(model, tmp_path)).eval()
+    plain = realloc.export.merged(model)
+    assert type(plain) is type(MODELS[name]()) and [*plain.state_dict()] == [*MODELS[name]().state_dict()]
+    with torch.no_grad():
+        assert torch.allclose(again(x).logits, wanted, rtol=0, atol=1e-5)
+        assert torch.allclose(plain(x).logits, wanted, rtol=0, atol=1e-5)
+
+
+def test_training_a_taken_over_model_is_training_it_in_peft():
+    one, two = wrapped(bert), wrapped(bert)
+    reference = torch.optim.AdamW(trainable(one), lr=1e-2)
+    realloc.prepare(two, methods.lora(rank=3))
+    optimizer = torch.optim.AdamW(trainable(two), lr=1e-2)
+    realloc.attach(two, optimizer, methods.lora(rank=3))
+    for _ in range(4):
+        losses = []
+        for model, opt in ((one, reference), (two, optimizer)):
+            opt.zero_grad()
+            loss = model(input_ids=tokens(), labels=torch.arange(4) % 3).loss
+            loss.backward()
+            opt.step()
+            losses.append(float(loss.detach()))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"lora_dropout": 0.1}, r"dropout of 0\.1 has no place"),
+        ({"use_dora": True}, r"magnitude|variant"),
+        ({"lora_bias": True}, r"a bias or a magnitude"),
+        ({"target_modules": ["word_embeddings"]}, r"not those of a linear layer"),
+        ({"r": 30}, r"the adapter holds .* parameters, lora may hold"),
+    ],
+)
+def test_what_of_peft_is_no_plain_lora_is_refused(settings, word):
+    model = wrapped(bert, **settings)
+    before = [*model.state_dict()]
+    with pytest.raises(ConfigError, match=word):
+        realloc.prepare(model, methods.lora(rank=3))
+    assert [*model.state_dict()] == before
+
+
+def test_merged_or_several_adapters_are_refused():
+    model = wrapped(bert)
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="merged into the weight"):
+        realloc.prepare(model, methods.lora(rank=3))
+    model.unmerge_adapter()
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["query"]))
+    with pytest.raises(ConfigError, match="has the adapters default, second"):
+        realloc.prepare(model, methods.lora(rank=3))
+    with pytest.raises(ConfigError, match=r"leave out method\.on"):
+        realloc.prepare(wrapped(bert), methods.lora(rank=3).on("*query*"))

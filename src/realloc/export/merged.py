@@ -13,6 +13,8 @@ from realloc.sites.rank import RankSite
 def merged(model: nn.Module) -> nn.Module:
     """Copy the model with ``W + scale * B'A`` in place of W: same outputs, same parameters as before `prepare`.
 
+    Of a peft model comes the model inside, without what peft put around it.
+
     Args:
         model: with ranks: prepared or attached, wrapped or not; not changed.
 
@@ -31,4 +33,18 @@ def merged(model: nn.Module) -> nn.Module:
     holdings = find(model)
     if holdings is None or not any(isinstance(site, RankSite) for site in holdings.sites.values()):
         raise ConfigError(f"this {type(model).__name__} has no ranks to merge; export.dense(model) copies any model")
-    return dense(model)
+    return _without_peft(dense(model))
+
+
+def _without_peft(model: nn.Module) -> nn.Module:
+    inside = getattr(model, "get_base_model", None)
+    if not callable(inside):
+        return model
+    found = inside()
+    assert isinstance(found, nn.Module)
+    for module in list(found.modules()):
+        for name, child in list(module._modules.items()):
+            copies = child._modules.get("modules_to_save") if child is not None else None
+            if child is not None and "original_module" in child._modules and isinstance(copies, nn.ModuleDict):
+                module._modules[name] = next(iter(copies.values()))
+    return found

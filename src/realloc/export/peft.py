@@ -141,6 +141,10 @@ def _trained(root: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
 
     def visit(name: str, module: nn.Module) -> None:
+        copies = module._modules.get("modules_to_save")
+        if "original_module" in module._modules and isinstance(copies, nn.ModuleDict):  # a wrapper that peft made
+            found[name] = next(iter(copies.values()))
+            return
         parameters = [p for key, p in module.named_parameters() if not key.startswith("realloc_")]
         if name and parameters and all(p.requires_grad for p in parameters):
             found[name] = module
