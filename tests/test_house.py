@@ -26,7 +26,7 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "depths", "methods", "choose", "prepare", "choose_linear", "prepare_ranks",
+    "depths", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "attach_layers", "attach",
     "export", "testing", "train", "compare", "cli", "realloc",
@@ -77,8 +77,8 @@ WRITES = {
     "realloc.testing: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
-MADE_WITH = {"Method": {"density": 0.25}, "RankMethod": {"rank": 4}}
-CONTROLS = {"full", "random_layers", "random_moves", "random_ranks", "static"}
+MADE_WITH = {"Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "fixed": {"ranks": {"layer": 4}}}
+CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}
 
 
 def name_of(path: Path) -> str:
@@ -309,7 +309,7 @@ def test_types_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", methods.__all__)
 def test_a_method_cites_its_paper_and_has_its_page(name: str) -> None:
-    method = getattr(methods, name)(**MADE_WITH.get(kind_of(name), {}))
+    method = getattr(methods, name)(**MADE_WITH.get(name, MADE_WITH.get(kind_of(name), {})))
     assert method.name == name
     assert name in CONTROLS or re.fullmatch(r"\d{4}\.\d{4,5}", method.reference), method.reference
     page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -41,14 +41,20 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
     Raises:
         ConfigError: no layer, a pattern without a match, a budget below one rank or above what the caps allow.
     """
+    if method.probe is not None:
+        raise ConfigError(
+            f"{method.name} measures a few batches first: method = realloc.calibrate(model, batches, method), then "
+            "prepare(model, method)"
+        )
     choice = choose_layers(root, method.where)
-    seats, most = _seats(method, choice.layers), max(method.share(0.0), method.share(1.0))
+    seats, most = seats_of(method, choice.layers), max(method.share(0.0), method.share(1.0))
     if method.ranks:
         counts = _given(method, seats)
         seats = [RankSeat(s.name, s.shape, max(1, n), s.scale) for s, n in zip(seats, counts, strict=True)]
-        budget = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
+        held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
+        budget = max(held, method.budget or 0)
         return RankStart(choice, tuple(seats), counts, budget, budget)
-    budget = method.budget or sum(min(method.rank or 0, *s.shape) * s.cost for s in seats)
+    budget = budget_of(method, seats)
     capacity, start = round(budget * most), round(budget * method.share(0.0))
     _check_budget(method, seats, budget, capacity)
     if any(layer.adopted for layer in choice.layers):
@@ -62,12 +68,17 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
     return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, round(budget * method.share(1.0)))
 
 
-def _seats(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
-    """The layers with the most ranks of each; where no cap is given, as many as the budget needs."""
+def budget_of(method: RankMethod, seats: Sequence[RankSeat]) -> int:
+    """Parameters that the method may hold at the end."""
+    return method.budget or sum(min(method.rank or 0, *seat.shape) * seat.cost for seat in seats)
+
+
+def seats_of(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
+    """The layers with the most ranks that each may hold; where no cap is given, as many as the budget needs."""
     shapes = [tuple(layer.weight.shape) for layer in layers]
     most = max(method.share(0.0), method.share(1.0))
     fair = method.rank or max(1, math.ceil((method.budget or 1) / sum(map(sum, shapes))))
-    cap = method.cap or math.ceil(fair * max(most, 2.0 if method.want is not None else 1.0))
+    cap = method.cap or math.ceil(fair * max(most, 2.0 if method.want or method.probe else 1.0))
     needed = most * (method.budget or 0)
     while method.cap is None and cap < max(map(min, shapes)):
         if sum(min(cap, *shape) * sum(shape) for shape in shapes) >= needed:
@@ -161,7 +172,9 @@ def build_ranks(
         pool = RankPool(root, number, seats)
         device = start.choice.layers[members[0]].weight.device
         layers = [start.choice.layers[i] for i in members]
-        pool.register(_values(seats, counts, length, seed, layers).to(device, key[0]), means=method.betas is not None)
+        pool.register(
+            _values(seats, counts, length, seed, layers, method.rows).to(device, key[0]), means=method.betas is not None
+        )
         pool.write([torch.arange(n, device=device) for n in counts])
         for site, i in zip(pool.sites, members, strict=True):
             layer = start.choice.layers[i]
@@ -206,13 +219,16 @@ def _zones(
 
 
 def _values(
-    seats: Sequence[RankSeat], counts: Sequence[int], length: int, seed: int, layers: Sequence[Layer]
-) -> Tensor:
-    """Start values ``(n, 1)``: those of a peft model; else A as peft starts it, and B zero. Parked slots are zero."""
+    seats: Sequence[RankSeat], counts: Sequence[int], length: int, seed: int, layers: Sequence[Layer],
+    rows: Mapping[str, Tensor],
+) -> Tensor:  # fmt: skip
+    """Start values ``(n, 1)``: those of a peft model; else B zero, A as given or as peft starts it. Parked: zero."""
     parts: list[Tensor] = []
     for seat, count, layer in zip(seats, counts, layers, strict=True):
         found, fan_out = layer.adopted, seat.shape[0]
-        a = new_rows(count, seat.shape[1], seed, seat.name, 0) if found is None else found.a
+        a = rows.get(seat.name) if found is None else found.a
+        if a is None or len(a) != count:
+            a = new_rows(count, seat.shape[1], seed, seat.name, 0)
         b = torch.zeros(count, fan_out) if found is None else found.b
         parts += [a.reshape(-1).cpu().double(), b.reshape(-1).cpu().double()]
     held = torch.cat(parts)

@@ -3,5 +3,6 @@
 from realloc.export.dense import dense
 from realloc.export.merged import merged
 from realloc.export.peft import peft
+from realloc.export.recipe import recipe
 
-__all__ = ["dense", "merged", "peft"]
+__all__ = ["dense", "merged", "peft", "recipe"]

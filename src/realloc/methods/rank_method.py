@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
+from torch import Tensor
+
 from realloc.errors import ConfigError
+from realloc.observe.rank_probe import RankProbe
 from realloc.schedule import Curve, constant
 from realloc.scores.held_ranks import RankKeep, RankWant
 
@@ -56,7 +60,9 @@ class RankMethod:
     held: Curve | None = None  # share of the budget held, over the run; may rise, and may start above 1
     last_only: bool = False  # cut once, by singular values, at the last due step
     betas: tuple[float, float] | None = None  # decays of the running means of the sensitivity and of its spread
-    ranks: tuple[tuple[str, int], ...] = ()  # of each layer by name; instead of `rank` and `budget`
+    ranks: tuple[tuple[str, int], ...] = ()  # of each layer by name, instead of `rank`; `budget` may be more
+    probe: RankProbe | None = None  # chooses `ranks` from a few batches: `realloc.calibrate`
+    rows: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of A, where ranks start with given ones
     where: RankWhere = field(default_factory=RankWhere)
 
     moments: ClassVar[Literal["zero"]] = "zero"  # a new rank starts with none
@@ -65,7 +71,7 @@ class RankMethod:
 
     def __post_init__(self) -> None:
         asked = [name for name in ("rank", "budget") if getattr(self, name) is not None]
-        if len(asked) + bool(self.ranks) != 1:
+        if len(asked) != 1 and not (self.ranks and self.rank is None):
             raise ConfigError(f"{self.name} got {' and '.join(asked) or 'neither'}; give rank= or budget=, one of them")
         for name in ("rank", "budget", "cap"):
             value = getattr(self, name)
@@ -105,7 +111,9 @@ class RankMethod:
     @property
     def asked(self) -> str:
         """What it was asked for, in words."""
-        what = f"rank {self.rank}" if self.rank else f"{self.budget} parameters" if self.budget else "given ranks"
+        what = f"rank {self.rank}" if self.rank else f"{self.budget} parameters"
+        if self.ranks:
+            what = f"{sum(rank for _, rank in self.ranks)} given ranks of {len(self.ranks)} layers"
         return f"{what}, scale {self.scale}"
 
     @property
