@@ -93,7 +93,7 @@ def _wanted(sites: Sequence[HeldRanks], method: RankMethod, step: int, seed: int
 def _finite(scores: Tensor, site: HeldRanks, name: str) -> Tensor:
     if not all_finite(scores):
         raise NotFinite(f"{name} scores of {site.name} are not finite")
-    return scores
+    return scores.cpu()
 
 
 def _others(mine: Tensor, count: int) -> Tensor:

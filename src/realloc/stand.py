@@ -102,6 +102,6 @@ def ranks_standing_of(pool: RankPool, site: RankSite, ranks: Ranks, active: bool
         mean, spread = (site.parts_of(buffer) for buffer in pool.means)
         means = mean[0], mean[1], spread[0], spread[1]
     return HeldRanks(
-        site.name, site.cap, site.shape, site.places(), a, b, site.scale, means, tuple(site.tap.pairs),
+        site.name, site.cap, site.shape, site.places().cpu(), a, b, site.scale, means, tuple(site.tap.pairs),
         tuple(site.tap.dense), ranks.mean, active,
     )  # fmt: skip

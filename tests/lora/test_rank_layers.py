@@ -8,6 +8,7 @@ import pytest
 import torch
 from plain import DOUBLE, Plain, batch, made, net, step_on, trainable
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import realloc
 from realloc import methods
@@ -222,3 +223,31 @@ def test_reset_is_refused_and_attaching_twice_too():
     with pytest.raises(StateError):
         realloc.attach(model, optimizer, methods.lora(rank=2), schedule=realloc.every(1, total=2))
     assert trainable(model)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Sequential, on: bool) -> None:
+        super().__init__()
+        self.inner, self.on = inner, on
+
+    def forward(self, x):
+        if not self.on:
+            return self.inner(x)
+        return self.inner[4](checkpoint(self.inner[:4], x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("method", [methods.random_ranks(rank=3), methods.rank_gradient(rank=3)])
+def test_checkpointed_and_accumulated_it_trains_the_same(method):
+    ends = []
+    for on in (False, True):
+        model = Checkpointed(net(), on)
+        model, optimizer, handle = made(method, model=model, gap=2, total=8)
+        for number in range(8):
+            optimizer.zero_grad()
+            x, y = batch(number)
+            for part in range(2):  # micro-batches
+                ((model(x[part::2]) - y[part::2]).square().mean() / 2).backward()
+            optimizer.step()
+        assert handle.steps == 8 and handle.moves >= 1
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*ends, strict=True))

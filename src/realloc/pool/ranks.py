@@ -113,7 +113,7 @@ class RankPool(SplitPool):
                 slots = begin + old[:, None] * width + torch.arange(width, device=old.device)
                 pieces.append(torch.where(old[:, None] < 0, -1, slots).flatten())
         held = sum(piece.numel() for piece in pieces)
-        return torch.cat([*pieces, torch.full((self.capacity - held,), -1, device=self.parameter.device)])
+        return torch.cat([*pieces, pieces[0].new_full((self.capacity - held,), -1)]).to(self.parameter.device)
 
     def measure(self, betas: tuple[float, float]) -> None:
         """Take the sensitivity ``|w g|`` of this step into the running means (AdaLoRA, 2303.10512, equations 9 and 10).
