@@ -17,6 +17,7 @@ from realloc.plan import StartPlan
 from realloc.pool.groups import carry_in, group_of, replace
 from realloc.pool.holdings import Holdings
 from realloc.pool.probe import fresh_state
+from realloc.pool.ranks import RankPool
 from realloc.pool.state import reset_masked
 from realloc.prepare import Start, build, describe, plan_start
 from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
@@ -67,12 +68,7 @@ def prepare_ranks_under(root: nn.Module, optimizer: torch.optim.Optimizer, metho
     """
     start = plan_ranks(root, method)
     group_index = _groups_of({layer.name: layer.weight for layer in start.choice.layers}, optimizer)
-    for name in start.choice.trained:
-        if group_of(optimizer, root.get_parameter(name)) is None:
-            raise ConfigError(
-                f"the optimizer does not hold {plain(name)!r}, which trains beside the ranks; make it from this "
-                "model's parameters, or say method.on(..., train=())"
-            )
+    _check_beside({name: root.get_parameter(name) for name in start.choice.trained}, optimizer)
     table = describe_ranks(root, start, method)
     probes = {
         index: fresh_state(optimizer, optimizer.param_groups[index], start.choice.layers[0].weight)
@@ -88,6 +84,16 @@ def prepare_ranks_under(root: nn.Module, optimizer: torch.optim.Optimizer, metho
         replace(optimizer, [(first, weight)], [(pool.key, pool.parameter), (first, weight)])
         fresh[pool.parameter] = probes[group_index[first]]
     return Bound(table, holdings, fresh, {}, order)
+
+
+def _check_beside(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer without what trains in full beside ranks: it would stay as it is, silently."""
+    for name, parameter in weights.items():
+        if parameter.requires_grad and group_of(optimizer, parameter) is None:
+            raise ConfigError(
+                f"the optimizer does not hold {plain(name)!r}, which trains beside the ranks; make it from this "
+                "model's parameters, freeze that one, or say method.on(..., train=())"
+            )
 
 
 def packed_weights(start: Start) -> dict[str, weakref.ref[nn.Parameter]]:
@@ -110,7 +116,7 @@ def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Pa
     """What a fresh optimizer writes for each managed parameter of a prepared model.
 
     Raises:
-        ConfigError: the optimizer lacks one of them, or is not elementwise.
+        ConfigError: the optimizer lacks one of them, or what trains beside ranks, or is not elementwise.
     """
     fresh = {}
     for pool in holdings.flats:
@@ -121,6 +127,8 @@ def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Pa
                 "make it from model.parameters() after prepare()"
             )
         fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
+    if any(isinstance(pool, RankPool) for pool in holdings.flats):
+        _check_beside(dict(holdings.owner.named_parameters()), optimizer)
     for site in holdings.masked.sites if holdings.masked is not None else ():
         if group_of(optimizer, site.parameter) is None:
             raise ConfigError(f"the optimizer does not hold {site.name!r}; make it from this model's parameters")

@@ -153,6 +153,35 @@ def test_names_that_are_endings_of_others(tmp_path):
     assert torch.allclose(again(x), model(x), rtol=0, atol=1e-12)
 
 
+def test_an_adapter_for_a_part_of_a_model(tmp_path):
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.head = bert().bert, nn.Linear(32, 3)
+
+        def forward(self, ids):
+            return self.head(self.base(ids).last_hidden_state.mean(1))
+
+    model, method = Reader().eval(), methods.random_ranks(rank=2, drop=0.7)
+    realloc.prepare(model, method)
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    realloc.attach(model, optimizer, method, schedule=realloc.every(1, total=4))
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(tokens()), torch.arange(4) % 3).backward()
+        optimizer.step()
+    folder = realloc.export.peft(model, tmp_path, below="base")
+    again = peft.PeftModel.from_pretrained(bert().bert, folder).eval()
+    with torch.no_grad():
+        wanted = model.base(tokens()).last_hidden_state
+        assert torch.allclose(again(tokens()).last_hidden_state, wanted, rtol=0, atol=1e-5)
+    assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] is None
+    with pytest.raises(ConfigError, match="no part 'bas' in this model; nearest: 'base"):
+        realloc.export.peft(model, tmp_path, below="bas")
+    with pytest.raises(ConfigError, match=r"has no ranks|is not below"):
+        realloc.export.peft(model, tmp_path, below="base.encoder.layer.0")
+
+
 def test_what_no_adapter_can_say_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no ranks"):
         realloc.export.peft(net(), tmp_path)

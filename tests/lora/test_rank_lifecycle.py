@@ -106,6 +106,16 @@ def test_an_optimizer_made_too_early_or_of_the_head_only_is_refused():
     assert [*other.state_dict()] == [*net().state_dict()] and len(trainable(other)) == 6
 
 
+def test_a_head_that_no_optimizer_trains_is_refused():
+    model = net()
+    realloc.prepare(model, methods.lora(rank=2))
+    optimizer = torch.optim.AdamW([model.realloc_pool0])
+    with pytest.raises(ConfigError, match=r"does not hold '4\.weight', which trains beside the ranks.*freeze that one"):
+        realloc.attach(model, optimizer, methods.lora(rank=2))
+    model[4].requires_grad_(False)
+    realloc.attach(model, optimizer, methods.lora(rank=2))
+
+
 def test_a_method_that_moves_needs_a_schedule():
     model = net()
     with pytest.raises(ConfigError, match="schedule"):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 import realloc.record.disk as disk
-from realloc.errors import ConfigError, plain
+from realloc.errors import ConfigError, nearest, plain
 from realloc.pool.holdings import find, root_of
 from realloc.record.tensors import chunks
 from realloc.sites.rank import RankLinear, RankSite
@@ -25,7 +25,7 @@ TASKS: Final = {
 RETRY: Final = "make room or rights on that disk, then export again"
 
 
-def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "") -> Path:
+def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "", below: str = "") -> Path:
     """Write the ranks, and what trains in full beside them, as a plain LoRA adapter.
 
     Each layer has its own rank and alpha, ``alpha = scale * rank``; a layer without ranks is left out. Stock `peft`
@@ -34,13 +34,15 @@ def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "") -> 
     Args:
         model: a model with ranks: prepared or attached, wrapped or not; not changed.
         folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` go; made where it is missing.
-        base_model_name: what `peft` is told of the model below, a folder or a name.
+        base_model_name: what `peft` is told of the model that the adapter is for, a folder or a name.
+        below: the part of the model that the adapter is for, by its name, such as ``"encoder"`` where a pre-trained
+            encoder stands in a module with a head; all ranks must lie in it, and what else trains is not written.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: a model without ranks, or whose names peft would take for others.
+        ConfigError: a model without ranks, or whose names peft would take for others, or no such part.
         RecordError: the disk refused.
 
     Example:
@@ -52,12 +54,15 @@ def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "") -> 
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     holdings = find(model)
-    root = root_of(model)
+    root = _part(root_of(model), below)
     layers = {name: m.realloc_site for name, m in root.named_modules() if isinstance(m, RankLinear)}
     if holdings is None or not layers:
         raise ConfigError(f"this {type(root).__name__} has no ranks; prepare it with methods.lora(rank=8) or another")
     holdings.stamp()  # refuses a copy whose values and places do not belong together
     held = {name: site for name, site in layers.items() if site.rank}
+    outside = next((site.name for site in holdings.sites.values() if site not in layers.values()), None)
+    if outside is not None:
+        raise ConfigError(f"{plain(outside)} has ranks and is not below {plain(below)!r}; export the whole model")
     if not held:
         raise ConfigError("no layer holds a rank now, so there is no adapter to write; use export.merged(model)")
     beside = _trained(root)
@@ -68,6 +73,14 @@ def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "") -> 
         disk.replace(target / "adapter_model.safetensors", b"".join(chunks(_tensors(held, beside))))
         disk.replace(target / "adapter_config.json", json.dumps(config, indent=2).encode())
     return target
+
+
+def _part(root: nn.Module, below: str) -> nn.Module:
+    modules = dict(root.named_modules())
+    if below not in modules:
+        raise ConfigError(f"there is no part {plain(str(below))!r} in this model{nearest(str(below), modules)}")
+    found: nn.Module = modules[below]
+    return found
 
 
 def _tensors(held: dict[str, RankSite], beside: dict[str, nn.Module]) -> dict[str, Tensor]:
