@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "finetune"
 TASKS = ("department", "rating", "clinc150", "sst2", "domains", "shuffled")
 TEXTS = 2000
+RIVAL = "peft lora r8"
 # arm: method, settings, whose rate it takes
 ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft lora r8": ("peft_lora", (), "peft lora r8"),
@@ -161,39 +162,41 @@ def runs(bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: b
     return found
 
 
+HEAD = ("arm", "rate", "test accuracy %", "minus LoRA, 95 %", "seconds", "of LoRA's", "trained", "optimizer MB",
+        "peak MB", "cache MB")  # fmt: skip
+
+
 def table(found: dict, tasks: list[str], names: list[str], seeds: int) -> None:
-    rival = "peft lora r8"
     print(f"`{machine.command()}`\n\n{machine.describe()}\n")
     for task in tasks:
-        print(f"### {task}\n\n| arm | rate | test accuracy % | minus LoRA, 95 % | seconds | of LoRA's | trained | optimizer "
-              "MB | peak MB | cache MB |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+        print(f"### {task}\n\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
         for arm in names:
             mine = {seed: found[task, arm, seed] for seed in range(seeds) if (task, arm, seed) in found}
-            both = [seed for seed in mine if (task, rival, seed) in found]
-            if not mine:
-                continue
-
-            def mean(key: str) -> float:
-                return statistics.mean(one[key] for one in mine.values())  # noqa: B023
-
-            accuracy = statistics.mean(100 * one["test"]["accuracy"] for one in mine.values())
-            gaps = [100 * (mine[s]["test"]["accuracy"] - found[task, rival, s]["test"]["accuracy"]) for s in both]
-            shares = [mine[s]["train_seconds"] / found[task, rival, s]["train_seconds"] for s in both]
-            gap = f"{statistics.mean(gaps):+.2f}" if gaps else ""
-            if len(gaps) > 1:
-                half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-                gap += f" ± {half:.2f}"
-            share = f"{statistics.mean(shares):.2f}" if shares else ""
-            one = next(iter(mine.values()))
-            what = (
-                arm
-                if arm != "focus"
-                else f"focus ({one['used']} {', '.join(map(str, one['settings'].values()))}, {one['epochs']:.1f} epochs)"
-            )
-            print(f"| {what} | {one['rate']:g} | {accuracy:.2f} (n={len(mine)}) | {gap if arm != rival else ''} | "
-                  f"{mean('train_seconds'):.1f} | {share} | {one['trainable']:,} | {mean('optimizer_bytes') / 1e6:.1f} | "
-                  f"{mean('peak_bytes') / 1e6:.0f} | {mean('cached_bytes') / 1e6:.0f} |")  # fmt: skip
+            rival = {seed: found[task, RIVAL, seed] for seed in mine if (task, RIVAL, seed) in found}
+            if mine:
+                print("| " + " | ".join(_cells(arm, mine, rival)) + " |")
         print()
+
+
+def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]:
+    def mean(key: str) -> float:
+        return statistics.mean(one[key] for one in mine.values())
+
+    one = next(iter(mine.values()))
+    gaps = [100 * (mine[s]["test"]["accuracy"] - rival[s]["test"]["accuracy"]) for s in rival]
+    gap = f"{statistics.mean(gaps):+.2f}" if gaps and arm != RIVAL else ""
+    if gap and len(gaps) > 1:
+        half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+        gap += f" ± {half:.2f}"
+    share = statistics.mean(mine[s]["train_seconds"] / rival[s]["train_seconds"] for s in rival) if rival else math.nan
+    if arm == "focus":
+        arm += f" ({one['used']} {', '.join(map(str, one['settings'].values()))}; {one['epochs']:.1f} epochs)"
+    accuracy = statistics.mean(100 * each["test"]["accuracy"] for each in mine.values())
+    return [
+        arm, f"{one['rate']:g}", f"{accuracy:.2f} (n={len(mine)})", gap, f"{mean('train_seconds'):.1f}", f"{share:.2f}",
+        f"{one['trainable']:,}", f"{mean('optimizer_bytes') / 1e6:.1f}", f"{mean('peak_bytes') / 1e6:.0f}",
+        f"{mean('cached_bytes') / 1e6:.0f}",
+    ]  # fmt: skip
 
 
 def main() -> None:

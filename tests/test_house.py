@@ -29,7 +29,7 @@ ORDER = (
     "depths", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "attach_layers", "attach",
-    "export", "testing", "train", "compare", "finetune", "cli", "realloc",
+    "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
 
 LAZY = {
@@ -49,6 +49,8 @@ WIDE = {
     "realloc.cli": "typer reads a command's options from its parameters",
 }
 ANYTHING = {
+    "realloc.integrations.transformers.on_init_end": "the signature of transformers' callbacks",
+    "realloc.integrations.transformers.on_train_begin": "the same",
     "realloc.cache.gate.__call__": "stands for any block's forward, whose arguments are the block's own",
 }
 WRITES = {

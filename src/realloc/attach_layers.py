@@ -14,6 +14,7 @@ from realloc.errors import ConfigError, StateError, plain
 from realloc.layer_handle import LayerHandle
 from realloc.layers import LayerEngine
 from realloc.methods.layers import LayerMethod
+from realloc.observe.layers import GradientSums
 from realloc.plan import LayerPlan
 from realloc.pool.rights import KEY, Rights
 from realloc.record.sink import Sink
@@ -53,7 +54,7 @@ def attach_layers(
         ConfigError: the model, the optimizer or the wrapper does not allow it. Nothing was changed then.
         StateError: attached already.
     """
-    if KEY in root._buffers:
+    if _engine_of(root) is not None:
         raise StateError("this model is attached already; detach() the first handle before attaching again")
     blocks = blocks_of(root)
     _check_schedule(method, schedule)
@@ -62,18 +63,32 @@ def attach_layers(
     rights = Rights(root, len(blocks), seed, next(root.parameters()).device)
     engine = LayerEngine(blocks, rights, optimizer, method, schedule, passage, sink)
     trained = [(p, p.requires_grad) for p in root.parameters()]
+    resumed = rights.read("number") > 0
     try:
-        start = engine.choose(0)
-        chosen = tuple(start.changes[0].acquired.tolist())
+        chosen = rights.on if resumed else tuple(engine.choose(0).changes[0].acquired.tolist())
         _check_optimizer(root, engine, chosen)
         _check_below(blocks, method, chosen)
     except BaseException:
         engine.unregister()
         raise
     _hook(root, engine, trained)
-    engine.make(chosen)
+    engine.enact(loaded=True) if resumed else engine.make(chosen)
     engine.arm()
     return LayerHandle(engine, plan_of(engine))
+
+
+def register_layers(root: nn.Module, method: LayerMethod, seed: int) -> None:
+    """Put the buffers of a method on a model before an optimizer exists, so that a checkpoint can be loaded first.
+
+    Raises:
+        ConfigError: the model has no layers, or has such buffers already.
+    """
+    if KEY in root._buffers:
+        raise StateError("this model is attached already; detach() the first handle before attaching again")
+    blocks = blocks_of(root)
+    Rights(root, len(blocks), seed, next(root.parameters()).device)
+    if "change" in method.needs:
+        GradientSums(root, [[p for p in blocks.parameters(i) if p.requires_grad] for i in range(len(blocks))])
 
 
 def plan_of(engine: LayerEngine) -> LayerPlan:

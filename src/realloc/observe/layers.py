@@ -42,6 +42,8 @@ class GradientSums:
         self._bounds = [0]
         for size in sizes:
             self._bounds.append(self._bounds[-1] + size)
+        if SUMS in owner._buffers:
+            return
         owner.register_buffer(SUMS, torch.zeros(self._bounds[-1]))
         owner.register_buffer(NORMS, torch.full((len(layers),), float("nan"), dtype=torch.float64))
 

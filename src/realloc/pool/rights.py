@@ -22,6 +22,8 @@ class Rights:
 
     def __init__(self, owner: nn.Module, layers: int, seed: int, device: torch.device) -> None:
         self.owner = owner
+        if KEY in owner._buffers:  # registered before, so that a checkpoint could be loaded into it
+            return
         numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "seed": seed}
         flags = [0] * layers
         owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *flags], device=device))

@@ -1,0 +1,59 @@
+"""A callback for the Trainer of Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, final
+
+import lightning
+
+from realloc.errors import ConfigError
+from realloc.handle import Handle
+from realloc.integrations.plan import AnyMethod, Terms
+from realloc.layer_handle import LayerHandle
+from realloc.record.sink import Sink
+
+
+@final
+class ReallocCallback(lightning.Callback):  # type: ignore[misc]
+    """Let a budget move inside an unchanged Lightning ``Trainer``.
+
+    The module is prepared in ``setup``, before its optimizers are configured and before a checkpoint is restored, so
+    that ``fit(ckpt_path=...)`` needs no extra call. ``handle`` is what `realloc.attach` returns.
+
+    Args:
+        method: from `realloc.methods`.
+        every: optimizer steps between moves; None for methods that never move.
+        begin, until: as in `realloc.every`.
+        seed: of start places and random choices.
+        record: a path to an event log, or an object with ``decision(event)``.
+
+    Raises:
+        ConfigError: a method that moves without ``every``, or a module with several optimizers.
+    """
+
+    def __init__(
+        self,
+        method: AnyMethod,
+        *,
+        every: int | None = None,
+        begin: int | float = 0,
+        until: int | float = 1.0,
+        seed: int = 0,
+        record: Sink | str | Path | None = None,
+    ) -> None:
+        self.terms = Terms(method, every, begin, until, seed, record)
+        self.handle: Handle | LayerHandle | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Before the optimizers are made."""
+        if stage == "fit" and self.handle is None:
+            self.terms.prepare(pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Optimizer and checkpoint are there: hook them."""
+        if len(trainer.optimizers) != 1:
+            raise ConfigError(f"the module has {len(trainer.optimizers)} optimizers; one budget needs one optimizer")
+        if self.handle is None:
+            total = trainer.estimated_stepping_batches
+            self.handle = self.terms.attach(pl_module, trainer.optimizers[0], int(total))

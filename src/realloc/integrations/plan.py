@@ -1,0 +1,55 @@
+"""What a framework's callback is told: a method, when it moves, and the seed; and how it puts a model in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import nn
+
+from realloc.attach import attach, prepare
+from realloc.attach_layers import register_layers
+from realloc.errors import ConfigError
+from realloc.handle import Handle
+from realloc.layer_handle import LayerHandle
+from realloc.methods.layers import LayerMethod
+from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
+from realloc.record.sink import Sink
+from realloc.schedule import Schedule, every
+
+AnyMethod = Method | RankMethod | LayerMethod
+
+
+@final
+@dataclass(frozen=True)
+class Terms:
+    """One method for a run whose length the framework knows."""
+
+    method: AnyMethod
+    every: int | None
+    begin: int | float
+    until: int | float
+    seed: int
+    record: Sink | str | Path | None
+
+    def __post_init__(self) -> None:
+        moves = self.method.moves if isinstance(self.method, Method | LayerMethod) else True
+        if self.every is None and moves:
+            raise ConfigError(f"{self.method.name} moves; say how often: every=100 optimizer steps")
+
+    def prepare(self, model: nn.Module) -> None:
+        """Before an optimizer exists and before a checkpoint is loaded."""
+        if isinstance(self.method, LayerMethod):
+            register_layers(model, self.method, self.seed)
+        else:
+            prepare(model, self.method, seed=self.seed)
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> Handle | LayerHandle:
+        """Once the optimizer exists and a checkpoint, if there is one, is loaded."""
+        schedule: Schedule | None = None
+        if self.every is not None:
+            schedule = every(min(self.every, max(1, total)), begin=self.begin, until=self.until, total=max(1, total))
+        return attach(model, optimizer, self.method, schedule=schedule, seed=self.seed, record=self.record)

@@ -1,0 +1,67 @@
+"""A callback for the Trainer of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, final
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from realloc.errors import StateError
+from realloc.handle import Handle
+from realloc.integrations.plan import AnyMethod, Terms
+from realloc.layer_handle import LayerHandle
+from realloc.record.sink import Sink
+
+
+@final
+class ReallocCallback(TrainerCallback):  # type: ignore[misc]
+    """Let a budget move inside an unchanged ``Trainer``.
+
+    The model is prepared when the Trainer is made, so that its optimizer, its checkpoints,
+    ``resume_from_checkpoint`` and ``load_best_model_at_end`` see the prepared model and need no extra call. Hooks go on
+    when training begins. ``handle`` is what `realloc.attach` returns; `handle.detach()` gives the plain model back.
+
+    Args:
+        method: from `realloc.methods`.
+        every: optimizer steps between moves; None for methods that never move.
+        begin, until: as in `realloc.every`, an int is a step, a float a share of the run.
+        seed: of start places and random choices.
+        record: a path to an event log, or an object with ``decision(event)``.
+
+    Raises:
+        ConfigError: a method that moves without ``every``.
+
+    Example::
+
+        trainer = Trainer(model, args, train_dataset=texts, callbacks=[ReallocCallback(methods.topk(2))])
+        trainer.train()
+        trainer.save_model("plain")  # after callback.handle.detach()
+    """
+
+    def __init__(
+        self,
+        method: AnyMethod,
+        *,
+        every: int | None = None,
+        begin: int | float = 0,
+        until: int | float = 1.0,
+        seed: int = 0,
+        record: Sink | str | Path | None = None,
+    ) -> None:
+        self.terms = Terms(method, every, begin, until, seed, record)
+        self.handle: Handle | LayerHandle | None = None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The Trainer is made: prepare its model."""
+        model = kwargs.get("model")
+        if model is None:
+            raise StateError("this Trainer has no model yet (model_init?); give it the model itself")
+        self.terms.prepare(model)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Optimizer and checkpoint are there: hook them."""
+        if self.handle is None:
+            self.handle = self.terms.attach(kwargs["model"], kwargs["optimizer"], state.max_steps)

@@ -1,0 +1,220 @@
+"""Trainer, Lightning, accelerate and a plain loop: the same decisions for one seed, and resumes with no extra call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import lightning
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import realloc
+from realloc import methods
+from realloc.errors import ConfigError
+from realloc.integrations.lightning import ReallocCallback as LightningCallback
+from realloc.integrations.transformers import ReallocCallback as TrainerCallback
+
+STEPS, SIZE, RATE = 12, 4, 1e-3
+METHODS = {
+    "topk": lambda: methods.topk(1), "lisa": lambda: methods.lisa(2),
+    "layer_gradient": lambda: methods.layer_gradient(0.7), "adalora": lambda: methods.adalora(rank=2), "random_ranks": lambda: methods.random_ranks(rank=2),
+}  # fmt: skip
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:UserWarning"),  # of the frameworks, about loggers, workers and devices
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.RA003"),
+]
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return transformers.BertForSequenceClassification(config)
+
+
+class Texts(Dataset):  # type: ignore[type-arg]
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(3, 40, (STEPS * SIZE // 2, 6), generator=draw)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = self.ids[index]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": (ids[0] > 20).long()}
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(Texts(), batch_size=SIZE, shuffle=False)
+
+
+def every(name: str) -> int | None:
+    return None if name == "topk" else 3
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def plain(name: str, *, accelerated: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    model: Any = bert().train()
+    method = METHODS[name]()
+    if hasattr(method, "rank"):
+        realloc.prepare(model, method)
+    optimizer: Any = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    batches: Any = loader()
+    accelerator = accelerate.Accelerator(cpu=True) if accelerated else None
+    if accelerator is not None:
+        model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    schedule = None if every(name) is None else realloc.every(3, total=STEPS)
+    handle = realloc.attach(model, optimizer, method, schedule=schedule)
+    for _ in range(2):
+        for batch in batches:
+            loss = model(**batch).loss
+            optimizer.zero_grad()
+            accelerator.backward(loss) if accelerator is not None else loss.backward()
+            optimizer.step()
+    return weights(model), handle.state()
+
+
+class Sequential(transformers.Trainer):
+    """In the order of the data, as the others here."""
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def arguments(folder: Path, **more: Any) -> transformers.TrainingArguments:
+    return transformers.TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=SIZE, num_train_epochs=2, learning_rate=RATE,
+        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.0, report_to=[], use_cpu=True,
+        disable_tqdm=True, optim="adamw_torch", **{"save_strategy": "no", "logging_strategy": "no", **more},
+    )  # fmt: skip
+
+
+def trainer(name: str, folder: Path, **more: Any) -> tuple[transformers.Trainer, TrainerCallback]:
+    callback = TrainerCallback(METHODS[name](), every=every(name))
+    judged = {"eval_dataset": Texts()} if "eval_strategy" in more else {}
+    return Sequential(
+        model=bert(), args=arguments(folder, **more), train_dataset=Texts(), callbacks=[callback], **judged
+    ), callback
+
+
+class Module(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = bert().train()
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss: Tensor = self.model(**batch).loss
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        held = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW(held, lr=RATE, weight_decay=0.0)
+
+
+def lit(name: str, epochs: int, **more: Any) -> tuple[lightning.Trainer, LightningCallback]:
+    callback = LightningCallback(METHODS[name](), every=every(name))
+    return lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[callback], **{"enable_checkpointing": False, **more},
+    ), callback  # fmt: skip
+
+
+def alike(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> None:
+    """The same decisions; names carry the prefix of the module that holds the model."""
+    for key, value in wanted.items():
+        mine = found[key]
+        if isinstance(value, dict):
+            mine = {name.removeprefix(prefix): one for name, one in mine.items()}
+        assert mine == value or key in ("hits", "cached_bytes", "moments_bytes"), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_loop_decides_alike_and_trains_alike(name: str, tmp_path: Path) -> None:
+    wanted, state = plain(name)
+    assert state["steps"] == STEPS
+    found, its = plain(name, accelerated=True)
+    alike(its, state)
+    made, callback = trainer(name, tmp_path)
+    made.train()
+    assert callback.handle is not None
+    alike(callback.handle.state(), state)
+    module = Module()
+    fitted, other = lit(name, 2)
+    fitted.fit(module, loader())
+    assert other.handle is not None
+    if name not in ("adalora", "random_ranks"):  # ranks start by random streams named like the site, prefix and all
+        alike(other.handle.state(), state, "model.")
+    for mine in (found, weights(made.model)):
+        for key, value in wanted.items():
+            assert torch.allclose(mine[key].float(), value.float(), atol=1e-5), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_trainer_resumes_with_no_extra_call(name: str, tmp_path: Path) -> None:
+    whole, first = trainer(name, tmp_path / "a", save_strategy="steps", save_steps=5)
+    whole.train()
+    again, second = trainer(name, tmp_path / "a", save_strategy="steps", save_steps=5)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert first.handle is not None and second.handle is not None
+    alike(second.handle.state(), first.handle.state())
+    for (key, mine), theirs in zip(weights(again.model).items(), weights(whole.model).values(), strict=True):
+        assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
+
+
+@pytest.mark.parametrize("name", ["topk", "lisa", "adalora"])
+def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) -> None:
+    made, callback = trainer(
+        name, tmp_path, save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    made.train()
+    best = made.state.best_model_checkpoint
+    assert best is not None
+    judged = made.evaluate()["eval_loss"]
+    assert judged == pytest.approx(made.state.best_metric, abs=1e-4)
+    assert callback.handle is not None
+    callback.handle.detach()
+    made.save_model(str(tmp_path / "plain"))
+    if name != "adalora":
+        transformers.BertForSequenceClassification.from_pretrained(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_lightning_resumes_with_no_extra_call(name: str, tmp_path: Path) -> None:
+    whole = Module()
+    lit_whole, first = lit(name, 2)
+    lit_whole.fit(whole, loader())
+    half = Module()
+    lit_half, _ = lit(name, 2, max_steps=6)
+    lit_half.fit(half, loader())
+    lit_half.save_checkpoint(tmp_path / "half.ckpt")
+    again = Module()
+    lit_again, second = lit(name, 2)
+    lit_again.fit(again, loader(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True)
+    assert first.handle is not None and second.handle is not None
+    if name in ("topk", "layer_gradient"):  # whose choices do not hang on the length that each was told
+        alike(second.handle.state(), first.handle.state())
+        for (key, mine), theirs in zip(weights(again).items(), weights(whole).values(), strict=True):
+            assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
+    assert second.handle.steps == STEPS
+
+
+def test_a_method_that_moves_needs_an_interval() -> None:
+    for kind in (TrainerCallback, LightningCallback):
+        with pytest.raises(ConfigError, match=r"lisa moves.*every=100"):
+            kind(methods.lisa(2))
