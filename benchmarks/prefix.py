@@ -69,8 +69,8 @@ def main() -> None:
             if number >= WARM:
                 seconds[kind].append(spent)
     print(f"`{machine.command()}`\n\n{machine.describe()}\n")
-    print("| layers frozen | ms, read | times faster | ceiling L/(L-k) | of the ceiling | ms, computed | times faster |\n"
-          "|---|---|---|---|---|---|---|")  # fmt: skip
+    head = ("layers frozen", "ms, read", "faster", "ceiling L/(L-k)", "of the ceiling", "ms, computed", "faster")
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     whole = statistics.median(seconds[0, False])
     for k in range(1, LAYERS):
         read, computed = (statistics.median(seconds[k, cached]) for cached in (True, False))

@@ -22,7 +22,8 @@ from realloc.integrations.transformers import ReallocCallback as TrainerCallback
 STEPS, SIZE, RATE = 12, 4, 1e-3
 METHODS = {
     "topk": lambda: methods.topk(1), "lisa": lambda: methods.lisa(2),
-    "layer_gradient": lambda: methods.layer_gradient(0.7), "adalora": lambda: methods.adalora(rank=2), "random_ranks": lambda: methods.random_ranks(rank=2),
+    "layer_gradient": lambda: methods.layer_gradient(0.7), "adalora": lambda: methods.adalora(rank=2),
+    "random_ranks": lambda: methods.random_ranks(rank=2),
 }  # fmt: skip
 
 pytestmark = [
