@@ -29,10 +29,12 @@ ORDER = (
     "depths", "methods", "choose", "prepare",
     "release", "acquire", "decide", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "attach_layers", "attach",
-    "export", "testing", "train", "compare", "cli", "realloc",
+    "export", "testing", "train", "compare", "finetune", "cli", "realloc",
 )  # fmt: skip
 
 LAZY = {
+    "realloc.cli.finetune -> realloc.finetune.preview": "transformers is optional, and takes seconds to load",
+    "realloc.cli.finetune -> realloc.finetune.session": "the same",
     "realloc.kernels.team -> realloc.kernels.compiled": "numba comes when the first kernel runs, not with realloc",
 }
 FROM_PACKAGE = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from realloc.cli.compare import compare, demo
+from realloc.cli.finetune import finetune
 from realloc.cli.look import info, inspect, methods
 from realloc.cli.train import resume, train
 
@@ -15,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, compare, inspect, resume, methods, info):
+for command in (demo, finetune, train, compare, inspect, resume, methods, info):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""Batches of tokens, bucketed by length: a function of (seed, step), so that a resume has nothing to restore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from realloc.errors import ConfigError, plain
+from realloc.finetune.texts import Row
+from realloc.rng import stream
+
+CHUNK: Final = 20  # batches that are sorted by length together
+
+Batch = dict[str, Tensor]
+
+
+def tokenise(rows: Sequence[Row], tokenizer: Any, most: int, where: str) -> list[list[int]]:
+    """Token numbers of each text, cut at ``most``.
+
+    Raises:
+        ConfigError: a text without a token.
+    """
+    if not rows:
+        return []
+    found: list[list[int]] = tokenizer([row.text for row in rows], truncation=True, max_length=most)["input_ids"]
+    special = tokenizer.num_special_tokens_to_add(pair=False)
+    for row, tokens in zip(rows, found, strict=True):
+        if len(tokens) <= special:
+            raise ConfigError(f"{plain(where)}: the text '{plain(row.text)[:40]}' has no token of this model; drop it")
+    return found
+
+
+def chunked(rows: Sequence[Row], tokenizer: Any, most: int) -> list[list[int]]:
+    """All texts one after the other, cut into pieces of ``most`` tokens, for a causal language model."""
+    whole: list[int] = []
+    for row in rows:
+        whole += tokenizer(row.text)["input_ids"]
+    pieces = [whole[i : i + most] for i in range(0, len(whole), most)]
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+@final
+class Batches:
+    """Shuffled batches whose rows are about as long as each other; none is dropped.
+
+    Each epoch: a permutation, cut into chunks of 20 batches, each sorted by length, the batches shuffled.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], labels: Tensor, size: int, seed: int, pad: int) -> None:
+        self.rows, self.labels = rows, labels
+        self._size, self._seed, self._pad = size, seed, pad
+        self._epoch, self._order = -1, list[list[int]]()
+        self.per_epoch = -(-len(rows) // size)
+
+    def at(self, step: int) -> tuple[Batch, Tensor]:
+        """The batch of a step, from 0: ``input_ids`` and ``attention_mask`` ``[b, t]``, and its labels."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._ordered(epoch)
+        return self.of(self._order[place])
+
+    def _ordered(self, epoch: int) -> list[list[int]]:
+        draw = stream(self._seed, "order", "", epoch)
+        order = torch.randperm(len(self.rows), generator=draw).tolist()
+        found = []
+        for first in range(0, len(order), self._size * CHUNK):
+            chunk = sorted(order[first : first + self._size * CHUNK], key=lambda i: len(self.rows[i]))
+            found += [chunk[i : i + self._size] for i in range(0, len(chunk), self._size)]
+        return [found[i] for i in torch.randperm(len(found), generator=draw).tolist()]
+
+    def of(self, index: Sequence[int]) -> tuple[Batch, Tensor]:
+        """The rows of some numbers, padded on the right to the longest."""
+        longest = max(len(self.rows[i]) for i in index)
+        ids = torch.full((len(index), longest), self._pad, dtype=torch.int64)
+        mask = torch.zeros(len(index), longest, dtype=torch.int64)
+        for row, i in enumerate(index):
+            tokens = self.rows[i]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return {"input_ids": ids, "attention_mask": mask}, self.labels[list(index)]
+
+    def sorted(self, size: int, most: int | None = None) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """The first ``most`` rows in batches by length, for judging: which rows, the batch, and its labels."""
+        order = sorted(
+            range(len(self.rows) if most is None else min(most, len(self.rows))), key=lambda i: len(self.rows[i])
+        )
+        for first in range(0, len(order), size):
+            index = order[first : first + size]
+            yield index, *self.of(index)
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return sum(map(len, self.rows))

@@ -1,0 +1,100 @@
+"""Everything a fine-tuning run depends on, checked before anything slow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from realloc.errors import ConfigError, nearest, plain
+from realloc.finetune.budget import Budget
+from realloc.train.config import Setting
+
+Task = Literal["text-classification", "regression", "causal-lm"]
+
+
+@final
+class FinetuneConfig(BaseModel):
+    """One run. Frozen; unknown keys and values out of range are refused.
+
+    ``lr`` None: the method's usual rate. ``epochs`` None: 3, or what a budget of seconds allows. ``label`` None: no
+    labels (causal-lm). ``tokens``: longest text, in tokens; longer ones are cut.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    model: str
+    data: str
+    eval: str | None = None
+    text: str | None = None
+    label: str | None = None
+    task: Task = "text-classification"
+    method: str = "focus"
+    settings: Mapping[str, Setting] = Field(default_factory=dict)
+    budget: str | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
+    lr: Annotated[float, Field(gt=0, le=1000)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
+    rows: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    @field_validator("epochs", "batch_size", "lr", "seed", "tokens", "rows", "threads", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: object) -> object:
+        if isinstance(value, bool):  # pydantic would take true for 1
+            raise ValueError("a number is wanted")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.budget is not None and self.epochs is not None and self.spend.seconds is not None:
+            raise ConfigError(
+                f"epochs {self.epochs:g} and the budget {self.budget} both set the run's length; give one"
+            )
+        return self
+
+    @property
+    def spend(self) -> Budget:
+        """The budget, read."""
+        return Budget.read(self.budget)
+
+
+RANGES: Mapping[str, str] = {
+    "task": "take text-classification, regression or causal-lm",
+    "epochs": "take a number above 0, such as 3",
+    "batch_size": "take a whole number from 1 to 100,000",
+    "lr": "take a number above 0 and at most 1000, such as 0.001",
+    "seed": "take a whole number from 0 to 2147483647",
+    "tokens": "take a whole number from 2 to 100,000",
+    "rows": "take a whole number of training texts, from 1",
+    "threads": "take a whole number from 1 to 1024",
+}
+
+
+def finetune_config(values: Mapping[str, Any]) -> FinetuneConfig:
+    """Check a mapping and make the run's config of it.
+
+    Raises ConfigError naming the first wrong key, its value and the remedy.
+
+    >>> finetune_config({"model": "minilm", "data": "a.csv", "epoch": 3})
+    Traceback (most recent call last):
+    ...
+    realloc.errors.ConfigError: config key 'epoch' is unknown; nearest: 'epochs'
+    """
+    known = FinetuneConfig.model_fields
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"config key '{plain(str(key))}' is unknown{nearest(str(key), known, 1)}")
+    try:
+        return FinetuneConfig.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        key = str(first["loc"][0]) if first["loc"] else "config"
+        value = plain(str(values.get(key)))[:80]
+        raise ConfigError(f"{key} {value} is not allowed; {RANGES.get(key, first['msg'])}") from error

@@ -1,0 +1,138 @@
+"""focus: measure first which layers the task needs, on this data and this machine; then train only those."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from realloc.allocate.prefix import Depths
+from realloc.depths import probe_depths
+from realloc.finetune.batches import Batch, Batches
+from realloc.finetune.weights import Loaded
+from realloc.sites.blocks import blocks_of
+
+FIRST: Final = 512  # texts of the first probe; doubled until the depths are told apart
+GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
+OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
+MOST: Final = 4  # times the epochs asked for
+
+
+@final
+@dataclass(frozen=True)
+class Costs:
+    """A cost table: seconds of one batch of a known number of tokens on this machine."""
+
+    tokens: int
+    step: float  # forward, and the gradient of the activations through all layers: what LoRA cannot do without
+    forward: float
+    low: float  # forward in bfloat16
+
+    def lora(self, tokens: int) -> float:
+        """Seconds that LoRA takes for so many tokens."""
+        return OVERHEAD * self.step * tokens / self.tokens
+
+    @property
+    def compute(self) -> str:
+        """The faster way to run a frozen prefix."""
+        return "bfloat16" if self.forward > GAIN * self.low else "float32"
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """What focus decides before it trains. ``k`` layers train; None: none can be frozen, uniform LoRA is used."""
+
+    k: int | None
+    epochs: float
+    compute: str
+    depths: Depths
+    costs: Costs
+    lora_seconds: float  # predicted, for the epochs asked for
+    why: str
+
+
+def measure(loaded: Loaded, batches: Batches) -> Costs:
+    """Time a batch of middling length: two of each kind, the faster counts."""
+    order = sorted(range(len(batches.rows)), key=lambda i: len(batches.rows[i]))
+    middle = order[len(order) // 2 :][:32]
+    batch, _ = batches.of(middle)
+    base, ids, mask = loaded.base, batch["input_ids"], batch["attention_mask"]
+    flags = [(p, p.requires_grad) for p in base.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        step = min(_timed(lambda: _both_ways(base, ids, mask)) for _ in range(2))
+        with torch.no_grad():
+            forward = _timed(lambda: base(input_ids=ids, attention_mask=mask))
+            low = min(_timed(lambda: _low(base, ids, mask)) for _ in range(2))
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    return Costs(int(mask.sum()), step, forward, low)
+
+
+def _both_ways(base: Any, ids: Tensor, mask: Tensor) -> None:
+    embedded = base.get_input_embeddings()(ids).detach().requires_grad_()
+    base(inputs_embeds=embedded, attention_mask=mask)[0].sum().backward()
+
+
+def _low(base: Any, ids: Tensor, mask: Tensor) -> None:
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        base(input_ids=ids, attention_mask=mask)
+
+
+def _timed(act: Any) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, targets: Tensor) -> Choice:
+    """Decide what trains and for how long.
+
+    Args:
+        loaded: the model, which is left as it was.
+        batches: the training texts.
+        epochs: that LoRA would be given.
+        share: of LoRA's predicted seconds that may be spent, all included.
+        targets: of the training texts, as a probe takes them.
+    """
+    began = time.perf_counter()
+    costs = measure(loaded, batches)
+    depths = _probed(loaded, batches, targets, costs.compute)
+    layers = len(blocks_of(loaded.base))
+    lora = costs.lora(batches.tokens) * epochs
+    if not depths.frozen:
+        why = "no depth surely knows more of the labels than the embeddings do: every layer must train"
+        return Choice(None, epochs, costs.compute, depths, costs, lora, why)
+    k = layers - depths.frozen
+    spent = time.perf_counter() - began
+    faster = costs.low if costs.compute == "bfloat16" else costs.forward
+    prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
+    epoch = 3 * k / (2 * layers) * costs.lora(batches.tokens)
+    fits = (share * lora - spent - prefix) / epoch
+    chosen = min(MOST * epochs, max(epochs, fits))
+    why = (
+        f"depth {depths.best} of {layers} knows most of the labels: the {depths.frozen} layers below are frozen, "
+        f"the top {k} train for {chosen:.2g} epochs"
+    )
+    return Choice(k, chosen, costs.compute, depths, costs, lora, why)
+
+
+def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str) -> Depths:
+    """Probe a sample, and twice as many texts as long as the depths are not told apart."""
+    count = min(FIRST, len(batches.rows))
+    while True:
+        order: list[int] = []
+        rows: list[Batch] = []
+        for index, batch, _ in batches.sorted(64, count):
+            order += index
+            rows.append(batch)
+        found = probe_depths(loaded.model, rows, targets[order], compute=compute)
+        if found.separated or count == len(batches.rows):
+            return found
+        count = min(2 * count, len(batches.rows))
