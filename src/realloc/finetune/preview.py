@@ -9,9 +9,11 @@ from typing import Any, Final, final
 
 import torch
 
-from realloc.finetune.arms import Arm
+from realloc.finetune.arms.arm import Arm
 from realloc.finetune.config import FinetuneConfig
-from realloc.finetune.session import Scene, begun, decide, prepared
+from realloc.finetune.decided import decide
+from realloc.finetune.scene import Scene, prepared
+from realloc.finetune.session import begun
 from realloc.sites.blocks import blocks_of
 from realloc.train.memory import Peak
 
