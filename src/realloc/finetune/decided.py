@@ -23,7 +23,7 @@ ENDLESS: Final = 10**7  # steps, where seconds end the run
 @final
 @dataclass(frozen=True)
 class Decided:
-    """A method of the table, its settings, and its length. ``expected``: steps, an estimate where seconds end the run."""
+    """A method of the table, its settings, and its length. ``expected``: steps; with seconds, an estimate."""
 
     method: str
     settings: Mapping[str, Any]

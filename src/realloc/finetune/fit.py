@@ -19,7 +19,7 @@ CLIP: Final = 1.0
 def fit(
     arm: Arm, batches: Batches, aim: Aim, length: Length, clock: Clock, first: int, after: Callable[[int, float], None]
 ) -> int:
-    """Train from step ``first`` to the end of ``length``; ``after`` gets the steps taken and the loss. Returns the steps.
+    """Train from step ``first`` to the end of ``length``; ``after`` gets the steps taken and the loss. Returns them.
 
     At least one step is taken, however short the time is.
     """

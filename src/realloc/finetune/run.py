@@ -1,4 +1,4 @@
-"""One fine-tuning run from config to result, with or without a run folder; a resume is the same run, begun further on."""
+"""One fine-tuning run from config to result, with or without a run folder; a resume is the same run, further on."""
 
 from __future__ import annotations
 

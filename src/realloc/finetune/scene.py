@@ -1,4 +1,4 @@
-"""What stays the same over a run: texts as tokens, cut in three, and the pre-trained model. Slow, and before the clock."""
+"""What stays the same over a run: texts as tokens, cut in three, and the pre-trained model. Made before the clock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prepared(config: FinetuneConfig) -> Scene:
     tokens, labels = _tokens(found.train, config, loaded)
     if len(tokens) < 2:
         raise ConfigError(
-            f"data '{plain(config.data)}' gives {len(tokens)} piece(s) of {config.tokens} tokens; give more text, or "
+            f"data '{plain(config.data)}' gives {len(tokens)} piece(s) of {loaded.tokens} tokens; give more text, or "
             "lower --tokens"
         )
     kept, back = texts.held_out(labels, config.seed, by_class=config.task == "text-classification")
@@ -67,9 +67,9 @@ def prepared(config: FinetuneConfig) -> Scene:
 
 def _tokens(rows: Sequence[texts.Row], config: FinetuneConfig, loaded: Loaded) -> tuple[list[list[int]], list[float]]:
     if config.task == "causal-lm":
-        pieces = chunked(rows, loaded.tokenizer, config.tokens)
+        pieces = chunked(rows, loaded.tokenizer, loaded.tokens)
         return pieces, [0.0] * len(pieces)
-    return tokenise(rows, loaded.tokenizer, config.tokens), [row.label for row in rows]
+    return tokenise(rows, loaded.tokenizer, loaded.tokens), [row.label for row in rows]
 
 
 def _batches(tokens: list[list[int]], labels: list[float], config: FinetuneConfig, loaded: Loaded) -> Batches:

@@ -61,12 +61,15 @@ def read(config: FinetuneConfig) -> Texts:
     else:
         cells = _cells(config.data, config)
         judged = _cells(config.eval, config) if config.eval is not None else []
+    if config.task != "causal-lm" and min(len(cells), config.rows or LEAST) < LEAST:
+        least = f"at least {LEAST} are needed"
+        raise ConfigError(f"data '{plain(config.data)}' gives {min(len(cells), config.rows or LEAST)} texts; {least}")
+    classes = _classes(config.data, cells) if config.task == "text-classification" else ()
     order = torch.randperm(len(cells), generator=stream(config.seed, "texts")).tolist()
     if config.rows is not None and config.rows < len(cells):
         cells = [cells[i] for i in sorted(order[: config.rows])]
-    if config.task != "causal-lm" and len(cells) < LEAST:
-        raise ConfigError(f"data '{plain(config.data)}' has {len(cells)} texts; at least {LEAST} are needed")
-    classes = _classes(config.data, cells) if config.task == "text-classification" else ()
+    if classes and len({label for _, _, label in cells}) < 2:
+        raise ConfigError(f"the {len(cells)} texts that --rows takes hold one class only; take more")
     return Texts(_rows(cells, config, classes), _rows(judged, config, classes), classes)
 
 

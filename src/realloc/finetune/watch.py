@@ -54,7 +54,8 @@ class Watch:
             raise RunError(f"the loss is {loss} at step {step:,}; lower the rate with --lr")
         self._loss += loss
         self._steps += 1
-        if step % self.scene.train.per_epoch == 0:
+        whole = step % self.scene.train.per_epoch == 0
+        if whole:
             self._end_epoch(step)
         now = time.perf_counter()
         over = self.decided.length.over(step, self.clock.seconds)
@@ -62,7 +63,7 @@ class Watch:
             self._told = now
             self._tell(self._progress(step, loss))
         since = now - self._saved
-        due = since >= max(SAVE_EVERY, SAVE_SHARE * self._cost)
+        due = since >= SAVE_SHARE * self._cost and (whole or since >= SAVE_EVERY)
         if self.keep is not None and (due or over or self._stop.asked):
             self.save(step)
         if self._stop.asked:

@@ -20,6 +20,7 @@ from realloc.finetune.config import FinetuneConfig, Task
 from realloc.finetune.head import MeanHead, unused
 
 # only what is here already is read, without code of its own, and no pickled weights
+TOKENS: Final = 128  # longest text where the user does not say
 _SAFE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -32,6 +33,7 @@ class Loaded:
     tokenizer: Any
     base: nn.Module  # the pre-trained part
     name: str
+    tokens: int  # longest text that is read
 
 
 def load(config: FinetuneConfig, outputs: int) -> Loaded:
@@ -55,13 +57,13 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
             raise
         except Exception as error:  # whatever transformers makes of a stranger's folder
             raise ConfigError(_cannot(config.model, where, error)) from error
-    _check_base(config, base, tokenizer)
+    most = _check_base(config, base, tokenizer)
     if config.task == "causal-lm":
         base.config.use_cache = False
-        return Loaded(base, tokenizer, base, config.model)
+        return Loaded(base, tokenizer, base, config.model, most)
     for parameter in unused(base):
         parameter.requires_grad_(False)
-    return Loaded(MeanHead(base, base.config.hidden_size, outputs, config.seed), tokenizer, base, config.model)
+    return Loaded(MeanHead(base, base.config.hidden_size, outputs, config.seed), tokenizer, base, config.model, most)
 
 
 def _find(name: str) -> tuple[str, str | None]:
@@ -94,9 +96,6 @@ def _check_settings(config: FinetuneConfig, settings: Any) -> None:
             f"model '{name}' is an encoder with a decoder ({plain(str(settings.model_type))}); give an encoder such as "
             "BERT, or a decoder such as Llama"
         )
-    most = getattr(settings, "max_position_embeddings", None)
-    if isinstance(most, int) and config.tokens > most:
-        raise ConfigError(f"tokens {config.tokens} is more than '{name}' reads; take --tokens {most} or less")
 
 
 def _weights(library: Any, where: str, task: Task, more: dict[str, Any]) -> Any:
@@ -113,7 +112,8 @@ def _weights(library: Any, where: str, task: Task, more: dict[str, Any]) -> Any:
     return whole
 
 
-def _check_base(config: FinetuneConfig, base: Any, tokenizer: Any) -> None:
+def _check_base(config: FinetuneConfig, base: Any, tokenizer: Any) -> int:
+    """Refuse what cannot be trained on texts; returns how many tokens of a text are read."""
     name = plain(config.model)
     if "input_ids" not in inspect.signature(base.forward).parameters:
         raise ConfigError(f"model '{name}' ({type(base).__name__}) reads no tokens; give a model of text")
@@ -124,6 +124,11 @@ def _check_base(config: FinetuneConfig, base: Any, tokenizer: Any) -> None:
         )
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    places = getattr(base.config, "max_position_embeddings", None)
+    most = min(tokenizer.model_max_length, places) if isinstance(places, int) else tokenizer.model_max_length
+    if config.tokens is not None and config.tokens > most:
+        raise ConfigError(f"tokens {config.tokens} is more than '{name}' reads; take --tokens {most} or less")
+    return int(min(config.tokens or TOKENS, most))
 
 
 def _cannot(name: str, where: str, error: Exception) -> str:

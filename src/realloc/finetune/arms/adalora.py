@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.finetune.arms.arm import Arm, Order, optimizer_of
-from realloc.finetune.arms.lora import lora_within, peft, rank_of, targets
+from realloc.finetune.arms.lora import lora_within, peft, rank_of, targets, wrapped
 from realloc.finetune.weights import Loaded
 from realloc.train.config import Setting
 
@@ -33,8 +33,7 @@ def adalora(loaded: Loaded, order: Order) -> Arm:
         tinit=int(WARM * steps), tfinal=int(LAST * steps), total_step=steps,
         deltaT=max(1, int((1 - WARM - LAST) * steps / CUTS)), **targets(loaded),
     )  # fmt: skip
-    torch.manual_seed(order.seed)
-    adapter: Any = library.get_peft_model(loaded.base, config)
+    adapter: Any = wrapped(library, loaded, config, order.seed)
     allocator = adapter.base_model.rankallocator
 
     def moved(step: int) -> None:

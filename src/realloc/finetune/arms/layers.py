@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import realloc.methods.autofreeze as autofreeze
-import realloc.methods.badam as badam
-import realloc.methods.layer_gradient as layer_gradient
-import realloc.methods.lisa as lisa
-import realloc.methods.random_layers as random_layers
-import realloc.methods.topk as topk
 from realloc.attach import attach
 from realloc.cache.settings import Cache
 from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
 from realloc.finetune.weights import Loaded
+from realloc.methods.autofreeze import autofreeze
+from realloc.methods.badam import badam
+from realloc.methods.layer_gradient import layer_gradient
 from realloc.methods.layers import LayerMethod
+from realloc.methods.lisa import lisa
+from realloc.methods.random_layers import random_layers
+from realloc.methods.topk import topk
 from realloc.schedule import every
 from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
@@ -57,16 +57,16 @@ def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
 
 LAYERS: Final[Mapping[str, Kind]] = {
     "autofreeze": Kind(
-        layers(lambda s, cache: autofreeze.autofreeze(s["percentile"], cache=cache)), 3e-4, {"percentile": 50.0},
+        layers(lambda s, cache: autofreeze(s["percentile"], cache=cache)), 3e-4, {"percentile": 50.0},
         moves=True,
     ),
-    "badam": Kind(layers(lambda s, _: badam.badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
+    "badam": Kind(layers(lambda s, _: badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
     "layer_gradient": Kind(
-        layers(lambda s, _: layer_gradient.layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
+        layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
     ),
-    "lisa": Kind(layers(lambda s, _: lisa.lisa(s["layers"])), 3e-4, {"layers": 2}, moves=True),
+    "lisa": Kind(layers(lambda s, _: lisa(s["layers"])), 3e-4, {"layers": 2}, moves=True),
     "random_layers": Kind(
-        layers(lambda s, _: random_layers.random_layers(s["share"])), 1e-3, {"share": 0.6}, moves=True
+        layers(lambda s, _: random_layers(s["share"])), 1e-3, {"share": 0.6}, moves=True
     ),
-    "topk": Kind(layers(lambda s, cache: topk.topk(s["k"], cache=cache)), 1e-3, {"k": 2}, topk_within),
+    "topk": Kind(layers(lambda s, cache: topk(s["k"], cache=cache)), 1e-3, {"k": 2}, topk_within),
 }  # fmt: skip

@@ -1,7 +1,8 @@
-"""LoRA by stock peft on every linear layer of the blocks; the head trains in full. Source: Hu et al. 2021, 2106.09685."""
+"""LoRA by stock peft on every linear layer of the blocks; the head trains in full. Source: Hu et al., 2106.09685."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,7 @@ def lora(loaded: Loaded, order: Order) -> Arm:
     library = peft()
     rank = rank_of(order.settings)
     config = library.LoraConfig(r=rank, lora_alpha=2 * rank, **targets(loaded))
-    torch.manual_seed(order.seed)
-    adapter = library.get_peft_model(loaded.base, config)
+    adapter = wrapped(library, loaded, config, order.seed)
     return Arm(loaded.model, optimizer_of(loaded, order.rate), adapter=adapter)
 
 
@@ -38,6 +38,14 @@ def lora_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
             f"{least:,}; raise the budget by {least - most:,} or more"
         )
     return {**settings, "rank": most // least}
+
+
+def wrapped(library: Any, loaded: Loaded, config: Any, seed: int) -> Any:
+    """Put adapters into the base, in place, from the seed."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers; nobody here can mend it
+        return library.get_peft_model(loaded.base, config)
 
 
 def peft() -> Any:
