@@ -17,3 +17,4 @@ def named(kind: str) -> list[str]:
 
 WEIGHTS = named("Method")
 LAYERS = named("LayerMethod")
+RANKS = named("RankMethod")

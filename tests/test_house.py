@@ -26,8 +26,8 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "depths", "methods", "choose", "prepare",
-    "release", "acquire", "decide", "ledger", "apply", "record",
+    "depths", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
+    "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "attach_layers", "attach",
     "export", "testing", "train", "compare", "finetune", "cli", "realloc",
 )  # fmt: skip
@@ -50,10 +50,16 @@ ANYTHING = {
     "realloc.cache.gate.__call__": "stands for any block's forward, whose arguments are the block's own",
 }
 WRITES = {
+    "realloc.finetune.fit: clip_grad_norm_": "the loop is a user's own, and clips as users do",
     "realloc.observe.layers: add_": "sums of gradients, a buffer of its own",
     "realloc.observe.layers: copy_": "the norms of those sums, a buffer of its own",
     "realloc.observe.layers: zero_": "the sums, when an interval ends",
     "realloc.sites.masked: masked_fill_": "masks a gradient before anybody reads it; values and state stay untouched",
+    "realloc.kernels.rank_product: addmm_": "into an output and a gradient that it has just made",
+    "realloc.kernels.rank_product: mul_": "the same",
+    "realloc.kernels.rank_product: copy_": "the same",
+    "realloc.kernels.rank_graph: mul_": "into a product that it has just made",
+    "realloc.kernels.rank_graph: copy_": "into a gradient that it has just made",
     "realloc.observe.gradients: mul_": "a running mean of the gradient, a buffer of its own",
     "realloc.observe.gradients: add_": "the same",
     "realloc.kernels.gather: copy_": "the gather of a move, called by apply and pool only",
@@ -64,7 +70,6 @@ WRITES = {
     "realloc.scores.topology: clamp_min_": "a count it has just made",
     "realloc.select.sampled: clamp_min_": "random numbers it has just drawn",
     "realloc.select.sampled: log_": "the same, and a copy of the scores",
-    "realloc.finetune.fit: clip_grad_norm_": "torch's own clipping, in a user's own plain loop",
     "realloc.finetune.head: normal_": "a head that is being made",
     "realloc.finetune.head: zeros_": "the same",
     "realloc.train.fashion_mnist: sub_": "pixels",
@@ -75,8 +80,8 @@ WRITES = {
     "realloc.testing: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
-MADE_WITH = {"Method": {"density": 0.25}}
-CONTROLS = {"full", "random_layers", "random_moves", "static"}
+MADE_WITH = {"Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "fixed": {"ranks": {"layer": 4}}}
+CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}
 
 
 def name_of(path: Path) -> str:
@@ -307,7 +312,7 @@ def test_types_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", methods.__all__)
 def test_a_method_cites_its_paper_and_has_its_page(name: str) -> None:
-    method = getattr(methods, name)(**MADE_WITH.get(kind_of(name), {}))
+    method = getattr(methods, name)(**MADE_WITH.get(name, MADE_WITH.get(kind_of(name), {})))
     assert method.name == name
     assert name in CONTROLS or re.fullmatch(r"\d{4}\.\d{4,5}", method.reference), method.reference
     page = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")

@@ -3,11 +3,23 @@
 from realloc import export, methods
 from realloc.attach import attach, prepare
 from realloc.cache.settings import Cache
+from realloc.calibrate import calibrate
 from realloc.depths import probe_depths
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.schedule import every
 
-__all__ = ["Cache", "Handle", "LayerHandle", "attach", "every", "export", "methods", "prepare", "probe_depths"]
+__all__ = [
+    "Cache",
+    "Handle",
+    "LayerHandle",
+    "attach",
+    "calibrate",
+    "every",
+    "export",
+    "methods",
+    "prepare",
+    "probe_depths",
+]
 
 __version__ = "0.1.0"

@@ -15,6 +15,7 @@ from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.masked import MaskedPool
+from realloc.pool.ranks import RankPool, new_rows
 from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of
 
 
@@ -44,8 +45,13 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
     with rewriting(holdings, *target.followers):
         for number, flat in enumerate(holdings.flats):
             if any(site.name in changes for site in flat.sites):
-                followers = [f.flats[number] for f in target.followers]
-                _move_flat(flat, changes, entries, target, followers, plan.step)
+                copies = [f.flats[number] for f in target.followers]
+                if isinstance(flat, RankPool):
+                    ranks = [copy for copy in copies if isinstance(copy, RankPool)]
+                    _move_ranks(flat, changes, entries, target, ranks, plan.step)
+                else:
+                    followers = [copy for copy in copies if isinstance(copy, FlatPool)]
+                    _move_flat(flat, changes, entries, target, followers, plan.step)
         if holdings.masked is not None:
             _move_masked(holdings.masked, changes, entries, target, plan.step)
             for follower in target.followers:
@@ -116,6 +122,43 @@ def _newcomers(
         new = None if gradient is None else (to_slots(entry.source, size) < 0).nonzero().flatten()
         found.append(Newcomers(spaced, entry.places.numel() * size, new, gradient))
     return [*found, Newcomers(torch.empty(0, dtype=torch.int64), idle * size)]
+
+
+def _move_ranks(
+    pool: RankPool,
+    changes: Mapping[str, Change],
+    entries: Mapping[str, Entry],
+    target: Target,
+    followers: Sequence[RankPool],
+    step: int,
+) -> None:
+    """Move ranks. A new one starts with a random A and a zero B, and with the moments of a fresh optimizer."""
+    parameter, seed = pool.parameter, target.holdings.book.read("seed")
+    moves, starts, first = [], [], 0  # first: number of the site's first rank, counted over the pool, before the move
+    for site in pool.sites:
+        entry, change = entries[site.name], changes.get(site.name)
+        old = torch.where(entry.source < 0, -1, entry.source - first)
+        first += site.rank
+        fan_out, fan_in = site.shape
+        a, b = torch.zeros(old.numel(), fan_in), torch.zeros(old.numel(), fan_out)
+        if change is not None and change.values is not None:
+            old = torch.full_like(old, -1)
+            a, b = change.values[:, :fan_in], change.values[:, fan_in:]
+        elif bool((old < 0).any()):
+            new = (old < 0).cpu()
+            a[new] = new_rows(int(new.sum()), fan_in, seed, site.name, step)
+        moves.append(old)
+        starts += [a.reshape(-1).to(parameter), b.reshape(-1).to(parameter)]
+    source = pool.source(moves)
+    values = torch.cat([*starts, parameter.new_zeros(pool.capacity - sum(part.numel() for part in starts))]).detach()
+    gather_pool(target.optimizer, parameter, source, dict(target.fresh[parameter]), values)
+    pool.follow(source)
+    places = [entries[site.name].places for site in pool.sites]
+    pool.write(places)
+    for follower in followers:
+        gather_slots([(follower.parameter.detach(), values)], source)
+        follower.follow(source)
+        follower.write(places)
 
 
 def _move_masked(

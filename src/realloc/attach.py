@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
 from realloc.attach_layers import attach_layers
-from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_under
+from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_ranks_under, prepare_under
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
@@ -20,12 +20,14 @@ from realloc.layer_handle import LayerHandle
 from realloc.links import LINK, Hook, Link
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_out, inner, replace, sort_groups
 from realloc.pool.holdings import find, root_of
 from realloc.pool.restore import densify
 from realloc.prepare import build, describe, plan_start
+from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
@@ -35,7 +37,7 @@ _taken: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # optimizers
 
 def prepare(
     model: nn.Module,
-    method: Method,
+    method: Method | RankMethod,
     *,
     seed: int = 0,
     dry_run: bool = False,
@@ -65,6 +67,13 @@ def prepare(
     root = root_of(model)
     if root is not model:
         raise StateError(f"prepare the model before {type(model).__name__} wraps it")
+    if isinstance(method, RankMethod):
+        ranks = plan_ranks(model, method)
+        table = describe_ranks(model, ranks, method)
+        if not dry_run:
+            build_ranks(model, ranks, method, seed=seed, group=groups)
+            _hook_model(model, table, {})
+        return table
     start = plan_start(model, method, seed)
     table = describe(start, method)
     if not dry_run:
@@ -77,9 +86,9 @@ def prepare(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method,
+    method: Method | RankMethod,
     *,
-    schedule: Schedule,
+    schedule: Schedule | None = None,
     seed: int = 0,
     record: Sink | str | Path | None = None,
 ) -> Handle: ...
@@ -100,7 +109,7 @@ def attach(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | LayerMethod,
+    method: Method | RankMethod | LayerMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -113,7 +122,7 @@ def attach(
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
         schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that never
-            chooses layers again (`methods.topk`) needs none.
+            chooses layers again (`methods.topk`), or never moves a rank (`methods.lora`), needs none.
         seed: of start places and random choices.
         record: a path to an event log, or an object with ``decision(event)``.
 
@@ -135,6 +144,8 @@ def attach(
         (32, 32, 0)
     """
     _check_model(model, method, seed)
+    if schedule is None and isinstance(method, RankMethod) and not method.moves:
+        schedule = Schedule(1, 0, 1, 1)
     still = isinstance(method, LayerMethod) and schedule is None
     if not still and not isinstance(schedule, Schedule):
         raise ConfigError(f"schedule is {schedule!r}; make one with realloc.every(n, until=..., total=...)")
@@ -154,7 +165,10 @@ def attach(
         return attach_layers(model, root, optimizer, method, schedule, seed, sink)
     assert schedule is not None
     if holdings is None:
-        bound = prepare_under(root, optimizer, method, seed)
+        if isinstance(method, RankMethod):
+            bound = prepare_ranks_under(root, optimizer, method, seed)
+        else:
+            bound = prepare_under(root, optimizer, method, seed)
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
         _hook_model(root, table, bound.old)
         root.__dict__[LINK].order = bound.order
@@ -162,20 +176,20 @@ def attach(
         if root.__dict__[LINK].engine is not None:
             raise StateError("this model is attached already; detach() the first handle before attaching again")
         table = root.__dict__["realloc_start"]
-        if (table.method, table.density) != (method.name, method.density):
+        if (table.method, table.asked) != (method.name, method.asked):
             raise ConfigError(
-                f"the model was prepared for {table.method} at density {table.density}, attach got {method.name} at "
-                f"{method.density}; pass the same method to both"
+                f"the model was prepared for {table.method} at {table.asked}, attach got {method.name} at "
+                f"{method.asked}; pass the same method to both"
             )
         fresh = fresh_of(optimizer, holdings)
     target = Target(holdings, optimizer, fresh, method.moments)
     return _hook(model, target, method, schedule, table, sink)
 
 
-def _check_model(model: nn.Module, method: Method | LayerMethod, seed: int) -> None:
+def _check_model(model: nn.Module, method: Method | RankMethod | LayerMethod, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if not isinstance(method, Method | LayerMethod):
+    if not isinstance(method, Method | RankMethod | LayerMethod):
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")
@@ -251,7 +265,7 @@ def _hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn
 def _hook(
     model: nn.Module,
     target: Target,
-    method: Method,
+    method: Method | RankMethod,
     schedule: Schedule,
     table: StartPlan,
     sink: Sink | None,

@@ -10,14 +10,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, plain
 from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_in, group_of, replace
 from realloc.pool.holdings import Holdings
 from realloc.pool.probe import fresh_state
+from realloc.pool.ranks import RankPool
 from realloc.pool.state import reset_masked
 from realloc.prepare import Start, build, describe, plan_start
+from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
 
 
 @final
@@ -35,7 +38,7 @@ class Bound:
 def prepare_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: Method, seed: int) -> Bound:
     """Prepare under an optimizer that has the dense weights: its groups change in place, its state is carried."""
     start = plan_start(root, method, seed)
-    group_index = _groups_of(start, optimizer)
+    group_index = _groups_of({c.name: c.parameter for c in start.chosen}, optimizer)
     probes = {}
     for chosen in start.chosen:
         key = (group_index[chosen.name], chosen.storage, chosen.parameter.dtype)
@@ -58,13 +61,48 @@ def prepare_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: Met
     return Bound(table, holdings, fresh, packed_weights(start), order)
 
 
+def prepare_ranks_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: RankMethod, seed: int) -> Bound:
+    """Prepare ranks under an optimizer that has the weights they stand beside: the pool comes before the first of them.
+
+    The weights stay where they are in the groups; frozen, they get no gradient, so the optimizer skips them.
+    """
+    start = plan_ranks(root, method)
+    group_index = _groups_of({layer.name: layer.weight for layer in start.choice.layers}, optimizer)
+    _check_beside({name: root.get_parameter(name) for name in start.choice.trained}, optimizer)
+    table = describe_ranks(root, start, method)
+    probes = {
+        index: fresh_state(optimizer, optimizer.param_groups[index], start.choice.layers[0].weight)
+        for index in set(group_index.values())
+    }
+    order: list[Tensor | str] = [p for group in optimizer.param_groups for p in group["params"]]
+    holdings = build_ranks(root, start, method, seed=seed, group=group_index.__getitem__)
+    fresh = {}
+    for pool in holdings.flats:
+        first = pool.sites[0].name
+        weight = next(layer.weight for layer in start.choice.layers if layer.name == first)
+        assert isinstance(weight, nn.Parameter)
+        replace(optimizer, [(first, weight)], [(pool.key, pool.parameter), (first, weight)])
+        fresh[pool.parameter] = probes[group_index[first]]
+    return Bound(table, holdings, fresh, {}, order)
+
+
+def _check_beside(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer without what trains in full beside ranks: it would stay as it is, silently."""
+    for name, parameter in weights.items():
+        if parameter.requires_grad and group_of(optimizer, parameter) is None:
+            raise ConfigError(
+                f"the optimizer does not hold {plain(name)!r}, which trains beside the ranks; make it from this "
+                "model's parameters, freeze that one, or say method.on(..., train=())"
+            )
+
+
 def packed_weights(start: Start) -> dict[str, weakref.ref[nn.Parameter]]:
     """The dense weights that go into pools; whoever still holds one later holds a weight that nothing trains."""
     return {c.name: weakref.ref(c.parameter) for c in start.chosen if c.storage == "packed"}
 
 
-def _groups_of(start: Start, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    found = {c.name: group_of(optimizer, c.parameter) for c in start.chosen}
+def _groups_of(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    found = {name: group_of(optimizer, weight) for name, weight in weights.items()}
     missing = [name for name, index in found.items() if index is None]
     if missing:
         raise ConfigError(
@@ -78,7 +116,7 @@ def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Pa
     """What a fresh optimizer writes for each managed parameter of a prepared model.
 
     Raises:
-        ConfigError: the optimizer lacks one of them, or is not elementwise.
+        ConfigError: the optimizer lacks one of them, or what trains beside ranks, or is not elementwise.
     """
     fresh = {}
     for pool in holdings.flats:
@@ -89,6 +127,8 @@ def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Pa
                 "make it from model.parameters() after prepare()"
             )
         fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
+    if any(isinstance(pool, RankPool) for pool in holdings.flats):
+        _check_beside(dict(holdings.owner.named_parameters()), optimizer)
     for site in holdings.masked.sites if holdings.masked is not None else ():
         if group_of(optimizer, site.parameter) is None:
             raise ConfigError(f"the optimizer does not hold {site.name!r}; make it from this model's parameters")

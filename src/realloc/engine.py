@@ -6,7 +6,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, final
 
@@ -16,22 +16,27 @@ from realloc.allocate.apportion import apportion
 from realloc.apply import Target, apply, mark_groups
 from realloc.complaints import Complaints
 from realloc.decide import decide, least_of, target_of
+from realloc.decide_ranks import decide_ranks
 from realloc.errors import StateError, warn
-from realloc.ledger import Entry, check
+from realloc.ledger import Account, Entry, Held, check
 from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
 from realloc.observe.backwards import Backwards
 from realloc.observe.ranks import Ranks
 from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
+from realloc.pool.flat import FlatPool
 from realloc.pool.guard import Guard
 from realloc.pool.holdings import Holdings, rewriting
+from realloc.pool.masked import MaskedPool
+from realloc.pool.ranks import RankPool
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
-from realloc.sites.packed import PackedSite
-from realloc.stand import active_sites, finite, gradients_of, overwritten, standing_of
+from realloc.sites.masked import MaskedSite
+from realloc.stand import active_sites, finite, gradients_of, overwritten, ranks_standing_of, standing_of
 
 APART = (
     "model and optimizer hold different placements: one was loaded without the other. Load both, "
@@ -59,7 +64,7 @@ class Engine:
     def __init__(
         self,
         target: Target,
-        method: Method,
+        method: Method | RankMethod,
         schedule: Schedule,
         *,
         ranks: Ranks,
@@ -77,6 +82,7 @@ class Engine:
         self._attached = True
         self._guard = Guard(method.young)
         self._averages = Averages(self.holdings, method.average)
+        self._betas = method.betas if isinstance(method, RankMethod) else None
         self.complaints = Complaints(old)
         self._active: dict[str, bool] = {}
         self._quiet = 0
@@ -87,6 +93,7 @@ class Engine:
         flats, masked = target.holdings.flats, target.holdings.masked
         self.backwards = tuple(map(Backwards, flats))
         self._masked = () if masked is None else masked.sites
+        self._rank_pools = tuple(pool for pool in flats if isinstance(pool, RankPool))
         self._trained = [(pool.owner, pool.key, pool.parameter) for pool in flats]
         self._trained += [(*site.holder, site.parameter) for site in self._masked]
         self.arm()
@@ -112,7 +119,8 @@ class Engine:
     def arm(self) -> None:
         """Collect gradients in the coming step if a decision will look at them. Also after a load."""
         upcoming = self.holdings.book.read("steps") + 1
-        averages = self._averages.active and upcoming <= self.schedule.last
+        goes_on = upcoming <= self.schedule.last
+        averages = self._averages.active and goes_on
         armed = averages or (self.method.looks and self.schedule.due(upcoming))
         for backwards in self.backwards:
             backwards.arm(armed)
@@ -120,7 +128,7 @@ class Engine:
             site.arm(armed)
         # steps up to this one have nothing to decide, to collect or to complain about
         due = self.schedule.upcoming(upcoming)
-        busy = averages or not self.complaints.looked
+        busy = averages or (self._betas is not None and goes_on) or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 2
         special = armed or due == upcoming or self._several or self._masked or self.method.young
         self._plain = not (special or self.target.followers)
@@ -200,6 +208,9 @@ class Engine:
             return
         if self._averages.active:
             self._average()
+        if self._betas is not None:
+            for pool in self._rank_pools:
+                pool.measure(self._betas)
         due = self.schedule.due(step)
         if due or not self.complaints.looked:
             self.complaints.look(target.holdings.owner)
@@ -213,7 +224,7 @@ class Engine:
         sites = self.holdings.sites.values()
         if finite(self.target.fresh, self.ranks) and not overwritten(sites, self.ranks):
             active = active_sites(sites, self.ranks)
-            for pool in self.holdings.pools:
+            for pool in self._weight_pools():
                 gradients = gradients_of(pool, self.ranks)
                 self._averages.update({name: source for name, source in gradients.items() if active[name]})
 
@@ -235,34 +246,52 @@ class Engine:
 
     def _settled(self, step: int) -> tuple[Plan, dict[str, Entry]]:
         """Decide, agree with the other ranks, and let the ledger check it."""
-        averages = self._averages
-        pools = []
-        for pool in self.holdings.pools:
-            gradients = gradients_of(pool, self.ranks) if self.method.looks else {}
+        method, stamp = self.method, self.holdings.stamp()
+        made = self._decide_ranks(method, step) if isinstance(method, RankMethod) else self._decide(method, step)
+        agreed = [(self.ranks.agree(plan, stamp), accounts) for plan, accounts in made]
+        plans = [plan for plan, _ in agreed]
+        skipped = next((p.skipped for p in plans if p.skipped), None)
+        note = next((p.note for p in plans if p.note), "")
+        plan = Plan(step, () if skipped else tuple(c for p in plans for c in p.changes), skipped=skipped, note=note)
+        entries: dict[str, Entry] = {}
+        if plan.moves_anything:
+            for (part, accounts), pool in zip(agreed, self.holdings.pools, strict=True):
+                entries |= check(part, accounts, pool.capacity * pool.unit_size)
+        return plan, entries
+
+    def _decide_ranks(self, method: RankMethod, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
+        last = step >= self.schedule.last
+        share = method.share(1.0 if last else self.schedule.phase(step))
+        most, seed = max(method.share(0.0), method.share(1.0)), self.holdings.book.read("seed")
+        for pool in self._rank_pools:
+            sites = [ranks_standing_of(pool, site, self.ranks, self._active[site.name]) for site in pool.sites]
+            # a compacted pool has less room than the curve may ask for
+            target = min(pool.capacity, round(pool.budget * share / most))
+            phase = self.schedule.phase(step)
+            plan = decide_ranks(sites, method, step=step, phase=phase, seed=seed, target=target, last=last)
+            yield plan, [Held(s.name, s.grid, known.places) for s, known in zip(pool.sites, sites, strict=True)]
+
+    def _weight_pools(self) -> list[FlatPool | MaskedPool]:
+        return [pool for pool in self.holdings.pools if not isinstance(pool, RankPool)]
+
+    def _decide(self, method: Method, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
+        averages, pools = self._averages, list[list[Standing]]()
+        for pool in self._weight_pools():
+            gradients = gradients_of(pool, self.ranks) if method.looks else {}
             pools.append(
                 [
                     standing_of(pool, s, step, averages.of(s.name), gradients.get(s.name), self._active[s.name])
                     for s in pool.sites
                 ]
             )
-        plans = [self.ranks.agree(plan, self.holdings.stamp()) for plan in self._decide(pools, step)]
-        skipped = next((p.skipped for p in plans if p.skipped), None)
-        plan = Plan(step, () if skipped else tuple(c for p in plans for c in p.changes), skipped=skipped)
-        entries: dict[str, Entry] = {}
-        if plan.moves_anything:
-            for part, pool, standings in zip(plans, self.holdings.pools, pools, strict=True):
-                entries |= check(part, standings, pool.capacity)
-        return plan, entries
-
-    def _decide(self, pools: list[list[Standing]], step: int) -> Iterator[Plan]:
         seed, phase = self.holdings.book.read("seed"), self.schedule.phase(step)
         held = [sum(site.places.numel() for site in pool) for pool in pools]
         least = [least_of(pool) for pool in pools]
         ends = step >= self.schedule.last  # a falling density arrives, though ``until`` may lie between two moves
-        total = target_of([site for pool in pools for site in pool], self.method, 1.0 if ends else phase)
+        total = target_of([site for pool in pools for site in pool], method, 1.0 if ends else phase)
         targets = apportion(held, max(total, sum(least)), least, held)  # a falling density is shared among the pools
-        for pool, target in zip(pools, targets, strict=True):
-            yield decide(pool, self.method, step=step, phase=phase, seed=seed, target=target)
+        for mine, target in zip(pools, targets, strict=True):
+            yield decide(mine, method, step=step, phase=phase, seed=seed, target=target), mine
 
     def _updated(self) -> dict[str, bool]:
         """Which sites the optimizer has a gradient for, on any rank: of a backward, or set by hand."""
@@ -278,7 +307,7 @@ class Engine:
     def _reason_to_wait(self) -> str | None:
         """Why nothing may move now: no unit was measured, or what was measured is not finite."""
         sites = self.holdings.sites.values()
-        taps = [s.tap for s in sites if isinstance(s, PackedSite)]
+        taps = [s.tap for s in sites if not isinstance(s, MaskedSite)]
         self._active = active_sites(sites, self.ranks) if self.method.looks else self._updated()
         (rows,) = self.ranks.largest([sum(t.rows for t in taps)])
         if not any(self._active.values()):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
+from realloc.sites.rank import RankSite
 
 if TYPE_CHECKING:
     from realloc.engine import Engine
@@ -108,27 +109,35 @@ class Handle:
         """Why a site gained or lost in the moves of this session: what was measured, and where the line was drawn."""
         site, method = self._site(name), self._engine.method
         lines = [f"{plain(site.name)}: {site.held:,} of {site.capacity:,} weights held"]
-        if method.want is not None:
-            lines.append(f"  released by lowest {method.keep.name}, acquired by highest {method.want.name}")
+        if isinstance(site, RankSite):
+            lines = [f"{plain(site.name)}: rank {site.rank} of at most {site.cap}, {site.held:,} parameters"]
+        keep, want = method.keep, method.want
+        if keep is not None and want is not None:
+            lines.append(f"  released by lowest {keep.name}, acquired by highest {want.name}")
+        elif want is not None:
+            lines.append(f"  acquired by highest {want.name}; nothing is released")
         elif method.moves:
-            lines.append(f"  released by lowest {method.keep.name} as the density falls")
+            lines.append(f"  released by lowest {keep.name if keep else 'singular value'} as the density falls")
         for note in self._notes:
             if note.site != site.name:
                 continue
             if not (note.released or note.acquired):
                 free = site.capacity // site.grid.size - note.before
-                why = (
-                    "every place is held" if not free else "what went came back, or the drop fraction is below one unit"
-                )
+                rest = "what went came back, or the drop fraction is below one unit"
+                if isinstance(site, RankSite):
+                    rest = "its ranks were worth as much as others', or the budget paid for none"
+                why = "every place is held" if not free else rest
                 lines.append(f"  step {note.step}: nothing moved: {why}")
                 continue
             known = note.keep_threshold is not None and note.released
-            keep = f", {method.keep.name} up to {note.keep_threshold:.3g} went" if known else ""
+            word = keep.name if keep else "singular value"
+            gone = f", {word} up to {note.keep_threshold:.3g} went" if known else ""
             known = note.want_threshold is not None and note.acquired
-            want = f", from {note.want_threshold:.3g} up came" if known else ""
+            came = f", from {note.want_threshold:.3g} up came" if known else ""
             lines.append(
                 f"  step {note.step}: {note.before:,} -> {note.after:,} units "
-                f"(-{note.released:,} +{note.acquired:,}{keep}{want})"
+                f"(-{note.released:,} +{note.acquired:,}{gone}{came})"
+                + ("" if note.jump is None else f"; the layer's weight jumped by {note.jump:.3g}")
             )
         if not any(note.site == site.name for note in self._notes):
             due = self._engine.next_due()

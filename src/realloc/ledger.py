@@ -34,6 +34,16 @@ class Account(Protocol):
 
 @final
 @dataclass(frozen=True, eq=False)
+class Held:
+    """The account of a site, where nothing else is known of it."""
+
+    name: str
+    grid: Grid
+    places: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Entry:
     """What one site holds after a plan that balances."""
 
@@ -42,12 +52,12 @@ class Entry:
 
 
 def check(plan: Plan, accounts: Sequence[Account], capacity: int) -> dict[str, Entry]:
-    """Refuse a plan that would create, lose or double a unit, or that does not fit ``capacity`` units.
+    """Refuse a plan that would create, lose or double a unit, or that does not fit ``capacity`` slots.
 
     Args:
         plan: whose sites are all among the accounts.
         accounts: every site of one pool, in its order.
-        capacity: units of the pool.
+        capacity: slots of the pool; a unit of a site costs its grid's ``size``.
 
     Returns:
         The entry of each site: what `apply` needs, and gets nowhere else.
@@ -65,9 +75,9 @@ def check(plan: Plan, accounts: Sequence[Account], capacity: int) -> dict[str, E
     for account in accounts:
         entries[account.name] = _entry(account, changes.get(account.name), first)
         first += account.places.numel()
-    after = sum(entry.places.numel() for entry in entries.values())
+    after = sum(entries[account.name].places.numel() * account.grid.size for account in accounts)
     if after > capacity:
-        raise StateError(f"plan at step {plan.step} holds {after} units, the budget is {capacity}")
+        raise StateError(f"plan at step {plan.step} holds {after} slots, the budget is {capacity}")
     return entries
 
 

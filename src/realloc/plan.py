@@ -22,6 +22,8 @@ class Change:
     want_threshold: float | None = None  # lowest want score among the acquired
     predicted_gain: float = 0.0  # sum of the want scores of the acquired
     gradient: Tensor | None = None  # [len(acquired), size], where the moments of a new slot start from it
+    jump: float | None = None  # by how much the weight of a layer with ranks changes: Frobenius norm of what is cut
+    values: Tensor | None = None  # [after, in + out], where what stays is written anew (its moments start anew too)
 
     @property
     def moves_anything(self) -> bool:
@@ -37,6 +39,7 @@ class Plan:
     step: int
     changes: tuple[Change, ...]
     skipped: str | None = None
+    note: str = ""  # what the record should say of how it came about
 
     @property
     def units_moved(self) -> int:
@@ -62,6 +65,7 @@ class Note:
     acquired: int
     keep_threshold: float | None
     want_threshold: float | None
+    jump: float | None = None
 
 
 def notes_of(plan: Plan) -> list[Note]:
@@ -69,7 +73,7 @@ def notes_of(plan: Plan) -> list[Note]:
     return [
         Note(
             plan.step, c.site, c.before, c.after, c.released.numel(), c.acquired.numel(), c.keep_threshold,
-            c.want_threshold,
+            c.want_threshold, c.jump,
         )
         for c in plan.changes
     ]  # fmt: skip
@@ -95,15 +99,18 @@ class StartPlan:
     """What `prepare` does, or with ``dry_run=True`` would do: sites, budget, and what stays dense and why."""
 
     method: str
-    density: float
+    density: float  # share of the weights held at the end; for ranks, of the parameters of the layers they stand beside
     budget: int  # parameters
     sites: tuple[SiteLine, ...]
     dense: tuple[tuple[str, str], ...]  # (parameter, why it stays dense)
     notes: tuple[str, ...] = ()
+    asked: str = ""  # what the method was asked for, in words
 
     def __str__(self) -> str:
         width = max([4, *(len(s.name) for s in self.sites)])
-        lines = [f"{self.method}: {self.budget:,} weights held of {sum(s.capacity for s in self.sites):,}"]
+        ranks = any(s.storage == "rank" for s in self.sites)
+        held, most = sum(s.held for s in self.sites), sum(s.capacity for s in self.sites)
+        lines = [f"{self.method}: {held:,} {'parameters in ranks' if ranks else 'weights'} held of {most:,}"]
         lines += [f"  {'site':<{width}} {'shape':>16} {'held':>12} {'density':>8}  storage  compute"]
         for s in self.sites:
             shape = "x".join(map(str, s.shape))

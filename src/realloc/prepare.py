@@ -108,7 +108,7 @@ def describe(start: Start, method: Method) -> StartPlan:
     if len(keys) > 1:
         notes.append(f"{len(keys)} separate pools (by storage, dtype, device): units do not move between them")
     budget = sum(line.held for line in lines)
-    return StartPlan(method.name, method.density, budget, tuple(lines), start.dense, tuple(notes))
+    return StartPlan(method.name, method.density, budget, tuple(lines), start.dense, tuple(notes), method.asked)
 
 
 def _scatters(chosen: Chosen, places: Tensor) -> bool:

@@ -15,12 +15,16 @@ from realloc.observe.standing import Standing
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Site
 from realloc.pool.masked import MaskedPool
+from realloc.pool.ranks import RankPool
+from realloc.scores.held_ranks import HeldRanks
+from realloc.sites.masked import MaskedSite
 from realloc.sites.packed import PackedSite
+from realloc.sites.rank import RankSite
 
 
 def took_part(site: Site) -> bool:
     """Whether a site was in a backward of this step, on this rank."""
-    return site.tap.touched > 0 and not site.frozen if isinstance(site, PackedSite) else site.touched
+    return site.touched if isinstance(site, MaskedSite) else site.tap.touched > 0 and not site.frozen
 
 
 def active_sites(sites: Iterable[Site], ranks: Ranks) -> dict[str, bool]:
@@ -39,7 +43,7 @@ def finite(parameters: Iterable[nn.Parameter], ranks: Ranks) -> bool:
 
 def overwritten(sites: Iterable[Site], ranks: Ranks) -> bool:
     """Whether a tensor that a decision will look at was written to after its backward, on any rank."""
-    taps = [site.tap for site in sites if isinstance(site, PackedSite)]
+    taps = [site.tap for site in sites if not isinstance(site, MaskedSite)]
     return bool(ranks.largest([int(any(tap.overwritten() for tap in taps))])[0])
 
 
@@ -60,7 +64,7 @@ def _sources(pool: FlatPool | MaskedPool, reduce: Reduce) -> dict[str, GradientS
     return {name: source for name, source in found.items() if source is not None}
 
 
-def _source_of(site: Site, reduce: Reduce) -> GradientSource | None:
+def _source_of(site: PackedSite | MaskedSite, reduce: Reduce) -> GradientSource | None:
     if isinstance(site, PackedSite):
         return (
             PairGradient(site.grid, site.tap.pairs, site.tap.dense, site.values(), reduce) if site.tap.armed else None
@@ -73,7 +77,7 @@ def _source_of(site: Site, reduce: Reduce) -> GradientSource | None:
 
 def standing_of(
     pool: FlatPool | MaskedPool,
-    site: Site,
+    site: PackedSite | MaskedSite,
     step: int,
     average: Tensor | None,
     gradient: GradientSource | None,
@@ -87,4 +91,17 @@ def standing_of(
         age = step - held.long()
     return Standing(
         site.name, site.grid, site.shape, places, site.values(), gradient, average, age, active=active,
+    )  # fmt: skip
+
+
+def ranks_standing_of(pool: RankPool, site: RankSite, ranks: Ranks, active: bool) -> HeldRanks:
+    """What a decision may know of the ranks of one layer."""
+    a, b = site.factors()
+    means = None
+    if pool.means is not None:
+        mean, spread = (site.parts_of(buffer) for buffer in pool.means)
+        means = mean[0], mean[1], spread[0], spread[1]
+    return HeldRanks(
+        site.name, site.cap, site.shape, site.places().cpu(), a, b, site.scale, means, tuple(site.tap.pairs),
+        tuple(site.tap.dense), ranks.mean, active,
     )  # fmt: skip

@@ -111,7 +111,7 @@ def test_parquet_and_the_bundled_reviews(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.parquet, row 2, column 'label': the label is missing"):
         texts.read(finetune_config({"model": "m", "data": str(path)}))
     found = texts.read(finetune_config({"model": "m", "data": "reviews:department", "rows": 100}))
-    assert len(found.classes) == 6 and len(found.test) == 2000 and len(found.train) == 100
+    assert len(found.classes) == 6 and len(found.test) == 4000 and len(found.train) == 100
     assert not {row.text for row in found.test} & {row.text for row in found.train}
 
 

@@ -102,7 +102,7 @@ def change(released: Tensor, acquired: Tensor, before: int = 3, after: int | Non
         (plan_of(change(ints(1, 4), ints(2, 2))), 3, "acquired places are not sorted, or one is named twice"),
         (plan_of(change(ints(1), ints(0), after=2)), 3, "counts before and after"),
         (plan_of(change(ints(1), ints(0), before=4, after=4)), 3, "counts before and after"),
-        (plan_of(change(ints(1), ints(0, 2))), 3, "holds 4 units, the budget is 3"),
+        (plan_of(change(ints(1), ints(0, 2))), 3, "holds 4 slots, the budget is 3"),
         (plan_of(change(ints(1), ints(0), site="gone")), 3, "'gone', which is no site"),
         (plan_of(change(ints(1), ints(0)), change(ints(4), ints(2))), 3, "names a site twice"),
     ],

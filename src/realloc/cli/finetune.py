@@ -38,7 +38,9 @@ def finetune(
     task: Annotated[
         Words, _option("--task", "text-classification, regression, causal-lm", "text-classification")
     ] = None,
-    method: Annotated[Words, _option("--method", "focus, topk, lora, adalora, full, lisa, badam, ...", "focus")] = None,
+    method: Annotated[
+        Words, _option("--method", "focus, topk, lora, adalora, para, full, lisa, badam, ...", "focus")
+    ] = None,
     settings: flags.Settings = None,
     budget: Annotated[Words, _option("--budget", "60s, 300k trainable parameters, or 5% of the model's")] = None,
     epochs: Annotated[Words, _option("--epochs", "times through the texts", "3")] = None,
@@ -46,6 +48,7 @@ def finetune(
     lr: Annotated[Words, _option("--lr", "learning rate; it decays to 0", "the method's usual one")] = None,
     tokens: Annotated[Words, _option("--tokens", "longest text, in tokens", "128, or what the model reads")] = None,
     rows: Annotated[Words, _option("--rows", "training texts to take", "all")] = None,
+    eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take, the first ones", "all")] = None,
     seed: flags.Seed = None,
     threads: flags.Threads = None,
     out: flags.Out = None,
@@ -58,7 +61,8 @@ def finetune(
         given = {
             "model": model, "data": data, "eval": evaluation, "text": text_column, "label": label, "task": task,
             "method": method, "settings": flags.settings_of(settings) or None, "budget": budget, "epochs": epochs,
-            "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows, "seed": seed, "threads": threads,
+            "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows, "seed": seed,
+            "eval_rows": eval_rows, "threads": threads,
         }  # fmt: skip
         given = {key: value for key, value in given.items() if value is not None}
         if resume and out is None:

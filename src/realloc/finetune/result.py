@@ -17,9 +17,9 @@ class FinetuneResult:
 
     ``used`` is the method that trained, which focus chooses. ``train_seconds`` runs from the first measurement to the
     judgement of the held-out texts, everything included but the writing of checkpoints (``save_seconds``). ``held`` are
-    figures of the slice of the training texts that decisions may look at; those named ``test`` are of the evaluation
-    texts, read once. ``trainable`` counts what trains at the end, ``optimizer_bytes`` its state. ``peak_bytes`` is
-    anonymous memory over its value once weights and texts are loaded. ``finished``: always true in a written result.
+    figures of the slice of the training texts that decisions may look at; ``test`` (and what begins so) those of the
+    evaluation texts, read once. ``trainable`` counts what trains at the end, ``optimizer_bytes`` its state.
+    ``peak_bytes`` is anonymous memory over its value once weights and texts are loaded.
     """
 
     method: str
@@ -40,6 +40,7 @@ class FinetuneResult:
     test_loss: float | None
     test_rmse: float | None
     held: Mapping[str, float]
+    test: Mapping[str, float] | None
     train_seconds: float
     evaluate_seconds: float
     save_seconds: float

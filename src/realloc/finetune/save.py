@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import realloc.record.disk as disk
+from realloc.export.peft import peft
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.head import MeanHead, save_head
 from realloc.finetune.weights import Loaded, quiet
+from realloc.handle import Handle
 from realloc.record.sealed import seal
 
 MODEL: Final = "model"
@@ -26,14 +28,18 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
         RecordError: a disk error.
     """
     target, temporary = folder / MODEL, folder / f"tmp-{MODEL}"
-    saved: Any = arm.adapter or loaded.base
     with disk.told("write the model into", folder, "make room or rights there, then resume the run"):
         for old in (temporary, target):  # of a run that was cut short right here
             if old.exists():
                 shutil.rmtree(old)
         disk.make_folder(temporary)
+        if isinstance(arm.handle, Handle):
+            below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
+            peft(loaded.model, temporary, base_model_name=loaded.name, below=below)
         with quiet():
-            saved.save_pretrained(temporary)
+            if not isinstance(arm.handle, Handle):
+                saved: Any = arm.adapter or loaded.base
+                saved.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
         if isinstance(loaded.model, MeanHead):
             save_head(loaded.model, temporary)

@@ -20,6 +20,7 @@ from realloc.finetune.result import FinetuneResult
 from realloc.finetune.save import write_model
 from realloc.finetune.scene import Scene, prepared
 from realloc.finetune.watch import Watch
+from realloc.layer_handle import LayerHandle
 from realloc.pool.rights import moments_bytes
 from realloc.train.loop import Clock
 from realloc.train.memory import Peak
@@ -111,14 +112,14 @@ def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Jud
     config, decided, arm, account = scene.config, done.decided, done.arm, done.account
     judged = {} if test is None else test.metrics
     metric = METRICS[config.task]
-    handle = arm.handle
+    handle = arm.handle if isinstance(arm.handle, LayerHandle) else None
     result = FinetuneResult(
         method=config.method, used=decided.method, settings=dict(decided.settings), why=decided.why,
         model=config.model, data=config.data, task=config.task, seed=config.seed, steps=done.steps,
         epochs=done.steps / scene.train.per_epoch, batch_size=config.batch_size,
         lr=config.lr or arms.KINDS[decided.method].rate,
         metric=metric, test_metric=judged.get(metric), test_accuracy=judged.get("accuracy"),
-        test_loss=judged.get("loss"), test_rmse=judged.get("rmse"), held=done.held.metrics,
+        test=judged or None, test_loss=judged.get("loss"), test_rmse=judged.get("rmse"), held=done.held.metrics,
         train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
         save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
         trainable=sum(p.numel() for p in arm.model.parameters() if p.requires_grad),

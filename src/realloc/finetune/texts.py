@@ -19,7 +19,7 @@ from realloc.rng import stream
 
 HELD: Final = 0.1  # of the training texts, for decisions
 LEAST: Final = 10  # training texts
-REVIEWS_JUDGED: Final = 2000  # of the bundled reviews
+REVIEWS_JUDGED: Final = 4000  # of the bundled reviews
 TEXT_NAMES: Final = ("text", "sentence", "review")
 LABEL_NAMES: Final = ("label", "target", "y", "class")
 
@@ -70,7 +70,7 @@ def read(config: FinetuneConfig) -> Texts:
         cells = [cells[i] for i in sorted(order[: config.rows])]
     if classes and len({label for _, _, label in cells}) < 2:
         raise ConfigError(f"the {len(cells)} texts that --rows takes hold one class only; take more")
-    return Texts(_rows(cells, config, classes), _rows(judged, config, classes), classes)
+    return Texts(_rows(cells, config, classes), _rows(judged[: config.eval_rows], config, classes), classes)
 
 
 def held_out(labels: Sequence[float], seed: int, *, by_class: bool) -> tuple[list[int], list[int]]:
@@ -189,7 +189,7 @@ def _whole(path: Path) -> str:
 
 
 def _reviews(config: FinetuneConfig) -> tuple[list[Cell], list[Cell]]:
-    """The clothing reviews that have text and label: the first 2,000 of a fixed shuffle judge, the others train."""
+    """The clothing reviews that have text and label: the first 4,000 of a fixed shuffle judge, the others train."""
     path, column = reviews(config.data)
     rows = columns_of(path, [REVIEW, column])
     cells = [(f"reviews, row {number}", text, label) for number, (text, label) in rows if text and label]

@@ -91,7 +91,7 @@ class _Linear(torch.autograd.Function):
             gradients = linear_backward(gy, x, values, site, ctx.kernel, ctx.needs_input_grad[:3])
             layout = site.layout
             taps.notify(site.tap, rows_of(x, layout.in_features), rows_of(gy, layout.out_features))
-        return *_once(gradients), None, None
+        return *once(gradients), None, None
 
 
 @final
@@ -109,7 +109,7 @@ class _Weight(torch.autograd.Function):
         with torch.no_grad():
             gradient = weight_backward(gw, values, ctx.site)
             taps.notify_dense(ctx.site.tap, gw)
-        return *_once((gradient,)), None
+        return *once((gradient,)), None
 
 
 @final
@@ -117,16 +117,18 @@ class _Once(torch.autograd.Function):
     """Passes gradients on and refuses to be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def forward(ctx: Any, why: str, *gradients: Tensor | None) -> Any:
+        ctx.why = why
         return tuple(None if g is None else g.view_as(g) for g in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise StateError(TWICE)
+        raise StateError(ctx.why)
 
 
-def _once(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def once(gradients: tuple[Tensor | None, ...], why: str = TWICE) -> tuple[Tensor | None, ...]:
+    """Pass gradients on; where a graph of them is made, differentiating it is refused: ``why``."""
     if not torch.is_grad_enabled():
         return gradients
     tied = [None if g is None else g.requires_grad_() for g in gradients]
-    return cast("tuple[Tensor | None, ...]", _Once.apply(*tied))  # type: ignore[no-untyped-call]
+    return cast("tuple[Tensor | None, ...]", _Once.apply(why, *tied))  # type: ignore[no-untyped-call]

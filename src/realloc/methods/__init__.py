@@ -1,17 +1,25 @@
 """Every method by name. A new one costs its file and one line here."""
 
+from realloc.methods.adalora import adalora
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
 from realloc.methods.chts import chts
+from realloc.methods.eva import eva
+from realloc.methods.fixed import fixed
 from realloc.methods.full import full
 from realloc.methods.gmp import gmp
+from realloc.methods.gora import gora
 from realloc.methods.granet import granet
 from realloc.methods.gse import gse
 from realloc.methods.itop import itop
 from realloc.methods.layer_gradient import layer_gradient
 from realloc.methods.lisa import lisa
+from realloc.methods.lora import lora
+from realloc.methods.para import para
 from realloc.methods.random_layers import random_layers
 from realloc.methods.random_moves import random_moves
+from realloc.methods.random_ranks import random_ranks
+from realloc.methods.rank_gradient import rank_gradient
 from realloc.methods.rigl import rigl
 from realloc.methods.smet import smet
 from realloc.methods.snfs import snfs
@@ -20,6 +28,7 @@ from realloc.methods.static import static
 from realloc.methods.topk import topk
 
 __all__ = [
-    "autofreeze", "badam", "chts", "full", "gmp", "granet", "gse", "itop", "layer_gradient", "lisa",
-    "random_layers", "random_moves", "rigl", "smet", "snfs", "sparse_evolution", "static", "topk",
+    "adalora", "autofreeze", "badam", "chts", "eva", "fixed", "full", "gmp", "gora", "granet", "gse", "itop",
+    "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient", "rigl",
+    "smet", "snfs", "sparse_evolution", "static", "topk",
 ]  # fmt: skip

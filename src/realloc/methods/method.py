@@ -118,6 +118,11 @@ class Method:
         return replace(self, where=Where(layers or None, tuple(exclude), storage, block, rescale))
 
     @property
+    def asked(self) -> str:
+        """What it was asked for, in words."""
+        return f"density {self.density}"
+
+    @property
     def start_density(self) -> float:
         """Share of the weights held at the start."""
         return self.density if self.held is None else self.held(0.0)

@@ -7,9 +7,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from realloc.kernels.taps import current_task
+from realloc.kernels.taps import Tap, current_task
 from realloc.observe.gradients import PairGradient
-from realloc.pool.flat import FlatPool
+from realloc.pool.holdings import Flat, Tapped
 from realloc.sites.last_gradient import LastGradient, thrown_away
 from realloc.sites.packed import PackedSite
 
@@ -21,11 +21,11 @@ class Backwards:
     Itself the hook on the pool's parameter, not wrapped in `links.Hook`: that would be one more call in every backward.
     """
 
-    def __init__(self, pool: FlatPool) -> None:
+    def __init__(self, pool: Flat) -> None:
         self.pool = pool
         self.arrived: set[int] = set()
         self._taps = tuple(site.tap for site in pool.sites)
-        self._sites = tuple(zip(pool.sites, self._taps, strict=True))
+        self._sites: tuple[tuple[Tapped, Tap], ...] = tuple(zip(pool.sites, self._taps, strict=True))
         self._last = LastGradient()
         self._owners: list[bool] | None = None  # which sites have a part in the gradient; None: all
         self._asked: list[bool] = []  # which ones `torch.autograd.grad` went through
@@ -72,7 +72,10 @@ class Backwards:
             notices = [notice for notice in site.tap.seen if notice.task in self.arrived]
             pairs = [notice.pair for notice in notices if notice.pair is not None]
             dense = [notice.dense for notice in notices if notice.dense is not None]
-            if bool(PairGradient(site.grid, pairs, dense, site.values()).at(site.places()).any()):
+            if isinstance(site, PackedSite):
+                if bool(PairGradient(site.grid, pairs, dense, site.values()).at(site.places()).any()):
+                    return False
+            elif site.held and any(bool(gy.any()) for gy in [*dense, *(pair[1] for pair in pairs)]):
                 return False
         return True
 
@@ -94,7 +97,7 @@ class Backwards:
             self._owners = [bool(site.tap.seen) or self._has_gradient(site) for site in self.pool.sites]
         return everyone
 
-    def _has_gradient(self, site: PackedSite) -> bool:
+    def _has_gradient(self, site: Tapped) -> bool:
         """Whether a gradient of an earlier step is still there, as where nobody calls `zero_grad`."""
         gradient = site.gradient_of_held()
         return gradient is not None and bool(gradient.any())
@@ -117,7 +120,7 @@ class Backwards:
         """Which sites the update may change, from the ballots of all ranks (their elementwise maximum)."""
         sites = len(self._taps)
         flags = votes[1 : sites + 1] if votes[0] else votes[sites + 1 :]
-        return [flag > 0 and not site.frozen for flag, site in zip(flags, self.pool.sites, strict=True)]
+        return [flag > 0 and not site.frozen for flag, (site, _) in zip(flags, self._sites, strict=True)]
 
     def forget(self) -> None:
         """After the update: what was seen before it counts no more."""

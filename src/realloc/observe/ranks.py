@@ -91,14 +91,18 @@ class Ranks:
         payload = places if places.numel() == total else torch.empty(total, dtype=torch.int64)
         torch.distributed.broadcast(payload, 0, group=self.group)
         pieces = torch.split(payload, mine[1:].tolist())
-        return Plan(plan.step, tuple(_with(c, pieces[2 * i], pieces[2 * i + 1]) for i, c in enumerate(plan.changes)))
+        changes = tuple(_with(c, pieces[2 * i], pieces[2 * i + 1]) for i, c in enumerate(plan.changes))
+        return Plan(plan.step, changes, note=plan.note)
 
 
 def _with(change: Change, released: Tensor, acquired: Tensor) -> Change:
     same = torch.equal(acquired, change.acquired)
+    if change.values is not None and released.numel() != change.released.numel():
+        raise StateError(f"{change.site}: ranks of this process and of rank 0 are not the same; load one checkpoint")
     return Change(
         change.site, change.before, change.before - released.numel() + acquired.numel(), released, acquired,
         change.keep_threshold, change.want_threshold, change.predicted_gain, change.gradient if same else None,
+        change.jump, change.values,
     )  # fmt: skip
 
 

@@ -6,11 +6,12 @@ import torch
 
 from realloc.pool.flat import FlatPool
 from realloc.pool.masked import MaskedPool
+from realloc.pool.ranks import RankPool
 from realloc.pool.state import slotwise
 
 
 @torch.no_grad()
-def compact(pool: FlatPool | MaskedPool, optimizer: torch.optim.Optimizer | None, units: int) -> None:
+def compact(pool: FlatPool | RankPool | MaskedPool, optimizer: torch.optim.Optimizer | None, units: int) -> None:
     """Cut a pool, its gradient, its state and its columns to so many units. A masked pool only lowers its count."""
     if isinstance(pool, MaskedPool):
         pool.capacity = units
@@ -23,8 +24,7 @@ def compact(pool: FlatPool | MaskedPool, optimizer: torch.optim.Optimizer | None
             optimizer.state[parameter][key] = value[:keep].clone()
     parameter.grad = None
     parameter.data = parameter.data[:keep].clone()
-    for part in ("columns", "born"):
-        name = f"realloc_{part}{pool.number}"
-        buffer = pool.owner._buffers.get(name)
-        if buffer is not None:
-            pool.owner._buffers[name] = buffer[:units].clone()
+    for name in pool.long_buffers:
+        buffer = pool.owner._buffers[name]
+        assert buffer is not None
+        pool.owner._buffers[name] = buffer[:units].clone()

@@ -7,25 +7,21 @@ Shapes never change, so neither the optimizer, nor DDP, nor a compiled graph not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from threading import get_ident
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import RecordError, StateError
+from realloc.errors import RecordError
 from realloc.kernels.dispatch import choose_compute
 from realloc.kernels.rows import places_of, write_rows
-from realloc.kernels.team import DAMAGED
+from realloc.pool.split import SplitPool
 from realloc.sites.grid import Grid
 from realloc.sites.packed import PackedSite
 
-Situation = tuple[int, int, bool, bool]
-
 
 @final
-class FlatPool:
+class FlatPool(SplitPool):
     """The slots of several packed sites. Everything it knows of their placement lives in buffers of ``owner``.
 
     Buffers, all of constant length (``n`` units in the pool, S sites):
@@ -36,39 +32,23 @@ class FlatPool:
     """
 
     storage: ClassVar[str] = "packed"
+    lasting = ("columns", "born")
 
     def __init__(self, owner: nn.Module, number: int, names: Sequence[str], grids: Sequence[Grid]) -> None:
-        self.owner = owner
-        self.number = number
+        super().__init__(owner, number, ("columns", "rows", "extents", "compute", "born"))
         self.unit_size = grids[0].size
         self.sites = tuple(PackedSite(n, g, self, i) for i, (n, g) in enumerate(zip(names, grids, strict=True)))
         starts = [0]
         for grid in grids:
             starts.append(starts[-1] + grid.rows + 1)
         self._row_starts = tuple(starts)
-        self.key = f"realloc_pool{number}"  # name of the parameter on the owner
-        self._names = {part: f"realloc_{part}{number}" for part in ("columns", "rows", "extents", "compute", "born")}
-        self._split: tuple[Situation, tuple[Tensor, ...]] | None = None
-        self._depth = 0
 
     # where things are -------------------------------------------------------------------------------------------
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The values, ``(n, 1)``."""
-        found = self.owner._parameters[self.key]
-        assert found is not None
-        return found
 
     @property
     def buffer_names(self) -> tuple[str, ...]:
         """Names of the placement's buffers on the owner."""
         return tuple(name for part, name in self._names.items() if part != "born")
-
-    def _buffer(self, part: str) -> Tensor:
-        found = self.owner._buffers[self._names[part]]
-        assert found is not None
-        return found
 
     @property
     def columns(self) -> Tensor:
@@ -81,11 +61,6 @@ class FlatPool:
         return self._buffer("rows")
 
     @property
-    def extents(self) -> Tensor:
-        """int64 [S + 1]."""
-        return self._buffer("extents")
-
-    @property
     def compute(self) -> Tensor:
         """int8 [S]."""
         return self._buffer("compute")
@@ -94,25 +69,6 @@ class FlatPool:
     def born(self) -> Tensor | None:
         """int32 [n units], the step at which each unit was acquired; only where the method damps young units."""
         return self.owner._buffers.get(self._names["born"])
-
-    # counts -----------------------------------------------------------------------------------------------------
-
-    @property
-    def capacity(self) -> int:
-        """Units the pool has room for."""
-        return self.parameter.shape[0] // self.unit_size
-
-    @property
-    def held(self) -> int:
-        """Units held by sites now."""
-        return int(self.extents[-1])
-
-    def bounds(self, index: int) -> tuple[int, int]:
-        """First and past-last unit of a site."""
-        first, last = self.extents[index : index + 2].tolist()
-        if not 0 <= first <= last <= self.capacity:
-            raise StateError(DAMAGED)
-        return first, last
 
     def row_pointer(self, index: int) -> Tensor:
         """int32 [rows + 1], a view."""
@@ -129,49 +85,6 @@ class FlatPool:
         size = self.unit_size
         return flat[first * size : last * size].view(-1, size)
 
-    # views for the forward pass ---------------------------------------------------------------------------------
-
-    def open(self) -> None:
-        """Split the pool once for a whole forward of the model; nested calls share the outer split."""
-        self._depth += 1
-        situation = self._situation()
-        if self._depth == 1 or self._split is None or self._split[0] != situation:
-            ends = [e * self.unit_size for e in self.extents.tolist()]
-            sizes = [b - a for a, b in pairwise([*ends, self.parameter.shape[0]])]
-            if ends[0] or min(sizes) < 0:
-                raise StateError(DAMAGED)
-            self._split = situation, torch.split(self.parameter, sizes)
-
-    def _situation(self) -> Situation:
-        """What a split is good for: these values, this thread, gradients on or off.
-
-        An interrupt can leave a forward without its end, and threads share the model: a view made without gradients
-        would swallow those of a training step.
-        """
-        parameter = self.parameter
-        version = -1 if parameter.is_inference() else parameter._version
-        gradients = torch.is_grad_enabled() and parameter.requires_grad
-        return version, get_ident(), gradients, torch.is_inference_mode_enabled()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_split": None, "_depth": 0}
-
-    def close(self) -> None:
-        """Drop the split: one that outlives its forward breaks after a move."""
-        self._depth = max(0, self._depth - 1)
-        if self._depth == 0:
-            self._split = None
-
-    def segment(self, index: int) -> tuple[Tensor, bool]:
-        """Values of one site, and whether they are the whole pool (as a compiled graph wants it)."""
-        if torch.compiler.is_compiling():
-            return self.parameter, True
-        split = self._split
-        if split is not None and split[0] == self._situation():
-            return split[1][index], False
-        first, last = self.bounds(index)
-        return self.parameter[first * self.unit_size : last * self.unit_size], False
-
     # writing a placement ----------------------------------------------------------------------------------------
 
     def register(self, values: Tensor, ages: bool) -> None:
@@ -187,12 +100,6 @@ class FlatPool:
         if ages:
             born = torch.zeros(units, dtype=torch.int32, device=device)
             self.owner.register_buffer(self._names["born"], born)
-
-    def unregister(self) -> None:
-        """Take everything off the owner again."""
-        del self.owner._parameters[self.key]
-        for name in self._names.values():
-            self.owner._buffers.pop(name, None)
 
     def write(self, places: Sequence[Tensor]) -> None:
         """Write the placement: one sorted int64 tensor of places for each site. In place, lengths unchanged."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from realloc.pool.flat import FlatPool
+from realloc.pool.holdings import Flat
 from realloc.pool.masked import MaskedPool
 from realloc.pool.state import restore, snapshot
 
@@ -27,10 +28,10 @@ class Guard:
     def __init__(self, young: int) -> None:
         self._young = young
         self.holds = False  # whether there is anything to put back or to damp
-        self._kept: list[tuple[FlatPool, int, dict[str, Any]]] = []
+        self._kept: list[tuple[Flat, int, dict[str, Any]]] = []
         self._before: list[tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]] = []
 
-    def before(self, flats: Sequence[FlatPool], updated: Mapping[str, bool], optimizer: torch.optim.Optimizer) -> None:
+    def before(self, flats: Sequence[Flat], updated: Mapping[str, bool], optimizer: torch.optim.Optimizer) -> None:
         """Remember the segments without a gradient. ``updated``: by site, whether it has one."""
         for pool in flats:
             for site in pool.sites:
@@ -54,14 +55,14 @@ class Guard:
         self.forget()
 
     def before_young(
-        self, flats: Sequence[FlatPool], masked: MaskedPool | None, step: int, optimizer: torch.optim.Optimizer
+        self, flats: Sequence[Flat], masked: MaskedPool | None, step: int, optimizer: torch.optim.Optimizer
     ) -> None:
         """Remember the values of units that are still young. ``step``: the step being taken."""
         if not self._young:
             return
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for pool in flats:
-            if pool.born is not None:
+            if isinstance(pool, FlatPool) and pool.born is not None:
                 inside = torch.arange(pool.unit_size, device=pool.born.device)
                 units, age = self._still_young(pool.born[: pool.held], step, groups[id(pool.parameter)])
                 slots = units[:, None] * pool.unit_size + inside

@@ -16,8 +16,10 @@ from realloc.pool.book import FIELDS, FORMAT, KEY, Book
 from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool, check_placement
 from realloc.pool.masked import MaskedPool, check_masks
+from realloc.pool.ranks import RankPool, check_ranks
 from realloc.sites.masked import MaskedSite
 from realloc.sites.packed import PackedSite
+from realloc.sites.rank import RankSite
 
 ATTRIBUTE = "realloc_holdings"
 DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
@@ -31,24 +33,29 @@ CUT = (
     "a move was interrupted: values, moments and places belong together no more. Load a checkpoint, model and "
     "optimizer, and make averaged copies that follow anew: handle.follow(copy)"
 )
-Site = PackedSite | MaskedSite
+Tapped = PackedSite | RankSite
+Site = Tapped | MaskedSite
+Flat = FlatPool | RankPool
 
 
 @final
 class Holdings:
     """What `prepare` put on a model."""
 
-    def __init__(self, owner: nn.Module, flats: tuple[FlatPool, ...], masked: MaskedPool | None) -> None:
+    def __init__(
+        self, owner: nn.Module, flats: tuple[Flat, ...], masked: MaskedPool | None, frozen: tuple[str, ...] = ()
+    ) -> None:
         self.owner = owner
         self.flats = flats
         self.masked = masked
+        self.frozen = frozen  # parameters that `prepare` froze; `detach` lets them train again
         self.book = Book(owner)
         self._seen: Tensor | None = None  # the book, and its version, when it was last compared with the stamp
         self._version = -1
         self._stamp = 0  # the placement that the values belong to
 
     @property
-    def pools(self) -> Iterator[FlatPool | MaskedPool]:
+    def pools(self) -> Iterator[Flat | MaskedPool]:
         """Every pool; units move within one, never between two."""
         yield from self.flats
         if self.masked is not None:
@@ -167,7 +174,10 @@ class Holdings:
         budget, mine = int(book[FIELDS.index("budget")]), self.book.read("budget")
         compacted = budget < mine
         for flat in self.flats:
-            check_placement(flat, state, prefix, compacted)
+            if isinstance(flat, RankPool):
+                check_ranks(flat, state, prefix, compacted)
+            else:
+                check_placement(flat, state, prefix, compacted)
         rest = budget - sum(len(state[prefix + flat.key]) for flat in self.flats)
         held = 0 if self.masked is None else check_masks(self.masked, state, prefix)
         most = 0 if self.masked is None else self.masked.capacity * self.masked.unit_size
@@ -182,7 +192,7 @@ class Holdings:
     ) -> None:
         """Make room for a compacted state that was checked, of so many weights: only as much as it has."""
         for flat in self.flats:
-            compact(flat, optimizer, len(state[prefix + flat.buffer_names[0]]))
+            compact(flat, optimizer, len(state[prefix + flat.key]) // flat.unit_size)
         if self.masked is not None:
             rest = budget - sum(len(flat.parameter) for flat in self.flats)
             self.masked.capacity = rest // self.masked.unit_size

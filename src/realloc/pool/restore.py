@@ -8,31 +8,52 @@ from torch import Tensor, nn
 from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.ranks import RankPool
 from realloc.sites.packed import PackedLinear, PackedSite, unpack
+from realloc.sites.rank import RankLinear, drop_ranks
 
 ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_params_and_buffers_to_ignore")
 
 
 @torch.no_grad()
 def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
-    """Make the model plain again. Returns each pool's parameter and the dense weights that came out of it."""
-    taken = [(pool.parameter, [_dense(pool, site) for site in pool.sites]) for pool in holdings.flats]
-    by_site = {
-        id(s): p
-        for (_, parts), pool in zip(taken, holdings.flats, strict=True)
-        for s, p in zip(pool.sites, parts, strict=True)
-    }
+    """Make the model plain again. Returns each pool's parameter and the dense weights that came out of it.
+
+    Ranks are added to the weights they stood beside, and what `prepare` froze may train again.
+    """
+    taken, by_site = [], {}
+    for pool in holdings.flats:
+        if isinstance(pool, RankPool):
+            taken.append((pool.parameter, list[Part]()))
+            continue
+        parts = [_dense(pool, site) for site in pool.sites]
+        taken.append((pool.parameter, parts))
+        by_site.update({id(s): p for s, p in zip(pool.sites, parts, strict=True)})
     for module in list(holdings.owner.modules()):
         if isinstance(module, PackedLinear):
             unpack(module, by_site[id(module.realloc_site)].parameter)
-    for pool in holdings.pools:
-        pool.unregister()
+        elif isinstance(module, RankLinear):
+            _merge(module)
+    named = dict(holdings.owner.named_parameters())
+    for name in holdings.frozen:
+        named[name].requires_grad_(True)
+    for known in holdings.pools:
+        known.unregister()
     holdings.book.unregister()
     for hook in holdings.owner.__dict__["realloc_hooks"]:
         hook.remove()
     for name in ADDED:
         holdings.owner.__dict__.pop(name, None)
     return taken
+
+
+def _merge(module: RankLinear) -> None:
+    a, b = module.realloc_site.factors()
+    base = module._parameters["weight"]
+    assert base is not None
+    part = (b.t() @ a).mul_(module.realloc_site.scale)
+    base.copy_(base.to(part.dtype) + part)
+    drop_ranks(module)
 
 
 def _dense(pool: FlatPool, site: PackedSite) -> Part:

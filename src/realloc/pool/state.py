@@ -34,13 +34,17 @@ def slotwise(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
 
 
 def gather_pool(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, source: Tensor, starts: dict[str, Tensor | float]
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    source: Tensor,
+    starts: dict[str, Tensor | float],
+    values: Tensor | float = 0.0,
 ) -> None:
     """Apply one move to a pool: its values, gradient and state. ``source`` int64 [n]: the old slot, -1 where new.
 
-    ``starts``: what the state of a new slot starts with, by key: a number, or one for each slot.
+    ``starts``: what the state of a new slot starts with, by key: a number, or one for each slot; ``values``: its value.
     """
-    moving: list[Slots] = [(parameter.detach(), 0.0)]
+    moving: list[Slots] = [(parameter.detach(), values)]
     if parameter.grad is not None:
         moving.append((parameter.grad, 0.0))
     moving += [(tensor, starts.get(key, 0.0)) for key, tensor in slotwise(optimizer, parameter).items()]

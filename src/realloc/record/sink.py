@@ -34,6 +34,9 @@ def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int,
             "keep_threshold": None if change is None else change.keep_threshold,
             "want_threshold": None if change is None else change.want_threshold,
         }
+        if change is not None and change.jump is not None:
+            sites[name]["jump"] = change.jump
+    noted = {"note": plan.note} if plan.note else {}
     return {
         "v": VERSION,
         "kind": "skip" if plan.skipped else "move" if plan.moves_anything else "stay",
@@ -45,4 +48,5 @@ def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int,
         "held": held,
         "parked": budget - held,
         "predicted_gain": sum(c.predicted_gain for c in plan.changes) if plan.changes else None,
+        **noted,
     }

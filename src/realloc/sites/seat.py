@@ -42,6 +42,27 @@ class Slots(Protocol):
         """Values of a site for the forward pass, and whether they are the whole pool."""
 
 
+class Segments(Protocol):
+    """A pool of ranks, as a layer with ranks sees it."""
+
+    @property
+    def extents(self) -> Tensor:
+        """int64, the first slot of each site, and the end."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The values, ``(n, 1)``."""
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First and past-last slot of a site."""
+
+    def places(self, index: int) -> Tensor:
+        """Sorted places of a site."""
+
+    def segment(self, index: int) -> tuple[Tensor, bool]:
+        """Values of a site for the forward pass, and whether they are the whole pool."""
+
+
 class Masks(Protocol):
     """A masked pool, as a masked site sees it."""
 

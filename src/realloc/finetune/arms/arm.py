@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from realloc.cache.settings import Cache
 from realloc.finetune.weights import Loaded
+from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.record.sink import Sink
 from realloc.record.state import Stateful
 from realloc.train.config import Setting
 
 HEAD_RATE: Final = 1e-3  # the least a new head trains at
+POOL: Final = "realloc"  # how the names of our own parameters begin
 
 
 @final
@@ -26,7 +28,7 @@ class Arm:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    handle: LayerHandle | None = None
+    handle: Handle | LayerHandle | None = None
     adapter: Any = None  # peft's model, where there is one
     penalty: Callable[[], Tensor] | None = None  # added to the loss
     moved: Callable[[int], None] | None = None  # called with the step's number, gradients still alive
@@ -69,6 +71,7 @@ class Kind:
 def optimizer_of(loaded: Loaded, rate: float) -> torch.optim.Optimizer:
     """AdamW without decay over all that may ever train: the pre-trained part, and what is new, at its own rate."""
     inside = {id(p) for p in loaded.base.parameters()}
+    inside |= {id(p) for name, p in loaded.model.named_parameters() if name.startswith(POOL)}  # a pool of ranks
     old = [p for p in loaded.model.parameters() if id(p) in inside and p.requires_grad]
     new = [p for p in loaded.model.parameters() if id(p) not in inside and p.requires_grad]
     groups = [{"params": old, "lr": rate}, {"params": new, "lr": max(rate, HEAD_RATE)}]

@@ -8,20 +8,22 @@ from typing import Final
 from torch import nn
 
 from realloc.errors import ConfigError, nearest, plain
-from realloc.finetune.arms.adalora import adalora, adalora_within
 from realloc.finetune.arms.arm import Kind
 from realloc.finetune.arms.full import full
 from realloc.finetune.arms.layers import LAYERS
-from realloc.finetune.arms.lora import lora, lora_within
+from realloc.finetune.arms.peft_adalora import peft_adalora, peft_adalora_within
+from realloc.finetune.arms.peft_lora import peft_lora, rank_within
+from realloc.finetune.arms.ranks import RANKS
 from realloc.finetune.weights import Loaded
 from realloc.train.config import Setting
 
 FOCUS: Final = "focus"  # decides by measurement which of the others trains
 KINDS: Final[Mapping[str, Kind]] = {
-    "adalora": Kind(adalora, 3e-3, {"rank": 8}, adalora_within, moves=True),
     "full": Kind(full, 3e-4, {}),
-    "lora": Kind(lora, 3e-3, {"rank": 8}, lora_within),
+    "peft_adalora": Kind(peft_adalora, 3e-3, {"rank": 8}, peft_adalora_within, moves=True),
+    "peft_lora": Kind(peft_lora, 3e-3, {"rank": 8}, rank_within),
     **LAYERS,
+    **RANKS,
 }
 NAMES: Final = tuple(sorted([FOCUS, *KINDS]))
 

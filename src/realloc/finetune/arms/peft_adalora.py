@@ -1,4 +1,4 @@
-"""AdaLoRA by stock peft: ranks are cut where they matter least. Source: Zhang et al. 2023, 2303.10512.
+"""AdaLoRA by stock peft: ranks are cut where they matter least; the rival. Source: Zhang et al. 2023, 2303.10512.
 
 As peft has it: what is cut is set to zero and goes on taking memory and time. peft leaves two calls to the user's loop,
 the regulariser and ``update_and_allocate``; the arm makes them, and a checkpoint holds peft's running means.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.finetune.arms.arm import Arm, Order, optimizer_of
-from realloc.finetune.arms.lora import lora_within, peft, rank_of, targets, wrapped
+from realloc.finetune.arms.peft_lora import peft, rank_of, rank_within, targets, wrapped
 from realloc.finetune.weights import Loaded
 from realloc.train.config import Setting
 
@@ -23,7 +23,7 @@ CUTS: Final = 50  # about so many in between
 _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
-def adalora(loaded: Loaded, order: Order) -> Arm:
+def peft_adalora(loaded: Loaded, order: Order) -> Arm:
     """Start at half as many ranks again as are kept on average."""
     library = peft()
     rank = rank_of(order.settings)
@@ -45,11 +45,11 @@ def adalora(loaded: Loaded, order: Order) -> Arm:
     )  # fmt: skip
 
 
-def adalora_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
+def peft_adalora_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
     """The largest rank kept whose start, half as much again, fits: peft never gives a parameter back."""
-    start = int(lora_within({}, most, loaded)["rank"])
+    start = int(rank_within({}, most, loaded)["rank"])
     fits = [rank for rank in range(1, start + 1) if max(rank + 1, rank * 3 // 2) <= start]
-    return {**settings, "rank": max(fits)} if fits else lora_within(settings, most // 2, loaded)
+    return {**settings, "rank": max(fits)} if fits else rank_within(settings, most // 2, loaded)
 
 
 def _orthogonal(base: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""LoRA by stock peft on every linear layer of the blocks; the head trains in full. Source: Hu et al., 2106.09685."""
+"""LoRA by stock peft on every linear layer of the blocks; the head trains in full: the rival. 2106.09685."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
 
-def lora(loaded: Loaded, order: Order) -> Arm:
+def peft_lora(loaded: Loaded, order: Order) -> Arm:
     """Adapters of one rank everywhere; alpha is twice the rank."""
     library = peft()
     rank = rank_of(order.settings)
@@ -25,7 +25,7 @@ def lora(loaded: Loaded, order: Order) -> Arm:
     return Arm(loaded.model, optimizer_of(loaded, order.rate), adapter=adapter)
 
 
-def lora_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
+def rank_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
     """The largest rank with at most so many parameters.
 
     Raises:
@@ -53,7 +53,7 @@ def peft() -> Any:
     try:
         import peft as library
     except ImportError as error:
-        raise ConfigError("LoRA needs peft: pip install 'realloc[finetune]'") from error
+        raise ConfigError("this method needs peft: pip install 'realloc[finetune]'") from error
     return library
 
 

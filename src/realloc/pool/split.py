@@ -1,0 +1,123 @@
+"""What every flat pool shares: one parameter ``(n, 1)``, cut into one segment for each site once per forward."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import StateError
+from realloc.kernels.team import DAMAGED
+
+Situation = tuple[int, int, bool, bool]
+
+
+class SplitPool:
+    """A parameter and the extents of its sites. `FlatPool` and `RankPool` say what lies in a segment.
+
+    ``unit_size``: slots in one step of the extents. Followed, never made itself.
+    """
+
+    unit_size: int
+    lasting: tuple[str, ...] = ()  # parts whose buffers are as long as the pool, and are cut with it
+
+    def __init__(self, owner: nn.Module, number: int, parts: tuple[str, ...]) -> None:
+        self.owner = owner
+        self.number = number
+        self.key = f"realloc_pool{number}"  # name of the parameter on the owner
+        self._names = {part: f"realloc_{part}{number}" for part in parts}
+        self._split: tuple[Situation, tuple[Tensor, ...]] | None = None
+        self._depth = 0
+
+    # where things are -------------------------------------------------------------------------------------------
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The values, ``(n, 1)``."""
+        found = self.owner._parameters[self.key]
+        assert found is not None
+        return found
+
+    def _buffer(self, part: str) -> Tensor:
+        found = self.owner._buffers[self._names[part]]
+        assert found is not None
+        return found
+
+    @property
+    def extents(self) -> Tensor:
+        """int64 [S + 1]: where each site begins; the last entry is the end of what is held."""
+        return self._buffer("extents")
+
+    @property
+    def long_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that are as long as the pool."""
+        return tuple(name for part in self.lasting if (name := self._names[part]) in self.owner._buffers)
+
+    @property
+    def capacity(self) -> int:
+        """Units the pool has room for."""
+        return self.parameter.shape[0] // self.unit_size
+
+    @property
+    def held(self) -> int:
+        """Units held by sites now."""
+        return int(self.extents[-1])
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First and past-last unit of a site."""
+        first, last = self.extents[index : index + 2].tolist()
+        if not 0 <= first <= last <= self.capacity:
+            raise StateError(DAMAGED)
+        return first, last
+
+    def unregister(self) -> None:
+        """Take everything off the owner again."""
+        del self.owner._parameters[self.key]
+        for name in self._names.values():
+            self.owner._buffers.pop(name, None)
+
+    # views for the forward pass ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Split the pool once for a whole forward of the model; nested calls share the outer split."""
+        self._depth += 1
+        situation = self._situation()
+        if self._depth == 1 or self._split is None or self._split[0] != situation:
+            ends = [e * self.unit_size for e in self.extents.tolist()]
+            sizes = [b - a for a, b in pairwise([*ends, self.parameter.shape[0]])]
+            if ends[0] or min(sizes) < 0:
+                raise StateError(DAMAGED)
+            self._split = situation, torch.split(self.parameter, sizes)
+
+    def _situation(self) -> Situation:
+        """What a split is good for: these values, this thread, gradients on or off.
+
+        An interrupt can leave a forward without its end, and threads share the model: a view made without gradients
+        would swallow those of a training step.
+        """
+        parameter = self.parameter
+        version = -1 if parameter.is_inference() else parameter._version
+        gradients = torch.is_grad_enabled() and parameter.requires_grad
+        return version, get_ident(), gradients, torch.is_inference_mode_enabled()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_split": None, "_depth": 0}
+
+    def close(self) -> None:
+        """Drop the split: one that outlives its forward breaks after a move."""
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._split = None
+
+    def segment(self, index: int) -> tuple[Tensor, bool]:
+        """Values of one site, and whether they are the whole pool (as a compiled graph wants it)."""
+        if torch.compiler.is_compiling():
+            return self.parameter, True
+        split = self._split
+        if split is not None and split[0] == self._situation():
+            return split[1][index], False
+        first, last = self.bounds(index)
+        return self.parameter[first * self.unit_size : last * self.unit_size], False

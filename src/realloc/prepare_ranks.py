@@ -1,0 +1,235 @@
+"""Giving linear layers their ranks: how many each, over which pools, and what is frozen. Installs no hook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.allocate.afford import level
+from realloc.choose_linear import Choice, Layer, choose_layers
+from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.rank_method import RankMethod
+from realloc.observe.average import Averages
+from realloc.plan import SiteLine, StartPlan
+from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.ranks import RankPool, RankSeat, new_rows
+from realloc.sites.rank import add_ranks
+
+GroupKey = Callable[[str], Hashable]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RankStart:
+    """How many ranks each layer starts with, under which budget."""
+
+    choice: Choice
+    seats: tuple[RankSeat, ...]
+    counts: tuple[int, ...]
+    capacity: int  # slots of all pools: the most that is ever held
+    final: int  # parameters that may be held at the end
+
+
+def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
+    """Choose layers and share the budget. Changes nothing.
+
+    Raises:
+        ConfigError: no layer, a pattern without a match, a budget below one rank or above what the caps allow.
+    """
+    if method.probe is not None:
+        raise ConfigError(
+            f"{method.name} measures a few batches first: method = realloc.calibrate(model, batches, method), then "
+            "prepare(model, method)"
+        )
+    choice = choose_layers(root, method.where)
+    seats, most = seats_of(method, choice.layers), max(method.share(0.0), method.share(1.0))
+    if method.ranks:
+        counts = _given(method, seats)
+        seats = [RankSeat(s.name, s.shape, max(1, n), s.scale) for s, n in zip(seats, counts, strict=True)]
+        held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
+        budget = max(held, method.budget or 0)
+        return RankStart(choice, tuple(seats), counts, budget, budget)
+    budget = budget_of(method, seats)
+    capacity, start = round(budget * most), round(budget * method.share(0.0))
+    _check_budget(method, seats, budget, capacity)
+    if any(layer.adopted for layer in choice.layers):
+        counts = tuple(layer.adopted.a.shape[0] if layer.adopted else 0 for layer in choice.layers)
+        held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
+        if held > capacity:
+            raise ConfigError(
+                f"the adapter holds {held:,} parameters, {method.name} may hold {capacity:,}; raise its rank or budget"
+            )
+        return RankStart(choice, tuple(seats), counts, capacity, round(budget * method.share(1.0)))
+    return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, round(budget * method.share(1.0)))
+
+
+def budget_of(method: RankMethod, seats: Sequence[RankSeat]) -> int:
+    """Parameters that the method may hold at the end."""
+    return method.budget or sum(min(method.rank or 0, *seat.shape) * seat.cost for seat in seats)
+
+
+def seats_of(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
+    """The layers with the most ranks that each may hold; where no cap is given, as many as the budget needs."""
+    shapes = [tuple(layer.weight.shape) for layer in layers]
+    most = max(method.share(0.0), method.share(1.0))
+    fair = method.rank or max(1, math.ceil((method.budget or 1) / sum(map(sum, shapes))))
+    cap = method.cap or math.ceil(fair * max(most, 2.0 if method.want or method.probe else 1.0))
+    needed = most * (method.budget or 0)
+    while method.cap is None and cap < max(map(min, shapes)):
+        if sum(min(cap, *shape) * sum(shape) for shape in shapes) >= needed:
+            break
+        cap += 1
+    seats = []
+    for layer, shape in zip(layers, shapes, strict=True):
+        found = layer.adopted
+        most_here = min(cap, *shape) if found is None else max(found.a.shape[0], min(cap, *shape))
+        scale = method.scale if found is None else found.scale
+        seats.append(RankSeat(layer.name, (shape[0], shape[1]), most_here, scale))
+    return seats
+
+
+def _uniform(seats: Sequence[RankSeat], budget: int) -> tuple[int, ...]:
+    return level([1] * len(seats), [s.cost for s in seats], budget, [0] * len(seats), [s.cap for s in seats])
+
+
+def _given(method: RankMethod, seats: Sequence[RankSeat]) -> tuple[int, ...]:
+    asked, names = dict(method.ranks), [seat.name.removesuffix(".weight") for seat in seats]
+    strange = next((name for name in asked if name not in names), None)
+    if strange is not None:
+        raise ConfigError(f"{plain(strange)!r} is no layer that may hold ranks{nearest(strange, names)}")
+    for seat, name in zip(seats, names, strict=True):
+        if asked.get(name, 0) > min(seat.shape):
+            raise ConfigError(f"{plain(name)} is {seat.shape} and asked for {asked[name]} ranks, more than it has")
+    return tuple(asked.get(name, 0) for name in names)
+
+
+def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int, capacity: int) -> None:
+    cheapest = min(seats, key=lambda seat: seat.cost)
+    least = min(budget, round(budget * method.share(1.0)))
+    if least < cheapest.cost:
+        raise ConfigError(
+            f"budget is {least:,} parameters, below one rank: the cheapest, of {plain(cheapest.name)}, costs "
+            f"{cheapest.cost:,}; give at least that, or {sum(s.cost for s in seats):,} for a rank in every layer"
+        )
+    room = sum(seat.cap * seat.cost for seat in seats)
+    if capacity > room:
+        raise ConfigError(
+            f"{capacity:,} parameters do not fit: {len(seats)} layers with at most {max(s.cap for s in seats)} ranks "
+            f"each hold {room:,}; raise cap, name more layers, or lower the budget"
+        )
+
+
+def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> StartPlan:
+    """The table that `prepare` returns."""
+    lines = [
+        SiteLine(s.name, s.shape, s.cap * s.cost, n * s.cost, "rank", "dense", f"rank {n} of at most {s.cap}")
+        for s, n in zip(start.seats, start.counts, strict=True)
+    ]
+    named = dict(root.named_parameters())
+    head = sum(named[name].numel() for name in start.choice.trained)
+    total = sum(parameter.numel() for parameter in named.values())
+    held = sum(line.held for line in lines)
+    beside = ", ".join(sorted({plain(name.rpartition(".")[0]) for name in start.choice.trained})) or "nothing"
+    notes = [
+        f"trains in full beside the ranks: {beside} ({head:,} parameters)",
+        f"frozen: {total - head:,} parameters; detach() lets them train again",
+    ]
+    if start.capacity > held:
+        notes.append(f"{start.capacity - held:,} parameters are parked at the start")
+    if start.final < start.capacity:
+        notes.append(f"{start.final:,} parameters may be held at the end; handle.compact() gives the rest back")
+    if len({_zone(layer, None) for layer in start.choice.layers}) > 1:
+        notes.append("layers of several dtypes or devices: ranks do not move between them")
+    whole = sum(s.shape[0] * s.shape[1] for s in start.seats)
+    return StartPlan(
+        method.name, start.final / whole, start.capacity, tuple(lines), start.choice.others, tuple(notes), method.asked
+    )
+
+
+def _zone(layer: Layer, group: GroupKey | None) -> Hashable:
+    weight = layer.weight
+    dtype = weight.dtype if weight.element_size() >= 4 else torch.float32
+    return dtype, str(weight.device), group(layer.name) if group else None
+
+
+def build_ranks(
+    root: nn.Module, start: RankStart, method: RankMethod, *, seed: int, group: GroupKey | None = None
+) -> Holdings:
+    """Put the ranks beside their layers and freeze the rest, in place."""
+    zones: dict[Hashable, list[int]] = {}
+    for i, layer in enumerate(start.choice.layers):
+        zones.setdefault(_zone(layer, group), []).append(i)
+    lengths, shares = _zones(start, [*zones.values()], method)
+    pools = []
+    for number, (key, members) in enumerate(zones.items()):
+        assert isinstance(key, tuple)
+        seats, counts, length = [start.seats[i] for i in members], shares[number], lengths[number]
+        pool = RankPool(root, number, seats)
+        device = start.choice.layers[members[0]].weight.device
+        layers = [start.choice.layers[i] for i in members]
+        pool.register(
+            _values(seats, counts, length, seed, layers, method.rows).to(device, key[0]), means=method.betas is not None
+        )
+        pool.write([torch.arange(n, device=device) for n in counts])
+        for site, i in zip(pool.sites, members, strict=True):
+            layer = start.choice.layers[i]
+            add_ranks(layer.module, site)
+            if layer.adopted is not None:
+                layer.adopted.unwrap()
+        pools.append(pool)
+    ours = {f"realloc_pool{number}" for number in range(len(pools))}
+    frozen = [
+        name
+        for name, parameter in root.named_parameters()
+        if parameter.requires_grad and name not in ours and name not in start.choice.trained
+    ]
+    for name, parameter in root.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    holdings = Holdings(root, tuple(pools), None, tuple(frozen))
+    holdings.book.register(seed, start.capacity)
+    root.__dict__[ATTRIBUTE] = holdings
+    holdings.restamp()
+    Averages(holdings, None)
+    return holdings
+
+
+def _zones(
+    start: RankStart, zones: Sequence[Sequence[int]], method: RankMethod
+) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Slots of each pool, and the ranks its layers start with. The first pool takes what pays for no rank."""
+    if len(zones) == 1:
+        return [start.capacity], [start.counts]
+    costs = [seat.cost for seat in start.seats]
+    held = sum(n * cost for n, cost in zip(start.counts, costs, strict=True))
+    full = start.counts if method.share(0.0) >= method.share(1.0) else _uniform(start.seats, start.capacity)
+    lengths = [sum(costs[i] * full[i] for i in members) for members in zones]
+    shares = []
+    for members, length in zip(zones, lengths, strict=True):
+        seats = [start.seats[i] for i in members]
+        mine = tuple(full[i] for i in members)
+        shares.append(mine if full == start.counts else _uniform(seats, length * held // start.capacity))
+    lengths[0] += start.capacity - sum(lengths)
+    return lengths, shares
+
+
+def _values(
+    seats: Sequence[RankSeat], counts: Sequence[int], length: int, seed: int, layers: Sequence[Layer],
+    rows: Mapping[str, Tensor],
+) -> Tensor:  # fmt: skip
+    """Start values ``(n, 1)``: those of a peft model; else B zero, A as given or as peft starts it. Parked: zero."""
+    parts: list[Tensor] = []
+    for seat, count, layer in zip(seats, counts, layers, strict=True):
+        found, fan_out = layer.adopted, seat.shape[0]
+        a = rows.get(seat.name) if found is None else found.a
+        if a is None or len(a) != count:
+            a = new_rows(count, seat.shape[1], seed, seat.name, 0)
+        b = torch.zeros(count, fan_out) if found is None else found.b
+        parts += [a.reshape(-1).cpu().double(), b.reshape(-1).cpu().double()]
+    held = torch.cat(parts)
+    return torch.cat([held, held.new_zeros(length - held.numel())]).unsqueeze(1)

@@ -1,0 +1,76 @@
+"""Layers of a peft LoRA model, as they are found: A, B and scale, and the plain layer inside. peft is not needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from realloc.errors import ConfigError, plain
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Adopted:
+    """One layer of a peft model whose ranks are taken over."""
+
+    layer: nn.Linear  # the frozen one inside
+    a: Tensor  # [r, in]
+    b: Tensor  # [r, out]
+    scale: float
+    parent: nn.Module
+    attribute: str
+
+    def unwrap(self) -> None:
+        """Put the plain layer where the wrapper stands."""
+        self.parent._modules[self.attribute] = self.layer
+
+
+def adopted_layers(root: nn.Module) -> dict[str, Adopted]:
+    """The LoRA layers of a model, by the name of the wrapper; none in a model that peft did not make.
+
+    Raises:
+        ConfigError: a layer that does more than add ``scale * B'A``: several adapters, dropout, DoRA, biases,
+            embeddings, merged weights, or a base that is no plain `nn.Linear`.
+    """
+    modules = dict(root.named_modules())
+    found = {}
+    for name, module in modules.items():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            parent, _, attribute = name.rpartition(".")
+            adapter = _only_adapter(name, module)
+            reason = _unfit(module, adapter)
+            if reason is not None:
+                raise ConfigError(f"{plain(name)} cannot be taken over from peft: {reason}")
+            a, b = module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
+            scale = float(module.scaling[adapter])
+            found[name] = Adopted(module.base_layer, a, b.t(), scale, modules[parent], attribute)
+    return found
+
+
+def _only_adapter(name: str, module: Any) -> str:
+    adapters = [*module.lora_A.keys(), *getattr(module, "lora_embedding_A", {}).keys()]
+    if len(adapters) != 1 or [*getattr(module, "active_adapters", adapters)] != adapters:
+        raise ConfigError(
+            f"{plain(name)} has the adapters {', '.join(map(plain, adapters)) or 'none'}; keep one, and have it active"
+        )
+    return str(adapters[0])
+
+
+def _unfit(module: Any, adapter: str) -> str | None:
+    """Why a layer is no plain LoRA: the first reason that holds."""
+    if adapter not in module.lora_A or not isinstance(module.lora_A[adapter], nn.Linear):
+        return "its ranks are not those of a linear layer"
+    dropout = getattr(module, "lora_dropout", {})
+    rate = getattr(dropout[adapter], "p", 0.0) if adapter in dropout else 0.0
+    more = module.lora_B[adapter].bias is not None or adapter in getattr(module, "lora_magnitude_vector", {})
+    base = type(module.base_layer)
+    reasons = {
+        "its ranks are merged into the weight; call unmerge_adapter() first": getattr(module, "merged", False),
+        f"its base is a {base.__name__}, no plain nn.Linear": base is not nn.Linear,
+        f"its dropout of {rate} has no place here; make it with lora_dropout=0.0": rate > 0,
+        "it has a bias or a magnitude (DoRA) beside its ranks; make it with plain LoRA": more,
+        "it is a variant of LoRA; make it with plain LoRA": adapter in getattr(module, "lora_variant", {}),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
