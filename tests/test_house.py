@@ -33,8 +33,6 @@ ORDER = (
 )  # fmt: skip
 
 LAZY = {
-    "realloc.cli.finetune -> realloc.finetune.preview": "transformers is optional, and takes seconds to load",
-    "realloc.cli.finetune -> realloc.finetune.session": "the same",
     "realloc.kernels.team -> realloc.kernels.compiled": "numba comes when the first kernel runs, not with realloc",
 }
 FROM_PACKAGE = {
@@ -74,6 +72,8 @@ WRITES = {
     "realloc.scores.topology: clamp_min_": "a count it has just made",
     "realloc.select.sampled: clamp_min_": "random numbers it has just drawn",
     "realloc.select.sampled: log_": "the same, and a copy of the scores",
+    "realloc.finetune.head: normal_": "a head that is being made",
+    "realloc.finetune.head: zeros_": "the same",
     "realloc.train.fashion_mnist: sub_": "pixels",
     "realloc.train.fashion_mnist: div_": "pixels",
     "realloc.record.tree: copy_": "a tensor read from a file, with its strides",

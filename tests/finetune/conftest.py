@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is loaded
-
 import tokenizers
 import torch
 import transformers
@@ -21,7 +17,8 @@ LABELS = ("bad", "fine", "good")
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
+def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import transformers
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import realloc.finetune.arms as arms
-import realloc.finetune.session as session
+import realloc.finetune.arms.table as arms
 from conftest import WORDS, rows, write
 from realloc.cli.main import app
 from realloc.errors import ConfigError
+from realloc.finetune.bundled import REVIEW, reviews
 from realloc.finetune.config import FinetuneConfig, finetune_config
+from realloc.finetune.head import with_head
 from realloc.finetune.preview import preview
 from realloc.finetune.result import FinetuneResult
-from realloc.train.progress import silent
+from realloc.finetune.run import finetune
+from realloc.finetune.table import columns_of
 
 
 def config(tiny: Path, table: Path, **more: Any) -> FinetuneConfig:
@@ -28,22 +31,21 @@ def config(tiny: Path, table: Path, **more: Any) -> FinetuneConfig:
 
 
 def run(tiny: Path, table: Path, folder: Path | None = None, **more: Any) -> FinetuneResult:
-    return session.run(config(tiny, table, **more), folder, silent)
+    return finetune(config(tiny, table, **more), folder)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # of peft, about transformers
 @pytest.mark.filterwarnings("ignore:.RA003")  # three layers leave little to choose
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # the same, of AdaLoRA
 @pytest.mark.parametrize("name", [*arms.KINDS, "focus"])
 def test_every_method_learns_and_reports(name: str, tiny: Path, table: Path, judging: Path, tmp_path: Path) -> None:
     settings = {"layer_gradient": {"share": 0.8}, "random_layers": {"share": 0.8}}.get(name, {})
-    folder = tmp_path / "out" if name != "peft_adalora" else None  # peft's own warns of the ranks it has cut to none
-    found = run(tiny, table, folder, method=name, eval=str(judging), settings=settings, epochs=15)
-    assert found.test is not None and found.test["accuracy"] > 0.5  # one in three by chance
+    more = {"settings": settings, "epochs": 15} | ({"lr": 3e-2} if name == "peft_adalora" else {})
+    found = run(tiny, table, tmp_path / "out", method=name, eval=str(judging), **more)
+    assert found.test_accuracy is not None and found.test_accuracy > 0.5  # one in three by chance
     assert found.trainable <= found.parameters and found.optimizer_bytes > 0
     assert json.loads(json.dumps(found.as_json()))["method"] == name
-    if folder is None:
-        return
-    saved = folder / "model"
+    saved = tmp_path / "out" / "model"
     assert transformers.AutoTokenizer.from_pretrained(saved).vocab_size == len(WORDS) + 4
     head = load_file(saved / "head.safetensors")
     assert head["weight"].shape == (3, 32)
@@ -55,21 +57,28 @@ def test_every_method_learns_and_reports(name: str, tiny: Path, table: Path, jud
     else:
         again = transformers.AutoModel.from_pretrained(saved)
         assert not any(key.startswith("realloc") for key in again.state_dict())
+    if name == "peft_adalora":
+        kept = json.loads((saved / "adapter_config.json").read_text())["rank_pattern"]
+        assert sum(sum(ranks) for ranks in kept.values()) == 8 * len(kept) == 8 * 3 * 6
 
 
 def test_the_saved_model_foretells_what_the_trained_one_did(
     tiny: Path, table: Path, judging: Path, tmp_path: Path
 ) -> None:
-    found = run(tiny, table, tmp_path, method="topk", eval=str(judging))
-    base = transformers.AutoModel.from_pretrained(tmp_path / "model", add_pooling_layer=False).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    head = load_file(tmp_path / "model" / "head.safetensors")
+    found = run(tiny, table, tmp_path / "out", method="topk", eval=str(judging))
+    base = transformers.AutoModel.from_pretrained(tmp_path / "out" / "model", add_pooling_layer=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    head = load_file(tmp_path / "out" / "model" / "head.safetensors")
+    whole = with_head(base, tmp_path / "out" / "model")
     right = 0
     with torch.no_grad():
         for text, label in rows(90, 1):
-            hidden = base(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
-            right += ("bad", "fine", "good")[int((hidden @ head["weight"].T + head["bias"]).argmax())] == label
-    assert found.test is not None and right / 90 == pytest.approx(found.test["accuracy"])
+            batch = tokenizer(text, return_tensors="pt")
+            hidden = base(**batch).last_hidden_state.mean(1)
+            logits = hidden @ head["weight"].T + head["bias"]
+            assert torch.allclose(whole(batch["input_ids"], batch["attention_mask"]), logits, atol=1e-5)
+            right += ("bad", "fine", "good")[int(logits.argmax())] == label
+    assert right / 90 == pytest.approx(found.test_accuracy)
 
 
 def test_the_same_seed_gives_the_same_run_and_the_evaluation_file_changes_nothing(
@@ -95,7 +104,7 @@ def test_a_budget_of_parameters_sets_rank_or_layers(tiny: Path, table: Path) -> 
     top = run(tiny, table, method="topk", budget="9k", epochs=1)
     assert top.settings == {"k": 1} and top.trainable <= 9_000
     assert run(tiny, table, method="lora", budget="30%", epochs=1).trainable <= 0.3 * wide.parameters
-    with pytest.raises(ConfigError, match="below one rank"):
+    with pytest.raises(ConfigError, match="one LoRA rank on every linear layer takes"):
         run(tiny, table, method="lora", budget="500")
     with pytest.raises(ConfigError, match="no setting"):
         run(tiny, table, method="badam", budget="9k")
@@ -119,22 +128,34 @@ def test_regression_foretells_numbers_in_their_own_unit(tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["topk", "full", "lora", "badam"])
-def test_a_causal_language_model(name: str, decoder: Path, table: Path) -> None:
-    found = run(decoder, table, task="causal-lm", method=name, tokens=16, epochs=4)
-    assert 0 < found.held["loss"] < torch.tensor(float(len(WORDS))).log()
+def test_a_causal_language_model(name: str, decoder: Path, tmp_path: Path) -> None:
+    """Words that follow each other in a ring are foretold better than at random; LoRA leaves the embeddings random."""
+    path = tmp_path / "ring.txt"
+    path.write_text(" ".join(WORDS[i % 20] for i in range(1600)))
+    found = run(decoder, path, tmp_path / "out", task="causal-lm", method=name, tokens=16, epochs=8, lr=1e-2)
+    assert found.metric == "loss" and 0 < found.held["loss"] < (
+        0.9 * math.log(84) if name == "lora" else 0.8 * math.log(20)
+    )
+    if name != "lora":
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+        assert {type(m).__name__ for m in again.modules()} >= {"LlamaDecoderLayer"}
     with pytest.raises(ConfigError, match="focus probes labels"):
-        run(decoder, table, task="causal-lm", method="focus")
+        run(decoder, path, task="causal-lm", method="focus")
+    path.write_text("w1 w2")
+    with pytest.raises(ConfigError, match=r"gives 1 piece\(s\)"):
+        run(decoder, path, task="causal-lm", method=name)
 
 
-def test_real_weights_and_real_reviews() -> None:
-    found = session.run(
-        finetune_config(
-            {"model": "minilm", "data": "reviews:recommended", "rows": 60, "eval_rows": 40, "method": "topk"}
-        ),
-        None, lambda progress: None,
-    )  # fmt: skip
-    assert found.parameters > 22_000_000 and found.layers == {f"base.encoder.layer.{i}": i > 3 for i in range(6)}
-    assert found.cached_bytes > 0
+def test_real_weights_and_real_reviews(tmp_path: Path) -> None:
+    table, column = reviews("reviews:recommended")
+    real = [(text[:200], label) for _, (text, label) in columns_of(table, [REVIEW, column])[:70] if text]
+    judge = write(tmp_path / "eval.csv", real[48:])
+    train = write(tmp_path / "train.csv", real[:48])
+    found = finetune(
+        finetune_config({"model": "minilm", "data": str(train), "eval": str(judge), "epochs": 2, "method": "topk"})
+    )
+    assert found.parameters > 22_000_000 and found.layers == {f"bert.encoder.layer.{i}": i > 3 for i in range(6)}
+    assert found.cached_bytes > 0 and found.test_accuracy is not None and found.test_accuracy >= 0.5
 
 
 # bad input ---------------------------------------------------------------------------------------------------------
@@ -155,18 +176,6 @@ def test_bad_configs(more: dict[str, Any], says: str, tiny: Path, table: Path) -
         run(tiny, table, **more)
 
 
-def test_texts_without_a_token_and_folders_without_a_model(tiny: Path, table: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", [*rows(20, 0), ("\u200b", "bad")])
-    with pytest.raises(ConfigError, match="has no token"):
-        run(tiny, path, method="topk")
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
-        run(tmp_path, table)
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        run(tmp_path / "broken", table)
-
-
 # the command line --------------------------------------------------------------------------------------------------
 
 
@@ -179,18 +188,18 @@ def test_the_command_prints_one_object_and_a_dry_run_trains_nothing(tiny: Path, 
     done = command(*common, "--eval", str(judging), "--epochs", "1", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["used"] == "topk" and found["test"]["accuracy"] >= 0
+    assert found["used"] == "topk" and found["test_accuracy"] >= 0
     dry = command(*common, "--dry-run")
-    assert dry.exit_code == 0 and "base.encoder.layer.2: trains" in dry.stdout and "about" in dry.stdout
+    assert dry.exit_code == 0 and "bert.encoder.layer.2: trains" in dry.stdout and "about" in dry.stdout
     numbers = json.loads(command(*common, "--dry-run", "--json").stdout)
-    assert numbers["layers"] == {f"base.encoder.layer.{i}": i == 2 for i in range(3)}
+    assert numbers["layers"] == {f"bert.encoder.layer.{i}": i == 2 for i in range(3)}
 
 
 def test_the_command_says_what_is_missing(tiny: Path, table: Path, tmp_path: Path) -> None:
     assert command().exit_code == 2 and "--model is missing" in command().stderr
     (tmp_path / "file").write_text("x")
     taken = command("--model", str(tiny), "--data", str(table), "--out", str(tmp_path))
-    assert taken.exit_code == 2 and "is not empty" in taken.stderr
+    assert taken.exit_code == 1 and "is not empty" in taken.stderr
 
 
 def test_a_preview_predicts_what_a_run_does(tiny: Path, table: Path) -> None:

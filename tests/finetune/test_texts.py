@@ -28,28 +28,38 @@ def read(path: Path, body: str, **more: Any) -> texts.Texts:
 def test_texts_are_parted_and_their_labels_numbered(tmp_path: Path) -> None:
     found = read(tmp_path / "a.csv", "\ufeff" + HEAD + BODY)
     assert found.classes == ("a", "b")
-    assert len(found.train) == 11 and len(found.held) == 1 and not found.test
-    assert {row.label for row in (*found.train, *found.held)} == {0.0, 1.0}
-    again = read(tmp_path / "a.csv", HEAD + BODY)
-    assert again == found
-    assert read(tmp_path / "a.csv", HEAD + BODY, seed=1) != found
+    assert [row.label for row in found.train] == [0.0, 1.0] * 6 and not found.test
+    assert [row.place for row in found.train] == [f"a.csv, row {i}" for i in range(2, 14)]
+    assert read(tmp_path / "a.csv", HEAD + BODY) == found
+    some, same, other = (read(tmp_path / "a.csv", HEAD + BODY, rows=10, seed=seed) for seed in (0, 0, 1))
+    assert some == same != other and len(some.train) == 10
 
 
 @pytest.mark.parametrize(
     ("body", "more", "says"),
     [
         ("", {}, "is empty"),
-        (HEAD, {}, "is empty"),
-        (HEAD + BODY + "one,cell,more\n", {}, "line 14: 3 cells, the header has 2; quote"),
-        (HEAD + BODY + " ,a\n", {}, "row 13: the text is empty"),
-        (HEAD + BODY + "words,\n", {}, "row 13: column 'label' has no label"),
+        (HEAD, {}, "a header and no rows"),
+        (HEAD + BODY + "one,cell,more\n", {}, "row 14: 3 cells where the header has 2; put texts"),
+        (HEAD + BODY + "\none\n", {}, "row 15: 1 cells where the header has 2"),
+        (HEAD + BODY + " ,a\n", {}, "row 14, column 'text': the text is empty; fill"),
+        (HEAD + BODY + "words,\n", {}, r"row 14, column 'label': the label is missing \(''\); fill"),
+        (HEAD + BODY + "words,NaN\n", {}, r"the label is missing \('NaN'\)"),
+        ("text,text\na,b\n", {}, "two columns named 'text'; rename"),
+        ("text;label\na;b\n", {}, "separated by something else than commas"),
+        ("text,label,y\na,b,c\n", {}, "'label' and 'y' could each be meant"),
+        (HEAD + BODY, {"label": "text"}, "both name 'text'"),
         (HEAD + BODY.replace(",b", ",a"), {}, "every label of .* is 'a'"),
-        (HEAD + "word,a\nword,b\n", {}, "has 2 texts"),
-        ("words,mark\n" + BODY, {}, "which column of a.csv is the text"),
-        (HEAD + BODY, {"text": "txt"}, "has no column 'txt'; nearest: 'text'"),
-        (HEAD + BODY, {"task": "regression"}, "'[ab]' is no number"),
+        (HEAD + "word,a\nword,b\n", {}, "gives 2 texts; at least 10"),
+        (
+            "words,mark\n" + BODY,
+            {},
+            "no column is named by --text, and none is called text or sentence or review .columns: words, mark",
+        ),
+        (HEAD + BODY, {"text": "txt"}, r"has no column 'txt' for --text \(columns: text, label\); nearest: 'text'"),
+        (HEAD + BODY, {"task": "regression"}, "row 2: the label 'a' is no number, which --task regression needs"),
         (HEAD + "".join(f"word,{i}\n" for i in range(300)), {}, "300 different labels in 300 texts"),
-        (HEAD + 'a "quote,a\n' + '"never closed', {}, "row|cells|CSV"),
+        (HEAD + BODY + '"never closed,a\n', {}, r"cannot be read as CSV \(unexpected end of data\); save"),
     ],
 )
 def test_what_cannot_be_trained_on(body: str, more: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -60,10 +70,13 @@ def test_what_cannot_be_trained_on(body: str, more: dict[str, Any], says: str, t
 def test_labels_of_the_evaluation_file(tmp_path: Path) -> None:
     judge = tmp_path / "eval.csv"
     judge.write_text(HEAD + "words,c\n")
-    with pytest.raises(ConfigError, match=r"eval.csv row 1: label 'c' never occurs"):
+    with pytest.raises(
+        ConfigError,
+        match=r"eval.csv, row 2: the label 'c' occurs in no training text; nearest|occurs in no training text; mend",
+    ):
         read(tmp_path / "a.csv", HEAD + BODY, eval=str(judge))
     judge.write_text("text\nwords\n")
-    with pytest.raises(ConfigError, match=r"which column of eval.csv is the label"):
+    with pytest.raises(ConfigError, match=r"eval.csv: no column is named by --label"):
         read(tmp_path / "a.csv", HEAD + BODY, eval=str(judge))
 
 
@@ -72,7 +85,7 @@ def test_hostile_files(tmp_path: Path) -> None:
         texts.read(finetune_config({"model": "m", "data": str(tmp_path)}))
     path = tmp_path / "b.csv"
     path.write_bytes(b"text,label\n\xff\xfe\x00,a\n")
-    with pytest.raises(ConfigError, match="cannot be read as CSV in UTF-8"):
+    with pytest.raises(ConfigError, match=r"cannot be read as CSV .*UTF-8"):
         texts.read(finetune_config({"model": "m", "data": str(path)}))
     path = tmp_path / "b.parquet"
     path.write_bytes(b"PAR1 not at all")
@@ -87,11 +100,18 @@ def test_parquet_and_the_bundled_reviews(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     path = tmp_path / "a.parquet"
-    columns = {"text": ["some words"] * 20, "label": [i % 2 for i in range(20)]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    assert texts.read(finetune_config({"model": "m", "data": str(path)})).classes == ("0", "1")
+    for labels in ([i % 2 + 9 for i in range(20)], [float(i % 2 + 9) for i in range(20)]):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": ["some words"] * 20, "label": labels, "z": [[1]] * 20}), path
+        )
+        assert texts.read(finetune_config({"model": "m", "data": str(path)})).classes == ("9", "10")
+    with pytest.raises(ConfigError, match="row 2, column 'z' holds a list"):
+        texts.read(finetune_config({"model": "m", "data": str(path), "text": "z"}))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["words"] * 20, "label": [None, 1.0] * 10}), path)
+    with pytest.raises(ConfigError, match=r"a\.parquet, row 2, column 'label': the label is missing"):
+        texts.read(finetune_config({"model": "m", "data": str(path)}))
     found = texts.read(finetune_config({"model": "m", "data": "reviews:department", "rows": 100}))
-    assert len(found.classes) == 6 and len(found.test) == 4000 and len(found.train) == 90
+    assert len(found.classes) == 6 and len(found.test) == 4000 and len(found.train) == 100
     assert not {row.text for row in found.test} & {row.text for row in found.train}
 
 
@@ -134,3 +154,28 @@ def test_rows_of_a_batch_are_about_as_long_as_each_other() -> None:
     batches = Batches([[1] * n for n in lengths], torch.zeros(1280), 32, 0, pad=0)
     area = sum(batches.at(step)[0]["input_ids"].numel() for step in range(batches.per_epoch))
     assert CHUNK > 1 and area < 1.1 * sum(lengths)
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=300), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_the_held_out_slice_is_a_tenth_of_each_class_and_takes_no_last_row(labels: list[int], seed: int) -> None:
+    kept, held = texts.held_out([float(n) for n in labels], seed, by_class=True)
+    assert sorted([*kept, *held]) == list(range(len(labels))) and kept and held
+    assert (kept, held) == texts.held_out([float(n) for n in labels], seed, by_class=True)
+    for label in set(labels):
+        count = labels.count(label)
+        mine = sum(labels[i] == label for i in held)
+        if count > 1 or len(set(labels)) < len(labels):
+            assert mine < count
+        assert len(held) == 1 or abs(mine - 0.1 * count) <= 1.0
+
+
+def test_a_text_file_and_a_text_column_for_a_language_model(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two\nthree", encoding="utf-8")
+    found = texts.read(finetune_config({"model": "m", "data": str(tmp_path / "a.txt"), "task": "causal-lm"}))
+    assert [row.text for row in found.train] == ["one two\nthree"] and not found.classes
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    for name, says in (("a.txt", "save it as UTF-8"), ("b.txt", "does not exist")):
+        with pytest.raises(ConfigError, match=says):
+            texts.read(finetune_config({"model": "m", "data": str(tmp_path / name), "task": "causal-lm"}))
+    assert len(read(tmp_path / "a.csv", "text\nsome words\n", task="causal-lm").train) == 1

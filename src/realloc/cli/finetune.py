@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,11 @@ import realloc.cli.text as text
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
 from realloc.finetune.config import finetune_config
+from realloc.finetune.preview import preview
 from realloc.finetune.result import FinetuneResult
+from realloc.finetune.run import check_same
+from realloc.finetune.run import finetune as finetune_run
+from realloc.finetune.run import resume as resume_run
 
 Words = str | None
 
@@ -22,78 +27,94 @@ def _option(name: str, says: str, shown: str | bool = False) -> Any:
 
 
 def finetune(
-    model: Annotated[Words, _option("--model", "a folder, a hub name, minilm or smollm2")] = None,
+    model: Annotated[Words, _option("--model", "a folder, a hub name that is here, minilm or smollm2")] = None,
     data: Annotated[
-        Words, _option("--data", "FILE.csv, FILE.parquet, or reviews:department (rating, recommended)")
+        Words,
+        _option("--data", "FILE.csv, FILE.parquet, FILE.txt (causal-lm), or reviews:department|rating|recommended"),
     ] = None,
     evaluation: Annotated[Words, _option("--eval", "texts that judge, read once at the end")] = None,
     text_column: Annotated[Words, _option("--text", "column of the texts", "text, sentence or review")] = None,
     label: Annotated[Words, _option("--label", "column to foretell", "label, target, y or class")] = None,
-    task: Annotated[Words, _option("--task", "or regression, or causal-lm", "text-classification")] = None,
-    method: Annotated[Words, _option("--method", "focus, topk, lora, full, lisa, badam, ...", "focus")] = None,
+    task: Annotated[
+        Words, _option("--task", "text-classification, regression, causal-lm", "text-classification")
+    ] = None,
+    method: Annotated[
+        Words, _option("--method", "focus, topk, lora, adalora, para, full, lisa, badam, ...", "focus")
+    ] = None,
     settings: flags.Settings = None,
     budget: Annotated[Words, _option("--budget", "60s, 300k trainable parameters, or 5% of the model's")] = None,
     epochs: Annotated[Words, _option("--epochs", "times through the texts", "3")] = None,
     batch_size: Annotated[Words, _option("--batch-size", "texts per step", "32")] = None,
     lr: Annotated[Words, _option("--lr", "learning rate; it decays to 0", "the method's usual one")] = None,
-    tokens: Annotated[Words, _option("--tokens", "longest text, in tokens", "128")] = None,
+    tokens: Annotated[Words, _option("--tokens", "longest text, in tokens", "128, or what the model reads")] = None,
     rows: Annotated[Words, _option("--rows", "training texts to take", "all")] = None,
-    eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take", "all")] = None,
+    eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take, the first ones", "all")] = None,
     seed: flags.Seed = None,
     threads: flags.Threads = None,
     out: flags.Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, if there is one")] = False,
     dry_run: flags.DryRun = False,
     json: flags.Json = False,
 ) -> None:
     """Fine-tune a pre-trained transformer, with time and parameters spent only where the task needs them."""
     with outcome.told():
-        import_check()
-        values = {
+        given = {
             "model": model, "data": data, "eval": evaluation, "text": text_column, "label": label, "task": task,
-            "method": method, "settings": flags.settings_of(settings), "budget": budget, "epochs": epochs,
-            "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows,
-            "eval_rows": eval_rows, "seed": seed, "threads": threads,
+            "method": method, "settings": flags.settings_of(settings) or None, "budget": budget, "epochs": epochs,
+            "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows, "seed": seed,
+            "eval_rows": eval_rows, "threads": threads,
         }  # fmt: skip
+        given = {key: value for key, value in given.items() if value is not None}
+        if resume and out is None:
+            raise ConfigError("--resume needs the run's folder; write --out FOLDER")
+        if resume and out is not None and (out / "config.json").exists():
+            check_same(out, given)
+            go_on(out, json)
+            return
         for flag in ("model", "data"):
-            if values[flag] is None:
+            if flag not in given:
                 raise ConfigError(f"--{flag} is missing; for a first try: --model minilm --data reviews:department")
-        config = finetune_config({key: value for key, value in values.items() if value is not None})
-        # these two load torch, transformers and peft
-        import realloc.finetune.preview as preview
-        import realloc.finetune.session as session
-
+        config = finetune_config(given)
         if dry_run:
-            found = preview.preview(config)
+            found = preview(config)
             outcome.data_json(found.as_json()) if json else outcome.data(str(found))
             return
-        if out is not None and out.exists() and any(out.iterdir()):
-            raise ConfigError(f"folder '{plain(str(out))}' is not empty; give another --out")
-        outcome.talk(f"{config.method} on {plain(config.data)}")
+        outcome.talk(f"{config.method} on {plain(config.data)}" + ("" if out is None else f", recorded in {out}"))
         with Screen() as screen:
-            result = session.run(config, out, screen.show(config.method))
-        outcome.data_json(result.as_json()) if json else outcome.data(told(result))
+            result = finetune_run(config, out, screen.show(config.method))
+        present(result, json)
 
 
-def import_check() -> None:
-    """Say what to install before anything else fails."""
-    from importlib.util import find_spec
+def go_on(folder: Path, json: bool) -> None:
+    """Go on with a run from its last checkpoint; of a finished one, print the result."""
+    with Screen() as screen:
+        result = resume_run(folder, screen.show(folder.name))
+    present(result, json)
 
-    if find_spec("transformers") is None:
-        raise ConfigError("fine-tuning needs transformers: pip install 'realloc[finetune]'")
+
+def present(result: FinetuneResult, json: bool) -> None:
+    """Print a result for people or for programs."""
+    outcome.data_json(result.as_json()) if json else outcome.data(_told(result))
 
 
-def told(result: FinetuneResult) -> str:
-    """A result for people."""
-    lines = [f"{result.method} on {plain(result.data)}, seed {result.seed}: {text.time(result.train_seconds)}"]
-    if result.why:
-        lines.append(f"  {result.why}")
+def _told(result: FinetuneResult) -> str:
+    chosen = ", ".join(f"{key}={value}" for key, value in result.settings.items())
+    rows = [
+        ["method", f"{result.method}: {result.used} {chosen}".rstrip()],
+        ["data, model", f"{result.data}, {result.model}"],
+        *([["why", result.why]] if result.why else []),
+        [f"test {result.metric}", text.measure(result.metric, result.test_metric)],
+        ["held out", ", ".join(f"{key} {value:.4f}" for key, value in result.held.items())],
+        ["trained", f"{result.trainable:,} of {result.parameters:,} parameters, learning rate {result.lr:g}"],
+        ["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps, {result.epochs:.3g} epochs"],
+        ["memory", f"{text.size(result.peak_bytes)} over the loaded weights; optimizer state "
+                   f"{text.size(result.optimizer_bytes)}, cache {text.size(result.cached_bytes)}"],
+    ]  # fmt: skip
     if result.predicted_lora_seconds is not None:
-        lines.append(f"  uniform LoRA would take about {text.time(result.predicted_lora_seconds)}")
-    for name, found in (("held out", result.held), ("evaluation", result.test)):
-        if found is not None:
-            lines.append(f"  {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in found.items()))
-    lines.append(
-        f"  {result.trainable:,} of {result.parameters:,} parameters trained for {result.steps:,} steps at rate "
-        f"{result.lr:g}; optimizer state {text.size(result.optimizer_bytes)}, cache {text.size(result.cached_bytes)}"
-    )
-    return "\n".join(lines)
+        rows.append(["uniform LoRA", f"would take about {text.time(result.predicted_lora_seconds)}"])
+    if result.resumed_from is not None:
+        rows.append(["resumed from", f"step {result.resumed_from:,}"])
+    if result.folder is not None:
+        rows.append(["record", result.folder])
+        rows.append(["model", str(Path(result.folder) / "model")])
+    return text.table(["", ""], rows, left=2).lstrip("\n")

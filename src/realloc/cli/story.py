@@ -7,6 +7,7 @@ from typing import Any
 
 import realloc.cli.text as text
 import realloc.compare.contest as contest
+from realloc.finetune.run import KEY
 from realloc.record.checkpoint import listing
 from realloc.record.events import read
 from realloc.record.folder import read_config, read_result
@@ -21,6 +22,7 @@ def story(folder: Path) -> dict[str, Any]:
         }
         return {"comparison": runs}
     config, result = read_config(folder), read_result(folder)
+    config = config.get(KEY, config)
     log = folder / "events.jsonl"
     lines = read(log).lines if log.exists() else ()
     decisions = [line for line in lines if line["kind"] in ("move", "stay", "skip")]

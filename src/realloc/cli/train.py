@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import realloc.cli.finetune as finetune
 import realloc.cli.flags as flags
 import realloc.cli.outcome as outcome
 import realloc.cli.views as views
@@ -15,6 +16,7 @@ import realloc.train.arms as arms
 from realloc.cli.compare import present
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
+from realloc.finetune.run import is_finetune
 from realloc.train.config import RunConfig
 from realloc.train.preview import preview
 from realloc.train.progress import COMPILING, LOADING, Progress, Tell
@@ -71,12 +73,15 @@ def train(
 
 
 def resume(folder: Folder, json: flags.Json = False) -> None:
-    """Go on with a run or a comparison from its last checkpoint; of a finished one, print the result."""
+    """Go on with a run, a comparison or a fine-tuning from its last checkpoint; of a finished one, print the result."""
     with outcome.told():
         if not folder.is_dir():
             raise ConfigError(f"run folder '{plain(str(folder))}' does not exist; check the path")
         if (folder / contest.CONTEST).exists():
             present(contest.read(folder), folder, json)
+            return
+        if is_finetune(folder):
+            finetune.go_on(folder, json)
             return
         with Screen() as screen:
             result = resume_run(folder, screen.show(folder.name))

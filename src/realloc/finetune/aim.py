@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from realloc.finetune.batches import Batch, Batches
 from realloc.finetune.config import Task
 
-JUDGED = 64  # rows in a batch that is only judged
+JUDGED: Final = 64  # rows in a batch that is only judged
 
 
 @final

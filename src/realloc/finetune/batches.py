@@ -17,7 +17,7 @@ CHUNK: Final = 20  # batches that are sorted by length together
 Batch = dict[str, Tensor]
 
 
-def tokenise(rows: Sequence[Row], tokenizer: Any, most: int, where: str) -> list[list[int]]:
+def tokenise(rows: Sequence[Row], tokenizer: Any, most: int) -> list[list[int]]:
     """Token numbers of each text, cut at ``most``.
 
     Raises:
@@ -29,17 +29,23 @@ def tokenise(rows: Sequence[Row], tokenizer: Any, most: int, where: str) -> list
     special = tokenizer.num_special_tokens_to_add(pair=False)
     for row, tokens in zip(rows, found, strict=True):
         if len(tokens) <= special:
-            raise ConfigError(f"{plain(where)}: the text '{plain(row.text)[:40]}' has no token of this model; drop it")
+            raise ConfigError(
+                f"{row.place}: the text '{plain(row.text)[:40]}' has no token of this model; drop the row"
+            )
     return found
 
 
 def chunked(rows: Sequence[Row], tokenizer: Any, most: int) -> list[list[int]]:
-    """All texts one after the other, cut into pieces of ``most`` tokens, for a causal language model."""
+    """All texts one after the other, cut into pieces of ``most`` tokens, for a causal language model.
+
+    Where the tokenizer has an end-of-text token, it stands between two texts.
+    """
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    found = tokenizer([row.text for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
     whole: list[int] = []
-    for row in rows:
-        whole += tokenizer(row.text)["input_ids"]
-    pieces = [whole[i : i + most] for i in range(0, len(whole), most)]
-    return [piece for piece in pieces if len(piece) > 1]
+    for number, tokens in enumerate(found):
+        whole += (end if number else []) + tokens
+    return [piece for i in range(0, len(whole), most) if len(piece := whole[i : i + most]) > 1]
 
 
 @final

@@ -19,7 +19,7 @@ class FinetuneConfig(BaseModel):
     """One run. Frozen; unknown keys and values out of range are refused.
 
     ``lr`` None: the method's usual rate. ``epochs`` None: 3, or what a budget of seconds allows. ``label`` None: no
-    labels (causal-lm). ``tokens``: longest text, in tokens; longer ones are cut.
+    labels (causal-lm). ``tokens``: longest text, in tokens; longer ones are cut. None: 128, or what the model reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -37,7 +37,7 @@ class FinetuneConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 32
     lr: Annotated[float, Field(gt=0, le=1000)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
+    tokens: Annotated[int, Field(ge=2, le=100_000)] | None = None
     rows: Annotated[int, Field(ge=1)] | None = None
     eval_rows: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-import math
-import time
+from collections.abc import Callable
 from typing import Final
 
-import torch
 from torch import nn
 
 from realloc.finetune.aim import Aim
-from realloc.finetune.arms import Arm
+from realloc.finetune.arms.arm import Arm
 from realloc.finetune.batches import Batches
-from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.pace import Length, set_rate
-from realloc.train.progress import TRAINING, Progress, Tell
-from realloc.train.stop import Interrupted, Stop
-from realloc.train.watch import RunError
+from realloc.train.loop import Clock
 
 CLIP: Final = 1.0
 
 
 def fit(
-    arm: Arm, batches: Batches, aim: Aim, length: Length, config: FinetuneConfig, clock: float, tell: Tell, stop: Stop
+    arm: Arm, batches: Batches, aim: Aim, length: Length, clock: Clock, first: int, after: Callable[[int, float], None]
 ) -> int:
-    """Train to the end of ``length``. Returns the steps taken.
+    """Train from step ``first`` to the end of ``length``; ``after`` gets the steps taken and the loss. Returns them.
 
-    Raises:
-        RunError: the loss is not finite.
-        Interrupted: Ctrl-C, between two steps.
+    At least one step is taken, however short the time is.
     """
     model, optimizer = arm.model, arm.optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.manual_seed(config.seed)
     model.train()
-    step = 0
-    while not length.over(step, time.perf_counter() - clock):
+    step = first
+    while not step or not length.over(step, clock.seconds):
         batch, labels = batches.at(step)
-        set_rate(optimizer, length.progress(step + 1, time.perf_counter() - clock))
+        set_rate(optimizer, length.progress(step, clock.seconds))
         losses, _ = aim.losses(model, batch, labels)
         loss = losses.mean()
+        whole = loss if arm.penalty is None else loss + arm.penalty()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        whole.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], CLIP)
         optimizer.step()
-        if arm.update is not None:
-            arm.update(step)
         step += 1
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunError(f"the loss is {value} at step {step}; lower the rate with --lr")
-        total = step if length.seconds is not None else length.steps
-        tell(Progress(TRAINING, step=step, total=total, seconds=time.perf_counter() - clock, loss=value))
-        if stop.asked:
-            raise Interrupted(f"at step {step}", None)
+        if arm.moved is not None:
+            arm.moved(step)
+        after(step, float(loss.detach()))
     return step

@@ -8,6 +8,7 @@ from typing import Final, final
 from torch.optim import Optimizer
 
 WARM: Final = 0.06  # share of the run
+LEAST: Final = 1e-3  # of the rate: a run of a few steps takes no step at rate zero
 
 
 @final
@@ -19,8 +20,12 @@ class Length:
     seconds: float | None = None
 
     def progress(self, step: int, elapsed: float) -> float:
-        """From 0 to 1."""
-        gone = step / self.steps
+        """From 0 to 1: the middle of a step that begins now, ``step`` steps having been taken.
+
+        >>> Length(10).progress(9, 1e9), Length(10**7, 60.0).progress(5, 30.0)
+        (0.95, 0.5)
+        """
+        gone = (step + 0.5) / self.steps
         return gone if self.seconds is None else max(gone, elapsed / self.seconds)
 
     def over(self, step: int, elapsed: float) -> bool:
@@ -38,4 +43,4 @@ def set_rate(optimizer: Optimizer, progress: float) -> None:
     """
     factor = progress / WARM if progress < WARM else max(0.0, 1 - progress) / (1 - WARM)
     for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * max(factor, 1e-3)
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * max(factor, LEAST)

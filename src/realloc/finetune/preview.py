@@ -9,9 +9,12 @@ from typing import Any, Final, final
 
 import torch
 
-from realloc.finetune.arms import Arm
+from realloc.errors import plain
+from realloc.finetune.arms.arm import Arm
 from realloc.finetune.config import FinetuneConfig
-from realloc.finetune.session import Scene, begun, decide, prepared
+from realloc.finetune.decided import decide
+from realloc.finetune.scene import Scene, prepared
+from realloc.finetune.session import begun
 from realloc.sites.blocks import blocks_of
 from realloc.train.memory import Peak
 
@@ -22,42 +25,54 @@ QUANTILES: Final = (0.5, 0.1, 0.9)  # of length, at which steps are timed
 @final
 @dataclass(frozen=True)
 class Preview:
-    """Layers, budget, and predictions from a few timed steps of a model that is thrown away."""
+    """Layers, budget, and predictions from a few timed steps of a model that is thrown away.
+
+    ``weight``, ``gradient`` and ``optimizer`` bytes are counted: 4, 4 and 8 for each parameter that they concern.
+    ``peak_bytes`` is measured over the timed steps, as anonymous memory over the loaded weights; ``activation_bytes``
+    is what remains of it without gradients and optimizer: activations, the arm's own weights, and all else.
+    ``seconds``: of the run, without the judgement of the held-out texts.
+    """
 
     method: str
     used: str
     settings: Mapping[str, Any]
+    budget: str | None
     why: str
     layers: Mapping[str, bool]
     texts: int
+    held_out: int
+    judged: int
     steps: int
     trainable: int
     parameters: int
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    peak_bytes: int | None  # measured over the timed steps: gradients, optimizer, activations and all else
-    seconds: float  # of the whole run, held-out judgement left out
+    activation_bytes: int | None
+    peak_bytes: int | None
+    seconds: float
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return {"dry_run": True} | asdict(self)
 
     def __str__(self) -> str:
-        peak = (
-            ""
-            if self.peak_bytes is None
-            else f", {_mb(self.peak_bytes)} at the peak over the loaded weights (measured)"
-        )
         chosen = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        memory = (
+            f"{_mb(self.weight_bytes)} weights, {_mb(self.gradient_bytes)} gradients, "
+            f"{_mb(self.optimizer_bytes)} optimizer state (counted)"
+        )
+        if self.peak_bytes is not None and self.activation_bytes is not None:
+            memory += f", {_mb(self.activation_bytes)} activations and all else (measured over a few steps)"
         lines = [
-            f"{self.method}: {self.used} {chosen}".rstrip() + f" on {self.texts:,} texts, {self.steps:,} steps",
+            f"{self.method}: {self.used} {chosen}".rstrip(),
             *([f"  {self.why}"] if self.why else []),
-            f"  trains {self.trainable:,} of {self.parameters:,} parameters",
-            *(f"    {name}: {'trains' if on else 'frozen'}" for name, on in self.layers.items()),
-            f"  memory: {_mb(self.weight_bytes)} weights, {_mb(self.gradient_bytes)} gradients, "
-            f"{_mb(self.optimizer_bytes)} optimizer state{peak}",
-            f"  about {self.seconds:.0f} s, from a few timed steps",
+            f"  texts: {self.texts:,} to train on, {self.held_out:,} held out, {self.judged:,} to judge by",
+            f"  budget: {self.budget or 'none'}; {self.steps:,} steps; trains {self.trainable:,} of "
+            f"{self.parameters:,} parameters, the head among them",
+            *(f"    {plain(name)}: {'trains' if on else 'frozen'}" for name, on in self.layers.items()),
+            f"  memory: {memory}",
+            f"  time: about {self.seconds:.0f} s, from a few timed steps on batches of three lengths",
         ]
         return "\n".join(lines)
 
@@ -67,31 +82,32 @@ def _mb(value: int) -> str:
 
 
 def preview(config: FinetuneConfig) -> Preview:
-    """Load, decide, time a few steps, and say so."""
+    """Load, decide, time a few steps, and say so; raises ConfigError where a run would."""
     torch.set_num_threads(config.threads or torch.get_num_threads())
     scene = prepared(config)
-    with Peak() as peak:
+    with torch.random.fork_rng(devices=[]), Peak() as peak:
         began = time.perf_counter()
         decided = decide(scene)
         deciding = time.perf_counter() - began
         arm = begun(scene, decided)
         first, later = _timed(scene, arm)
-    epochs = decided.length.steps / scene.train.per_epoch
-    seconds = decided.length.seconds
+    seconds, steps = decided.length.seconds, decided.length.steps
     if seconds is None:
+        epochs = steps / scene.train.per_epoch
         seconds = deciding + scene.train.tokens * (first * min(1.0, epochs) + later * max(0.0, epochs - 1))
-    steps = decided.length.steps
-    if decided.length.seconds is not None:
-        steps = int(seconds / (later * scene.train.tokens / scene.train.per_epoch))
+    else:
+        steps = max(1, int(seconds / (later * scene.train.tokens / scene.train.per_epoch)))
     blocks = blocks_of(scene.loaded.model)
     trains = [any(p.requires_grad for p in module.parameters()) for module in blocks.modules]
     numbers = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in arm.model.parameters())
+    rest = None if peak.bytes is None else max(0, peak.bytes - 3 * FLOAT * numbers)
     return Preview(
-        method=config.method, used=decided.method, settings=dict(decided.settings), why=decided.why,
-        layers=dict(zip(blocks.names, trains, strict=True)), texts=len(scene.train.rows), steps=steps,
+        method=config.method, used=decided.method, settings=dict(decided.settings), budget=config.budget,
+        why=decided.why, layers=dict(zip(blocks.names, trains, strict=True)), texts=len(scene.train.rows),
+        held_out=len(scene.held.rows), judged=0 if scene.test is None else len(scene.test.rows), steps=steps,
         trainable=numbers, parameters=whole, weight_bytes=FLOAT * whole, gradient_bytes=FLOAT * numbers,
-        optimizer_bytes=2 * FLOAT * numbers, peak_bytes=peak.bytes, seconds=seconds,
+        optimizer_bytes=2 * FLOAT * numbers, activation_bytes=rest, peak_bytes=peak.bytes, seconds=seconds,
     )  # fmt: skip
 
 

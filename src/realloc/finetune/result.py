@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, final
+
+from realloc.errors import RecordError
 
 
 @final
 @dataclass(frozen=True)
 class FinetuneResult:
-    """One run's outcome. Seconds run from the first measurement to the last judgement of the held-out texts.
+    """One run's outcome. Fields that do not apply are None; times are seconds, sizes bytes.
 
-    ``used`` is the method that trained, which focus chooses; ``held`` are figures of the slice of the training texts
-    that decisions may look at, ``test`` those of the evaluation file, read once. ``trainable`` counts what trains at
-    the end. ``peak_bytes`` is anonymous memory over its value once weights and texts are loaded.
+    ``used`` is the method that trained, which focus chooses. ``train_seconds`` runs from the first measurement to the
+    judgement of the held-out texts, everything included but the writing of checkpoints (``save_seconds``). ``held`` are
+    figures of the slice of the training texts that decisions may look at; ``test`` (and what begins so) those of the
+    evaluation texts, read once. ``trainable`` counts what trains at the end, ``optimizer_bytes`` its state.
+    ``peak_bytes`` is anonymous memory over its value once weights and texts are loaded.
     """
 
     method: str
@@ -28,20 +32,54 @@ class FinetuneResult:
     seed: int
     steps: int
     epochs: float
+    batch_size: int
     lr: float
-    train_seconds: float
+    metric: str
+    test_metric: float | None
+    test_accuracy: float | None
+    test_loss: float | None
+    test_rmse: float | None
     held: Mapping[str, float]
     test: Mapping[str, float] | None
+    train_seconds: float
+    evaluate_seconds: float
+    save_seconds: float
+    setup_seconds: float
     trainable: int
     parameters: int
     optimizer_bytes: int
     cached_bytes: int
     peak_bytes: int | None
+    train_peak_bytes: int | None
+    mapped_bytes: int | None
     layers: Mapping[str, bool] | None
     predicted_lora_seconds: float | None
     costs: Mapping[str, float] | None
+    versions: Mapping[str, str | None]
     threads: int
+    finished: bool
+    resumed_from: int | None
+    folder: str | None
 
     def as_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold: a number that is not finite becomes None."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        found: dict[str, Any] = _finite(asdict(self))
+        return found
+
+
+def from_json(values: Mapping[str, Any]) -> FinetuneResult:
+    """Read back what ``as_json`` wrote.
+
+    Raises RecordError when keys are missing or unknown.
+    """
+    known = {f.name for f in fields(FinetuneResult)}
+    if set(values) != known:
+        odd = ", ".join(sorted(known.symmetric_difference(map(str, values))))
+        raise RecordError(f"the result was written by another version of realloc (differs in {odd}); run it again")
+    return FinetuneResult(**values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

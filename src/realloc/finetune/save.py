@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
+from typing import Any, Final
 
 import realloc.record.disk as disk
-from realloc.errors import ConfigError
 from realloc.export.peft import peft
-from realloc.finetune.arms import Arm
-from realloc.finetune.weights import Loaded, Reader, quiet
+from realloc.finetune.arms.arm import Arm
+from realloc.finetune.head import MeanHead, save_head
+from realloc.finetune.weights import Loaded, quiet
 from realloc.handle import Handle
 from realloc.record.sealed import seal
 
-HEAD = "head.safetensors"
+MODEL: Final = "model"
+LABELS: Final = "labels.json"
 
 
-def write_model(folder: Path, loaded: Loaded, arm: Arm, classes: tuple[str, ...], base: str) -> None:
-    """Write weights that ``from_pretrained`` reads (or an adapter that stock peft reads), tokenizer and head.
+def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) -> Path:
+    """Write ``model`` into a run's folder, whole or not at all.
+
+    Weights that ``AutoModel`` (for causal-lm ``AutoModelForCausalLM``) reads by ``from_pretrained``, or an adapter that
+    stock peft reads; the tokenizer; the head (`realloc.finetune.head.with_head` puts it back on); the classes in order.
 
     Raises:
-        ConfigError: the folder holds something already.
+        RecordError: a disk error.
     """
-    target = folder / "model"
-    if target.exists():
-        raise ConfigError(f"{disk.shown(target)} exists already; give another --out")
-    disk.make_folder(folder)
-    if isinstance(arm.handle, Handle):
-        below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
-        peft(loaded.model, target, base_model_name=base, below=below)
-    saved: Any = arm.adapter or loaded.base
-    with quiet():
-        if not isinstance(arm.handle, Handle):
-            saved.save_pretrained(target)
-        loaded.tokenizer.save_pretrained(target)
-    if isinstance(loaded.model, Reader):
-        head = {name: p.detach().contiguous() for name, p in loaded.model.head.state_dict().items()}
-        save_file(head, target / HEAD)
-    disk.replace(target / "labels.json", seal({"classes": list(classes), "torch": torch.__version__}))
+    target, temporary = folder / MODEL, folder / f"tmp-{MODEL}"
+    with disk.told("write the model into", folder, "make room or rights there, then resume the run"):
+        for old in (temporary, target):  # of a run that was cut short right here
+            if old.exists():
+                shutil.rmtree(old)
+        disk.make_folder(temporary)
+        if isinstance(arm.handle, Handle):
+            below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
+            peft(loaded.model, temporary, base_model_name=loaded.name, below=below)
+        with quiet():
+            if not isinstance(arm.handle, Handle):
+                saved: Any = arm.adapter or loaded.base
+                saved.save_pretrained(temporary)
+            loaded.tokenizer.save_pretrained(temporary)
+        if isinstance(loaded.model, MeanHead):
+            save_head(loaded.model, temporary)
+            disk.replace(temporary / LABELS, seal(labels))
+        disk.sync_folder(temporary)
+        disk.rename(temporary, target)
+    return target

@@ -2,176 +2,147 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final, final
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import final
 
 import torch
-from torch import Tensor
 
-import realloc.finetune.arms as arms
-import realloc.finetune.focus as focus
-import realloc.finetune.texts as texts
-import realloc.finetune.weights as weights
+import realloc.finetune.arms.table as arms
 from realloc.cache.settings import Cache
-from realloc.errors import ConfigError
-from realloc.finetune.aim import Aim, Judged
-from realloc.finetune.batches import Batches, chunked, tokenise
+from realloc.finetune.aim import Judged
+from realloc.finetune.arms.arm import Arm, Order
 from realloc.finetune.config import FinetuneConfig
+from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
-from realloc.finetune.pace import Length
+from realloc.finetune.keep import Account, Keep
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.save import write_model
-from realloc.finetune.weights import Loaded
+from realloc.finetune.scene import Scene, prepared
+from realloc.finetune.watch import Watch
 from realloc.layer_handle import LayerHandle
-from realloc.observe.probes import one_hot
 from realloc.pool.rights import moments_bytes
+from realloc.train.loop import Clock
 from realloc.train.memory import Peak
 from realloc.train.progress import LOADING, Progress, Tell
-from realloc.train.stop import Stop
+from realloc.train.stop import Interrupted, Stop
 
-EPOCHS: Final = 3.0
+METRICS = {"text-classification": "accuracy", "regression": "rmse", "causal-lm": "loss"}
+PACKAGES = ("realloc", "torch", "transformers", "peft")
+
+
+def session(config: FinetuneConfig, keep: Keep | None, tell: Tell) -> FinetuneResult:
+    """Run to the end, from the newest checkpoint if ``keep`` has one. Global random numbers end as they were."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    clock = Clock()
+    with Stop() as stop, torch.random.fork_rng(devices=[]):
+        with clock.apart("setup"):
+            tell(Progress(LOADING))
+            scene = prepared(config)
+        if stop.asked:
+            raise Interrupted("in set-up", str(keep.path) if keep else None)
+        with Peak() as peak:
+            done = _train(scene, keep, Tools(tell, clock, peak, stop))
+        with clock.apart("evaluate"):
+            test = None if scene.test is None else scene.aim.judge(done.arm.model, scene.test)
+        return _result(scene, keep, done, clock, test)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """What stays the same over a run."""
+class Tools:
+    """What a run is watched and measured with."""
 
-    config: FinetuneConfig
-    loaded: Loaded
-    aim: Aim
-    train: Batches
-    held: Batches
-    test: Batches | None
-    classes: tuple[str, ...]
-
-
-def prepared(config: FinetuneConfig) -> Scene:
-    """Load texts and weights, and tokenise: all that is slow and happens before the clock runs.
-
-    Raises:
-        ConfigError: anything a user can mend.
-    """
-    settings = arms.check(config.method, config.settings)
-    del settings
-    found = texts.read(config)
-    loaded = weights.load(config, max(1, len(found.classes)))
-    labels = torch.tensor([row.label for row in found.train])
-    aim = Aim(config.task)
-    if config.task == "regression":
-        spread = float(labels.std())
-        if not spread > 0:
-            raise ConfigError("every label of the training texts is the same number; there is nothing to learn")
-        aim = Aim(config.task, float(labels.mean()), spread)
-
-    def made(rows: tuple[texts.Row, ...], where: str) -> Batches:
-        if config.task == "causal-lm":
-            tokens = chunked(rows, loaded.tokenizer, config.tokens)
-            marks = torch.zeros(len(tokens))
-        else:
-            tokens = tokenise(rows, loaded.tokenizer, config.tokens, where)
-            marks = torch.tensor([row.label for row in rows])
-        return Batches(tokens, marks, config.batch_size, config.seed, loaded.tokenizer.pad_token_id)
-
-    test = made(found.test, config.eval or config.data) if found.test else None
-    return Scene(
-        config, loaded, aim, made(found.train, config.data), made(found.held, config.data), test, found.classes
-    )
-
-
-def run(config: FinetuneConfig, folder: Path | None, tell: Tell) -> FinetuneResult:
-    """Train and judge; with a folder, the model is written there at the end."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    tell(Progress(LOADING))
-    scene = prepared(config)
-    with Stop() as stop, Peak() as peak:
-        clock = time.perf_counter()
-        torch.manual_seed(config.seed)
-        decided = decide(scene)
-        arm = begun(scene, decided)
-        peak.training()
-        steps = fit(arm, scene.train, scene.aim, decided.length, config, clock, tell, stop)
-        held = scene.aim.judge(arm.model, scene.held)
-        seconds = time.perf_counter() - clock
-        peak.look()
-        result = _result(scene, decided, arm, steps, seconds, held, peak)
-    if scene.test is not None:
-        judged = scene.aim.judge(arm.model, scene.test)
-        result = replace(result, test=judged.metrics)
-    if isinstance(arm.handle, LayerHandle):
-        arm.handle.detach()
-    if folder is not None:
-        write_model(folder, scene.loaded, arm, scene.classes, config.model)
-    return result
+    tell: Tell
+    clock: Clock
+    peak: Peak
+    stop: Stop
 
 
 @final
-@dataclass(frozen=True)
-class Decided:
-    """What a run does: a method of the table, its settings, and its length."""
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A run after its last step."""
 
-    method: str
-    settings: Mapping[str, Any]
-    length: Length
-    compute: str
-    why: str = ""
-    choice: focus.Choice | None = None
-
-
-def decide(scene: Scene) -> Decided:
-    """Fix method, settings and length; focus measures before it does."""
-    config, spend = scene.config, scene.config.spend
-    settings = dict(arms.check(config.method, config.settings))
-    epochs = config.epochs or EPOCHS
-    most = spend.parameters_of(sum(p.numel() for p in scene.loaded.model.parameters()))
-    choice = None
-    why, compute, method = "", "float32", config.method
-    if method == arms.FOCUS:
-        if config.task == "causal-lm":
-            raise ConfigError("focus probes labels, and causal-lm has none; use --method topk, lora or full")
-        choice = focus.choose(scene.loaded, scene.train, epochs, float(settings["share"]), _targets(scene))
-        why, compute = choice.why, choice.compute
-        method, settings = ("lora", {"rank": 8}) if choice.k is None else ("topk", {"k": choice.k})
-        epochs = choice.epochs
-    if most is not None:
-        settings = arms.within(method, settings, most, scene.loaded)
-    endless = spend.seconds is not None
-    steps = 10**7 if endless else max(1, math.ceil(epochs * scene.train.per_epoch))
-    return Decided(method, settings, Length(steps, spend.seconds), compute, why, choice)
+    decided: Decided
+    arm: Arm
+    steps: int
+    held: Judged
+    account: Account
+    resumed_from: int | None
 
 
-def _targets(scene: Scene) -> Tensor:
-    labels = scene.train.labels
-    return one_hot(labels.long()).argmax(1) if scene.classes else (labels - scene.aim.mean) / scene.aim.scale
+def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
+    clock, peak = tools.clock, tools.peak
+    found = keep.latest() if keep else None
+    torch.manual_seed(scene.config.seed)
+    if found is None:
+        clock.start()
+    decided = keep.decided() if keep else None
+    if decided is None:
+        decided = decide(scene)
+        if keep:
+            keep.write_decided(decided)
+    arm = begun(scene, decided, keep)
+    watch = Watch(scene, decided, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
+    torch.manual_seed(scene.config.seed)
+    if keep and found:
+        watch.resume(keep.restore(found, arm))
+        clock.start()
+    peak.training()
+    steps = fit(arm, scene.train, scene.aim, decided.length, clock, found.step if found else 0, watch)
+    held = scene.aim.judge(arm.model, scene.held)
+    clock.stop()
+    peak.look()
+    return Done(decided, arm, steps, held, watch.account(), found.step if found else None)
 
 
-def begun(scene: Scene, decided: Decided) -> arms.Arm:
+def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
     """Make what the loop trains."""
     config, kind = scene.config, arms.KINDS[decided.method]
-    cache = Cache(epoch=len(scene.train.rows), compute=decided.compute)  # type: ignore[arg-type]
+    file = None if keep is None else keep.cache
+    cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file)  # type: ignore[arg-type]
     rate = config.lr or kind.rate
-    order = arms.Order(rate, decided.length.steps, config.seed, decided.settings, cache)
+    sink = keep.log if keep else None
+    order = Order(rate, decided.expected, config.seed, decided.settings, cache, sink)
     return kind.make(scene.loaded, order)
 
 
-def _result(
-    scene: Scene, decided: Decided, arm: arms.Arm, steps: int, seconds: float, held: Judged, peak: Peak
-) -> FinetuneResult:
-    config = scene.config
-    trainable = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
-    return FinetuneResult(
+def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Judged | None) -> FinetuneResult:
+    config, decided, arm, account = scene.config, done.decided, done.arm, done.account
+    judged = {} if test is None else test.metrics
+    metric = METRICS[config.task]
+    handle = arm.handle if isinstance(arm.handle, LayerHandle) else None
+    result = FinetuneResult(
         method=config.method, used=decided.method, settings=dict(decided.settings), why=decided.why,
-        model=config.model, data=config.data, task=config.task, seed=config.seed, steps=steps,
-        epochs=steps / scene.train.per_epoch, lr=config.lr or arms.KINDS[decided.method].rate,
-        train_seconds=seconds, held=held.metrics, test=None, trainable=trainable,
+        model=config.model, data=config.data, task=config.task, seed=config.seed, steps=done.steps,
+        epochs=done.steps / scene.train.per_epoch, batch_size=config.batch_size,
+        lr=config.lr or arms.KINDS[decided.method].rate,
+        metric=metric, test_metric=judged.get(metric), test_accuracy=judged.get("accuracy"),
+        test=judged or None, test_loss=judged.get("loss"), test_rmse=judged.get("rmse"), held=done.held.metrics,
+        train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
+        save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
+        trainable=sum(p.numel() for p in arm.model.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in arm.model.parameters()),
         optimizer_bytes=moments_bytes(arm.optimizer, arm.model.parameters()),
-        cached_bytes=arm.handle.cached_bytes if isinstance(arm.handle, LayerHandle) else 0,
-        peak_bytes=peak.bytes, layers=dict(arm.handle.layers) if isinstance(arm.handle, LayerHandle) else None,
-        predicted_lora_seconds=None if decided.choice is None else decided.choice.lora_seconds,
-        costs=None if decided.choice is None else asdict(decided.choice.costs), threads=torch.get_num_threads(),
+        cached_bytes=0 if handle is None else handle.cached_bytes,
+        peak_bytes=account.peak_bytes, train_peak_bytes=account.train_peak_bytes, mapped_bytes=account.mapped_bytes,
+        layers=None if handle is None else dict(handle.layers),
+        predicted_lora_seconds=decided.lora_seconds, costs=decided.costs,
+        versions={name: _version(name) for name in PACKAGES}, threads=torch.get_num_threads(),
+        finished=True, resumed_from=done.resumed_from, folder=str(keep.path) if keep else None,
     )  # fmt: skip
+    if handle is not None:
+        handle.detach()
+    if keep is not None:
+        labels = {"task": config.task, "classes": list(scene.classes), "mean": scene.aim.mean, "scale": scene.aim.scale}
+        write_model(keep.path, scene.loaded, arm, labels)
+        keep.finish(result.as_json())
+    return result
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

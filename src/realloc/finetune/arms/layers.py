@@ -1,0 +1,72 @@
+"""Arms in which layers train in turn, by `realloc.attach`. One line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from realloc.attach import attach
+from realloc.cache.settings import Cache
+from realloc.errors import ConfigError
+from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
+from realloc.finetune.weights import Loaded
+from realloc.methods.autofreeze import autofreeze
+from realloc.methods.badam import badam
+from realloc.methods.layer_gradient import layer_gradient
+from realloc.methods.layers import LayerMethod
+from realloc.methods.lisa import lisa
+from realloc.methods.random_layers import random_layers
+from realloc.methods.topk import topk
+from realloc.schedule import every
+from realloc.sites.blocks import blocks_of
+from realloc.train.config import Setting
+
+TURNS: Final = 20  # choices of layers in a run
+
+Recipe = Callable[[Mapping[str, Any], Cache | None], LayerMethod]
+
+
+def layers(recipe: Recipe) -> Callable[[Loaded, Order], Arm]:
+    """Make an arm of a recipe that takes settings and a cache."""
+
+    def make(loaded: Loaded, order: Order) -> Arm:
+        optimizer = optimizer_of(loaded, order.rate)
+        chosen = recipe(order.settings, order.cache)
+        schedule = every(max(1, order.steps // TURNS), total=max(2, order.steps)) if chosen.moves else None
+        handle = attach(loaded.model, optimizer, chosen, schedule=schedule, seed=order.seed, record=order.sink)
+        return Arm(loaded.model, optimizer, handle)
+
+    return make
+
+
+def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
+    """The most layers with at most so many parameters.
+
+    Raises:
+        ConfigError: fewer than one layer has.
+    """
+    sizes = [sum(p.numel() for p in module.parameters()) for module in blocks_of(loaded.base).modules]
+    k = sum(sum(sizes[-n:]) <= most for n in range(1, len(sizes) + 1))
+    if not k:
+        raise ConfigError(
+            f"the budget leaves {most:,} parameters beside the head, and the top layer has {sizes[-1]:,}; raise the "
+            "budget, or take --method lora"
+        )
+    return {**settings, "k": k}
+
+
+LAYERS: Final[Mapping[str, Kind]] = {
+    "autofreeze": Kind(
+        layers(lambda s, cache: autofreeze(s["percentile"], cache=cache)), 3e-4, {"percentile": 50.0},
+        moves=True,
+    ),
+    "badam": Kind(layers(lambda s, _: badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
+    "layer_gradient": Kind(
+        layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
+    ),
+    "lisa": Kind(layers(lambda s, _: lisa(s["layers"])), 3e-4, {"layers": 2}, moves=True),
+    "random_layers": Kind(
+        layers(lambda s, _: random_layers(s["share"])), 1e-3, {"share": 0.6}, moves=True
+    ),
+    "topk": Kind(layers(lambda s, cache: topk(s["k"], cache=cache)), 1e-3, {"k": 2}, topk_within),
+}  # fmt: skip

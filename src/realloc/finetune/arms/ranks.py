@@ -1,0 +1,47 @@
+"""Arms with our own LoRA ranks: in one pool, with a budget of parameters, on every linear layer of the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from realloc.attach import attach, prepare
+from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
+from realloc.finetune.arms.peft_lora import rank_of, rank_within
+from realloc.finetune.weights import Loaded
+from realloc.methods.adalora import adalora
+from realloc.methods.lora import lora
+from realloc.methods.para import para
+from realloc.methods.random_ranks import random_ranks
+from realloc.methods.rank_gradient import rank_gradient
+from realloc.methods.rank_method import RankMethod
+from realloc.schedule import every
+from realloc.sites.blocks import blocks_of
+
+MOVES: Final = 20  # of ranks in a run
+SETTLE: Final = 0.6  # share of the run after which ranks stay
+SCALE: Final = 2.0  # alpha / r, as in peft's examples
+
+
+def ranks(recipe: Callable[[int], RankMethod], *, moves: bool = True) -> Kind:
+    """Make an arm of a recipe that takes ranks a layer."""
+
+    def make(loaded: Loaded, order: Order) -> Arm:
+        patterns = [f"{name}.*" for name in blocks_of(loaded.model).names]
+        method = recipe(rank_of(order.settings)).on(*patterns)
+        prepare(loaded.model, method, seed=order.seed)
+        optimizer = optimizer_of(loaded, order.rate)
+        schedule = every(max(1, order.steps // MOVES), until=SETTLE, total=max(2, order.steps))
+        handle = attach(loaded.model, optimizer, method, schedule=schedule, seed=order.seed, record=order.sink)
+        return Arm(loaded.model, optimizer, handle)
+
+    return Kind(make, 3e-3, {"rank": 8}, rank_within, moves=moves)
+
+
+RANKS: Final[Mapping[str, Kind]] = {
+    "adalora": ranks(lambda rank: adalora(rank, scale=SCALE)),
+    "lora": ranks(lambda rank: lora(rank, scale=SCALE), moves=False),
+    "para": ranks(lambda rank: para(rank, scale=SCALE)),
+    "random_ranks": ranks(lambda rank: random_ranks(rank, scale=SCALE)),
+    "rank_gradient": ranks(lambda rank: rank_gradient(rank, scale=SCALE)),
+}

@@ -1,0 +1,80 @@
+"""What a run does, decided once, before the first step, and written down: a resume decides nothing again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, final
+
+from torch import Tensor
+
+import realloc.finetune.arms.table as arms
+import realloc.finetune.focus as focus
+from realloc.errors import ConfigError
+from realloc.finetune.pace import Length
+from realloc.finetune.scene import Scene
+from realloc.observe.probes import one_hot
+
+EPOCHS: Final = 3.0
+ENDLESS: Final = 10**7  # steps, where seconds end the run
+
+
+@final
+@dataclass(frozen=True)
+class Decided:
+    """A method of the table, its settings, and its length. ``expected``: steps; with seconds, an estimate."""
+
+    method: str
+    settings: Mapping[str, Any]
+    length: Length
+    expected: int
+    compute: str = "float32"
+    why: str = ""
+    lora_seconds: float | None = None
+    costs: Mapping[str, float] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def from_json(values: Mapping[str, Any]) -> Decided:
+    """Read back what ``as_json`` gave.
+
+    >>> from_json(Decided("full", {}, Length(3), 3).as_json()).length
+    Length(steps=3, seconds=None)
+    """
+    return Decided(**{**values, "length": Length(**values["length"])})
+
+
+def decide(scene: Scene) -> Decided:
+    """Fix method, settings and length; focus measures before it does."""
+    config, spend, loaded = scene.config, scene.config.spend, scene.loaded
+    settings = dict(arms.check(config.method, config.settings))
+    epochs = config.epochs or EPOCHS
+    most = spend.parameters_of(sum(p.numel() for p in loaded.model.parameters()))
+    choice, method = None, config.method
+    if method == arms.FOCUS:
+        if config.task == "causal-lm":
+            raise ConfigError("focus probes labels, and causal-lm has none; use --method topk, lora or full")
+        choice = focus.choose(loaded, scene.train, epochs, float(settings["share"]), _targets(scene))
+        method, settings = ("lora", {"rank": 8}) if choice.k is None else ("topk", {"k": choice.k})
+        epochs = choice.epochs
+    if most is not None:
+        settings = arms.within(method, settings, most, loaded)
+    steps = max(1, math.ceil(epochs * scene.train.per_epoch))
+    length = Length(steps if spend.seconds is None else ENDLESS, spend.seconds)
+    if spend.seconds is not None and arms.KINDS[method].moves:
+        step = focus.measure(loaded, scene.train).lora(scene.train.tokens) / scene.train.per_epoch
+        steps = max(1, int(spend.seconds / step))
+    if choice is None:
+        return Decided(method, settings, length, steps)
+    return Decided(
+        method, settings, length, steps, choice.compute, choice.why, choice.lora_seconds, asdict(choice.costs)
+    )
+
+
+def _targets(scene: Scene) -> Tensor:
+    labels = scene.train.labels
+    return one_hot(labels.long()).argmax(1) if scene.classes else (labels - scene.aim.mean) / scene.aim.scale

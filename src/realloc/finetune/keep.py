@@ -1,0 +1,101 @@
+"""A fine-tuning run's record: what was decided, its log, its checkpoints, its result, all inside one run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, final
+
+import realloc.record.disk as disk
+import realloc.record.sealed as sealed
+from realloc.errors import RecordError
+from realloc.finetune.arms.arm import Arm
+from realloc.finetune.decided import Decided, from_json
+from realloc.record.checkpoint import Checkpoint, load_latest, save
+from realloc.record.events import EventLog
+from realloc.record.folder import RunFolder
+from realloc.record.state import pack, unpack
+
+DECIDED: Final = "decided.json"
+CACHE: Final = "activations"
+
+
+@final
+@dataclass(frozen=True)
+class Account:
+    """What a checkpoint holds beside the training itself: sums so far, and where the log stood."""
+
+    log_offset: int = 0
+    train_seconds: float = 0.0
+    elsewhere: Mapping[str, float] = field(default_factory=dict)
+    epoch_loss: float = 0.0
+    epoch_steps: int = 0
+    peak_bytes: int | None = None
+    train_peak_bytes: int | None = None
+    mapped_bytes: int | None = None
+
+
+@final
+class Keep:
+    """The record of one run, written by the run that holds its folder."""
+
+    def __init__(self, held: RunFolder) -> None:
+        self._held = held
+        self.path: Path = held.path
+        self.log = EventLog(held.events)
+
+    @property
+    def cache(self) -> Path:
+        """Where the activations of a frozen prefix lie."""
+        return self._held.file(CACHE)
+
+    def decided(self) -> Decided | None:
+        """Read what was decided before the first step, or None."""
+        file = self._held.file(DECIDED)
+        if not file.exists():
+            return None
+        with disk.told("read", file, "check the rights on it"):
+            values = sealed.unseal(disk.read(file, 1 << 16), disk.shown(file))
+        try:
+            return from_json(values)
+        except (TypeError, KeyError):
+            raise RecordError(
+                f"{disk.shown(file)} was not written by this version of realloc; start a new run"
+            ) from None
+
+    def write_decided(self, decided: Decided) -> None:
+        """Write the decision down, once."""
+        file = self._held.file(DECIDED)
+        with disk.told("write", file, "make room or rights there, then resume the run"):
+            disk.replace(file, sealed.seal(decided.as_json()))
+
+    def latest(self) -> Checkpoint | None:
+        """Find the checkpoint to go on from; without one, empty the log for a new start."""
+        found = load_latest(self._held.checkpoints)
+        if found is None:
+            self.log.truncate(0)
+        return found
+
+    def save(self, step: int, arm: Arm, account: Account) -> None:
+        """Write one checkpoint."""
+        values = asdict(account) | {"log_offset": self.log.sync()}
+        packed = pack(arm.model, arm.optimizer, values, parts=arm.parts)
+        save(self._held.checkpoints, step, packed.tensors, packed.state)
+
+    def restore(self, found: Checkpoint, arm: Arm) -> Account:
+        """Put a checkpoint into an arm that was made alike, and set the log back to it."""
+        extra: dict[str, Any] = unpack(found.tensors, found.state, arm.model, arm.optimizer, parts=arm.parts)
+        try:
+            account = Account(**extra)
+        except TypeError:
+            raise RecordError(
+                f"{disk.shown(found.path)} was written by another version of realloc; start a new run"
+            ) from None
+        self.log.truncate(account.log_offset)
+        return account
+
+    def finish(self, result: Mapping[str, object]) -> None:
+        """Write the result: the run counts as finished."""
+        self.log.sync()
+        self._held.finish(result)

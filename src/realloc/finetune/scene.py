@@ -1,0 +1,78 @@
+"""What stays the same over a run: texts as tokens, cut in three, and the pre-trained model. Made before the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+import realloc.finetune.arms.table as arms
+import realloc.finetune.texts as texts
+import realloc.finetune.weights as weights
+from realloc.errors import ConfigError, plain
+from realloc.finetune.aim import Aim
+from realloc.finetune.batches import Batches, chunked, tokenise
+from realloc.finetune.config import FinetuneConfig
+from realloc.finetune.weights import Loaded
+from realloc.sites.blocks import blocks_of
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """``held`` is a slice of the training texts that decisions may look at; ``test`` is read once, at the end."""
+
+    config: FinetuneConfig
+    loaded: Loaded
+    aim: Aim
+    train: Batches
+    held: Batches
+    test: Batches | None
+    classes: tuple[str, ...]
+
+
+def prepared(config: FinetuneConfig) -> Scene:
+    """Load texts and weights, tokenise, and cut the held-out slice.
+
+    Raises:
+        ConfigError: anything a user can mend.
+    """
+    arms.check(config.method, config.settings)
+    found = texts.read(config)
+    loaded = weights.load(config, max(1, len(found.classes)))
+    blocks_of(loaded.base)
+    tokens, labels = _tokens(found.train, config, loaded)
+    if len(tokens) < 2:
+        raise ConfigError(
+            f"data '{plain(config.data)}' gives {len(tokens)} piece(s) of {loaded.tokens} tokens; give more text, or "
+            "lower --tokens"
+        )
+    kept, back = texts.held_out(labels, config.seed, by_class=config.task == "text-classification")
+
+    def part(index: Sequence[int]) -> Batches:
+        return _batches([tokens[i] for i in index], [labels[i] for i in index], config, loaded)
+
+    train = part(kept)
+    aim = Aim(config.task)
+    if config.task == "regression":
+        spread = float(train.labels.std(correction=0))
+        if not spread > 0:
+            raise ConfigError("every label of the training texts is the same number; there is nothing to learn")
+        aim = Aim(config.task, float(train.labels.mean()), spread)
+    test = _batches(*_tokens(found.test, config, loaded), config, loaded) if found.test else None
+    return Scene(config, loaded, aim, train, part(back), test, found.classes)
+
+
+def _tokens(rows: Sequence[texts.Row], config: FinetuneConfig, loaded: Loaded) -> tuple[list[list[int]], list[float]]:
+    if config.task == "causal-lm":
+        pieces = chunked(rows, loaded.tokenizer, loaded.tokens)
+        return pieces, [0.0] * len(pieces)
+    return tokenise(rows, loaded.tokenizer, loaded.tokens), [row.label for row in rows]
+
+
+def _batches(tokens: list[list[int]], labels: list[float], config: FinetuneConfig, loaded: Loaded) -> Batches:
+    pad = loaded.tokenizer.pad_token_id
+    marks = torch.tensor(labels, dtype=torch.float32)
+    return Batches(tokens, marks, config.batch_size, config.seed, 0 if pad is None else int(pad))

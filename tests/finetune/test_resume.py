@@ -1,0 +1,199 @@
+"""Promise P4: stopped or killed anywhere, a fine-tuning run resumes and ends as the straight one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import realloc.finetune.session as session_module
+import realloc.finetune.watch as watch
+from conftest import rows, write
+from realloc.errors import ConfigError, RecordError
+from realloc.finetune.config import FinetuneConfig, finetune_config
+from realloc.finetune.result import FinetuneResult, from_json
+from realloc.finetune.run import finetune, resume
+from realloc.record.checkpoint import load_latest
+from realloc.record.events import read
+from realloc.record.folder import read_result
+
+TIMES = (
+    "train_seconds", "evaluate_seconds", "save_seconds", "setup_seconds", "peak_bytes", "train_peak_bytes",
+    "mapped_bytes", "costs", "predicted_lora_seconds", "folder", "resumed_from",
+)  # fmt: skip
+
+
+def config(tiny: Path, table: Path, judging: Path, method: str, **more: Any) -> FinetuneConfig:
+    values = {"model": str(tiny), "data": str(table), "eval": str(judging), "method": method, "epochs": 2}
+    return finetune_config({**values, "batch_size": 16, "lr": 3e-3, "threads": 1, **more})
+
+
+def facts(result: FinetuneResult) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(result).items() if k not in TIMES}
+
+
+class Cut(Exception):
+    """The machine went down."""
+
+
+def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies right after this step and its checkpoint."""
+    whole = session_module.fit
+
+    def fit(arm: Any, batches: Any, aim: Any, length: Any, clock: Any, first: int, after: Any) -> int:
+        def cut(number: int, loss: float) -> None:
+            after(number, loss)
+            if number == step:
+                raise Cut
+
+        return whole(arm, batches, aim, length, clock, first, cut)
+
+    monkeypatch.setattr(session_module, "fit", fit)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.name}/{name}": value
+        for file in sorted((folder / "model").glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")
+@pytest.mark.parametrize(
+    "method", ["full", "lora", "adalora", "para", "peft_lora", "peft_adalora", "topk", "lisa", "badam", "autofreeze"]
+)
+def test_a_run_that_is_cut_twice_ends_bit_equal(
+    method: str, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(tiny, table, judging, method)
+    straight = finetune(asked, tmp_path / "straight")
+    monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)  # a checkpoint after each step: also inside an epoch
+    monkeypatch.setattr(watch, "SAVE_SHARE", 0)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(5, patch)
+        finetune(asked, tmp_path / "cut")
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(19, patch)
+        resume(tmp_path / "cut")
+    result = resume(tmp_path / "cut")
+    assert result.resumed_from == 19 and result.steps == 28
+    assert facts(result) == facts(straight)
+    one, other = weights(tmp_path / "straight"), weights(tmp_path / "cut")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    logs = [
+        [
+            {k: v for k, v in line.items() if k not in ("seconds", "crc")}
+            for line in read(tmp_path / name / "events.jsonl").lines
+        ]
+        for name in ("straight", "cut")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_resume_decides_nothing_again(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(3, patch)
+        finetune(config(tiny, table, judging, "focus"), tmp_path / "a")
+
+    def never(scene: Any) -> None:
+        raise AssertionError("decided again")
+
+    monkeypatch.setattr(session_module, "decide", never)
+    assert resume(tmp_path / "a").used == "lora"
+
+
+def test_a_finished_run_hands_back_its_result_and_is_not_run_over(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path
+) -> None:
+    asked = config(tiny, table, judging, "topk")
+    result = finetune(asked, tmp_path / "a")
+    assert resume(tmp_path / "a") == result == from_json(json.loads(json.dumps(result.as_json())))
+    with pytest.raises(RecordError, match="holds a run already; resume it"):
+        finetune(asked, tmp_path / "a")
+    with pytest.raises(RecordError, match="differs in held"):
+        from_json({k: v for k, v in result.as_json().items() if k != "held"})
+
+
+def test_bad_input_gives_the_folder_up_again(tiny: Path, judging: Path, tmp_path: Path) -> None:
+    flat = write(tmp_path / "one.csv", [(text, "same") for text, _ in rows(20, 0)])
+    with pytest.raises(ConfigError, match="every label"):
+        finetune(config(tiny, flat, judging, "full"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="one LoRA rank"):  # found after the weights are loaded
+        finetune(config(tiny, judging, judging, "lora", budget="500"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_of_seconds_is_spent_over_all_processes(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(watch, "SAVE_SHARE", 0)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(12, patch)
+        finetune(config(tiny, table, judging, "full", epochs=None, budget="1s"), tmp_path / "a")
+    before = json.loads((max((tmp_path / "a" / "checkpoints").glob("0*")) / "state.json").read_text())
+    assert before["extra"]["train_seconds"] > 0
+    result = resume(tmp_path / "a")
+    assert result.resumed_from == 12 and result.train_seconds >= 1.0
+
+
+# the command line --------------------------------------------------------------------------------------------------
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "realloc.cli.main", *words]
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ, OMP_NUM_THREADS="1", NO_COLOR="1", HF_HUB_OFFLINE="1")
+
+
+def started(folder: Path, words: list[str]) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        command("finetune", *words, "--out", str(folder)), env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((folder / "checkpoints").glob("0*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return child
+
+
+def test_killed_and_interrupted_runs_go_on_from_the_command_line(tiny: Path, table: Path, tmp_path: Path) -> None:
+    words = ["--model", str(tiny), "--data", str(table), "--method", "topk", "--epochs", "100", "--threads", "1"]
+    with started(tmp_path / "killed", words) as child:
+        time.sleep(random.Random(0).uniform(0.0, 0.5))
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL and read_result(tmp_path / "killed") is None
+    with started(tmp_path / "asked", words) as child:
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130 and stdout == ""
+    assert "a checkpoint is written, go on with: realloc resume" in stderr and "Traceback" not in stderr
+    found = []
+    for again in (["resume", str(tmp_path / "killed")], ["finetune", "--resume", "--out", str(tmp_path / "asked")]):
+        done = subprocess.run(command(*again, "--json"), env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1
+        found.append(json.loads(done.stdout))
+    assert all(one["resumed_from"] > 0 and one["steps"] == 100 * 7 for one in found)
+    assert found[0]["held"] == found[1]["held"]
+    one, other = (load_latest(tmp_path / name / "checkpoints") for name in ("killed", "asked"))
+    assert one is not None and other is not None
+    names = [name for name in one.tensors if name.startswith(("model/", "optimizer/"))]
+    assert names and all(torch.equal(one.tensors[name], other.tensors[name]) for name in names)
