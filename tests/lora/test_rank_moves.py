@@ -236,6 +236,14 @@ def test_adalora_shrinks_for_real_and_compact_gives_the_memory_back():
     step_on(model, optimizer, 20)
 
 
+def test_layers_too_narrow_for_the_start_still_end_at_the_budget():
+    model, optimizer, handle = made(methods.adalora(rank=4, start=3.0), gap=2, total=20)
+    assert [site.rank for site in handle.sites.values()] == [6, 10] and handle.budget == 6 * 16 + 10 * 24
+    for number in range(20):
+        step_on(model, optimizer, number)
+    assert 4 * (16 + 24) - 24 < handle.held <= 4 * (16 + 24)
+
+
 def test_adaloras_means_are_those_of_the_paper():
     model, optimizer, handle = made(methods.adalora(rank=2, beta1=0.7, beta2=0.6), gap=50, total=50)
     mean = spread = torch.zeros_like(model.realloc_pool0.detach())
