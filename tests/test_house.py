@@ -52,6 +52,7 @@ ANYTHING = {
     "realloc.cache.gate.__call__": "stands for any block's forward, whose arguments are the block's own",
 }
 WRITES = {
+    "realloc.finetune.fit: clip_grad_norm_": "the loop is a user's own, and clips as users do",
     "realloc.observe.layers: add_": "sums of gradients, a buffer of its own",
     "realloc.observe.layers: copy_": "the norms of those sums, a buffer of its own",
     "realloc.observe.layers: zero_": "the sums, when an interval ends",

@@ -38,6 +38,7 @@ def finetune(
     lr: Annotated[Words, _option("--lr", "learning rate; it decays to 0", "the method's usual one")] = None,
     tokens: Annotated[Words, _option("--tokens", "longest text, in tokens", "128")] = None,
     rows: Annotated[Words, _option("--rows", "training texts to take", "all")] = None,
+    eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take", "all")] = None,
     seed: flags.Seed = None,
     threads: flags.Threads = None,
     out: flags.Out = None,
@@ -50,7 +51,8 @@ def finetune(
         values = {
             "model": model, "data": data, "eval": evaluation, "text": text_column, "label": label, "task": task,
             "method": method, "settings": flags.settings_of(settings), "budget": budget, "epochs": epochs,
-            "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows, "seed": seed, "threads": threads,
+            "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows,
+            "eval_rows": eval_rows, "seed": seed, "threads": threads,
         }  # fmt: skip
         for flag in ("model", "data"):
             if values[flag] is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -88,10 +89,13 @@ def _lora(loaded: Loaded, order: Order) -> Arm:
         raise ConfigError("method lora needs peft: pip install 'realloc[finetune]'") from error
     rank = order.settings["rank"]
     blocks = blocks_of(loaded.base)
-    named = {name.rpartition(".")[2] for name, m in blocks.modules[0].named_modules() if isinstance(m, nn.Linear)}
+    pairs = zip(blocks.names, blocks.modules, strict=True)
+    named = [f"{b}.{n}" for b, block in pairs for n, m in block.named_modules() if isinstance(m, nn.Linear)]
     torch.manual_seed(order.seed)
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * int(rank), target_modules=sorted(named))
-    adapter = peft.get_peft_model(loaded.base, config)
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * int(rank), target_modules=named)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers; nobody here can mend it
+        adapter = peft.get_peft_model(loaded.base, config)
     return Arm(loaded.model, optimizer_of(loaded, order.rate), adapter=adapter)
 
 

@@ -39,9 +39,10 @@ class FinetuneConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     tokens: Annotated[int, Field(ge=2, le=100_000)] = 128
     rows: Annotated[int, Field(ge=1)] | None = None
+    eval_rows: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
-    @field_validator("epochs", "batch_size", "lr", "seed", "tokens", "rows", "threads", mode="before")
+    @field_validator("epochs", "batch_size", "lr", "seed", "tokens", "rows", "eval_rows", "threads", mode="before")
     @classmethod
     def _no_truth_value(cls, value: object) -> object:
         if isinstance(value, bool):  # pydantic would take true for 1
@@ -70,6 +71,7 @@ RANGES: Mapping[str, str] = {
     "seed": "take a whole number from 0 to 2147483647",
     "tokens": "take a whole number from 2 to 100,000",
     "rows": "take a whole number of training texts, from 1",
+    "eval_rows": "take a whole number of evaluation texts, from 1",
     "threads": "take a whole number from 1 to 1024",
 }
 

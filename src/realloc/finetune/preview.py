@@ -83,7 +83,7 @@ def preview(config: FinetuneConfig) -> Preview:
     steps = decided.length.steps
     if decided.length.seconds is not None:
         steps = int(seconds / (later * scene.train.tokens / scene.train.per_epoch))
-    blocks = blocks_of(scene.loaded.base)
+    blocks = blocks_of(scene.loaded.model)
     trains = [any(p.requires_grad for p in module.parameters()) for module in blocks.modules]
     numbers = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in arm.model.parameters())

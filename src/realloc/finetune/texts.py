@@ -65,7 +65,7 @@ def read(config: FinetuneConfig) -> Texts:
         raise ConfigError(f"{plain(config.data)} has {len(cells)} texts; a run needs at least 10")
     classes = _classes(config.data, cells) if config.task == "text-classification" else ()
     rows = [_row(cell, classes, config.data, i) for i, cell in enumerate(cells)]
-    test = [_row(cell, classes, config.eval or config.data, i) for i, cell in enumerate(judged)]
+    test = [_row(cell, classes, config.eval or config.data, i) for i, cell in enumerate(judged[: config.eval_rows])]
     order = torch.randperm(len(rows), generator=stream(config.seed, "texts")).tolist()
     rows = [rows[i] for i in order][: config.rows]
     if config.task == "text-classification" and len({row.label for row in rows}) < 2:

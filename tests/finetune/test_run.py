@@ -1,0 +1,200 @@
+"""Whole runs on a tiny model: every method trains what it says, and leaves a model that loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import realloc.finetune.arms as arms
+import realloc.finetune.session as session
+from conftest import WORDS, rows, write
+from realloc.cli.main import app
+from realloc.errors import ConfigError
+from realloc.finetune.config import FinetuneConfig, finetune_config
+from realloc.finetune.preview import preview
+from realloc.finetune.result import FinetuneResult
+from realloc.train.progress import silent
+
+
+def config(tiny: Path, table: Path, **more: Any) -> FinetuneConfig:
+    return finetune_config({"model": str(tiny), "data": str(table), "epochs": 3, "batch_size": 16, "lr": 3e-3, **more})
+
+
+def run(tiny: Path, table: Path, folder: Path | None = None, **more: Any) -> FinetuneResult:
+    return session.run(config(tiny, table, **more), folder, silent)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # of peft, about transformers
+@pytest.mark.filterwarnings("ignore:.RA003")  # three layers leave little to choose
+@pytest.mark.parametrize("name", [*arms.KINDS, "focus"])
+def test_every_method_learns_and_reports(name: str, tiny: Path, table: Path, judging: Path, tmp_path: Path) -> None:
+    settings = {"layer_gradient": {"share": 0.8}, "random_layers": {"share": 0.8}}.get(name, {})
+    found = run(tiny, table, tmp_path / "out", method=name, eval=str(judging), settings=settings, epochs=15)
+    assert found.test is not None and found.test["accuracy"] > 0.5  # one in three by chance
+    assert found.trainable <= found.parameters and found.optimizer_bytes > 0
+    assert json.loads(json.dumps(found.as_json()))["method"] == name
+    saved = tmp_path / "out" / "model"
+    assert transformers.AutoTokenizer.from_pretrained(saved).vocab_size == len(WORDS) + 4
+    head = load_file(saved / "head.safetensors")
+    assert head["weight"].shape == (3, 32)
+    if found.used == "lora":
+        from peft import PeftModel
+
+        base = transformers.AutoModel.from_pretrained(tiny)
+        PeftModel.from_pretrained(base, saved)
+    else:
+        again = transformers.AutoModel.from_pretrained(saved)
+        assert not any(key.startswith("realloc") for key in again.state_dict())
+
+
+def test_the_saved_model_foretells_what_the_trained_one_did(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path
+) -> None:
+    found = run(tiny, table, tmp_path, method="topk", eval=str(judging))
+    base = transformers.AutoModel.from_pretrained(tmp_path / "model", add_pooling_layer=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    head = load_file(tmp_path / "model" / "head.safetensors")
+    right = 0
+    with torch.no_grad():
+        for text, label in rows(90, 1):
+            hidden = base(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
+            right += ("bad", "fine", "good")[int((hidden @ head["weight"].T + head["bias"]).argmax())] == label
+    assert found.test is not None and right / 90 == pytest.approx(found.test["accuracy"])
+
+
+def test_the_same_seed_gives_the_same_run_and_the_evaluation_file_changes_nothing(
+    tiny: Path, table: Path, judging: Path
+) -> None:
+    plain, again, judged = (
+        run(tiny, table, method="topk", settings={"k": 1}, **more) for more in ({}, {}, {"eval": str(judging)})
+    )
+    assert plain.held == again.held == judged.held
+    assert run(tiny, table, method="topk", settings={"k": 1}, seed=1).held != plain.held
+
+
+def test_focus_trains_every_layer_where_no_depth_knows_more(tiny: Path, table: Path) -> None:
+    """Random layers over a bag of words: the embeddings know it all."""
+    found = run(tiny, table, method="focus")
+    assert found.used == "lora" and "every layer must train" in found.why
+    assert found.predicted_lora_seconds is not None and found.costs is not None
+
+
+def test_a_budget_of_parameters_sets_rank_or_layers(tiny: Path, table: Path) -> None:
+    wide = run(tiny, table, method="lora", budget="20k", epochs=1)
+    assert wide.trainable <= 20_000 < wide.trainable * 8 / 7
+    top = run(tiny, table, method="topk", budget="9k", epochs=1)
+    assert top.settings == {"k": 1} and top.trainable <= 9_000
+    assert run(tiny, table, method="lora", budget="30%", epochs=1).trainable <= 0.3 * wide.parameters
+    with pytest.raises(ConfigError, match="below one rank"):
+        run(tiny, table, method="lora", budget="500")
+    with pytest.raises(ConfigError, match="no setting"):
+        run(tiny, table, method="badam", budget="9k")
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "topk", "focus", "lisa"])
+def test_a_budget_of_seconds_ends_the_run_with_a_rate_of_zero(name: str, tiny: Path, table: Path) -> None:
+    found = run(tiny, table, method=name, budget="2s", epochs=None)
+    assert 1.5 < found.train_seconds < 4 and found.steps > 3
+
+
+def test_regression_foretells_numbers_in_their_own_unit(tiny: Path, tmp_path: Path) -> None:
+    numbers = [(text, str(1000 + 10 * ("bad", "fine", "good").index(label))) for text, label in rows(240, 0)]
+    path = write(tmp_path / "n.csv", numbers, ("text", "label"))
+    found = run(tiny, path, task="regression", method="full", epochs=6)
+    spread = torch.tensor([float(y) for _, y in numbers]).std()
+    assert 0 < found.held["rmse"] < float(spread)
+    flat = write(tmp_path / "f.csv", [(text, "7") for text, _ in numbers])
+    with pytest.raises(ConfigError, match="same number"):
+        run(tiny, flat, task="regression", method="full")
+
+
+@pytest.mark.parametrize("name", ["topk", "full", "lora", "badam"])
+def test_a_causal_language_model(name: str, decoder: Path, table: Path) -> None:
+    found = run(decoder, table, task="causal-lm", method=name, tokens=16, epochs=4)
+    assert 0 < found.held["loss"] < torch.tensor(float(len(WORDS))).log()
+    with pytest.raises(ConfigError, match="focus probes labels"):
+        run(decoder, table, task="causal-lm", method="focus")
+
+
+def test_real_weights_and_real_reviews() -> None:
+    found = session.run(
+        finetune_config(
+            {"model": "minilm", "data": "reviews:recommended", "rows": 60, "eval_rows": 40, "method": "topk"}
+        ),
+        None, lambda progress: None,
+    )  # fmt: skip
+    assert found.parameters > 22_000_000 and found.layers == {f"base.encoder.layer.{i}": i > 3 for i in range(6)}
+    assert found.cached_bytes > 0
+
+
+# bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"method": "lorra"}, "method 'lorra' is unknown.*nearest: 'lora'"),
+        ({"method": "topk", "settings": {"n": 2}}, "setting 'n' is unknown: 'topk' takes k"),
+        ({"method": "topk", "settings": {"k": 0.5}}, "setting 'k' of 'topk' is 0.5"),
+        ({"model": "/no/where"}, "does not exist"), ({"model": "no/where"}, "cannot be loaded"),
+        ({"epochs": 0}, "epochs 0 is not allowed"), ({"seed": True}, "seed True is not allowed"),
+    ],
+)  # fmt: skip
+def test_bad_configs(more: dict[str, Any], says: str, tiny: Path, table: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(tiny, table, **more)
+
+
+def test_texts_without_a_token_and_folders_without_a_model(tiny: Path, table: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", [*rows(20, 0), ("\u200b", "bad")])
+    with pytest.raises(ConfigError, match="has no token"):
+        run(tiny, path, method="topk")
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        run(tmp_path, table)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        run(tmp_path / "broken", table)
+
+
+# the command line --------------------------------------------------------------------------------------------------
+
+
+def command(*words: str) -> Any:
+    return CliRunner().invoke(app, ["finetune", *words])
+
+
+def test_the_command_prints_one_object_and_a_dry_run_trains_nothing(tiny: Path, table: Path, judging: Path) -> None:
+    common = ["--model", str(tiny), "--data", str(table), "--method", "topk", "--set", "k=1"]
+    done = command(*common, "--eval", str(judging), "--epochs", "1", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["used"] == "topk" and found["test"]["accuracy"] >= 0
+    dry = command(*common, "--dry-run")
+    assert dry.exit_code == 0 and "base.encoder.layer.2: trains" in dry.stdout and "about" in dry.stdout
+    numbers = json.loads(command(*common, "--dry-run", "--json").stdout)
+    assert numbers["layers"] == {f"base.encoder.layer.{i}": i == 2 for i in range(3)}
+
+
+def test_the_command_says_what_is_missing(tiny: Path, table: Path, tmp_path: Path) -> None:
+    assert command().exit_code == 2 and "--model is missing" in command().stderr
+    (tmp_path / "file").write_text("x")
+    taken = command("--model", str(tiny), "--data", str(table), "--out", str(tmp_path))
+    assert taken.exit_code == 2 and "is not empty" in taken.stderr
+
+
+def test_a_preview_predicts_what_a_run_does(tiny: Path, table: Path) -> None:
+    told = preview(config(tiny, table, method="topk", settings={"k": 1}))
+    made = run(tiny, table, method="topk", settings={"k": 1})
+    assert told.steps == made.steps and told.trainable == made.trainable and told.parameters == made.parameters
+    assert told.optimizer_bytes == pytest.approx(made.optimizer_bytes, rel=0.05)
+    assert told.seconds > 0 and told.layers == made.layers | {
+        k: v for k, v in told.layers.items() if k not in made.layers
+    }
