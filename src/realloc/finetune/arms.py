@@ -10,17 +10,24 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
-from realloc.attach import attach
+from realloc.attach import attach, prepare
 from realloc.cache.settings import Cache
 from realloc.errors import ConfigError, nearest, plain
 from realloc.finetune.weights import Loaded
+from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
+from realloc.methods.adalora import adalora
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
 from realloc.methods.layer_gradient import layer_gradient
 from realloc.methods.layers import LayerMethod
 from realloc.methods.lisa import lisa
+from realloc.methods.lora import lora
+from realloc.methods.para import para
 from realloc.methods.random_layers import random_layers
+from realloc.methods.random_ranks import random_ranks
+from realloc.methods.rank_gradient import rank_gradient
+from realloc.methods.rank_method import RankMethod
 from realloc.methods.topk import topk
 from realloc.record.sink import Sink
 from realloc.schedule import every
@@ -29,6 +36,9 @@ from realloc.train.config import Setting
 
 HEAD_RATE: Final = 1e-3  # the least a new head trains at
 TURNS: Final = 20  # choices of layers in a run
+MOVES: Final = 20  # moves of ranks
+SETTLE: Final = 0.6  # share of the run after which ranks stay
+SCALE: Final = 2.0  # alpha / r, as in peft's examples
 
 
 @final
@@ -38,8 +48,15 @@ class Arm:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    handle: LayerHandle | None = None
+    handle: Handle | LayerHandle | None = None
     adapter: Any = None  # peft's model, where there is one
+
+    @property
+    def update(self) -> Callable[[int], None] | None:
+        """What peft's AdaLoRA wants to be called after each step: without it, it is plain LoRA."""
+        base = getattr(self.adapter, "base_model", None)
+        found: Callable[[int], None] | None = getattr(base, "update_and_allocate", None)
+        return found
 
 
 @final
@@ -71,6 +88,7 @@ class Kind:
 def optimizer_of(loaded: Loaded, rate: float) -> torch.optim.Optimizer:
     """AdamW without decay over all that may ever train: the pre-trained part, and what is new, at its own rate."""
     inside = {id(p) for p in loaded.base.parameters()}
+    inside |= {id(p) for name, p in loaded.model.named_parameters() if name.startswith("realloc")}  # a pool of ranks
     old = [p for p in loaded.model.parameters() if id(p) in inside and p.requires_grad]
     new = [p for p in loaded.model.parameters() if id(p) not in inside and p.requires_grad]
     groups = [{"params": old, "lr": rate}, {"params": new, "lr": max(rate, HEAD_RATE)}]
@@ -81,22 +99,55 @@ def _full(loaded: Loaded, order: Order) -> Arm:
     return Arm(loaded.model, optimizer_of(loaded, order.rate))
 
 
-def _lora(loaded: Loaded, order: Order) -> Arm:
-    """LoRA by peft on every linear layer of the blocks; the head trains in full."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError("method lora needs peft: pip install 'realloc[finetune]'") from error
-    rank = order.settings["rank"]
-    blocks = blocks_of(loaded.base)
-    pairs = zip(blocks.names, blocks.modules, strict=True)
-    named = [f"{b}.{n}" for b, block in pairs for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-    torch.manual_seed(order.seed)
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * int(rank), target_modules=named)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers; nobody here can mend it
-        adapter = peft.get_peft_model(loaded.base, config)
-    return Arm(loaded.model, optimizer_of(loaded, order.rate), adapter=adapter)
+def _with_peft(config_of: Callable[[Any, Order, list[str]], Any]) -> Maker:
+    """An adapter by stock peft on every linear layer of the blocks; the head trains in full. The rival."""
+
+    def make(loaded: Loaded, order: Order) -> Arm:
+        try:
+            import peft
+        except ImportError as error:
+            raise ConfigError("this method needs peft: pip install 'realloc[finetune]'") from error
+        blocks = blocks_of(loaded.base)
+        pairs = zip(blocks.names, blocks.modules, strict=True)
+        named = [f"{b}.{n}" for b, block in pairs for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+        torch.manual_seed(order.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers; nobody here can mend it
+            adapter = peft.get_peft_model(loaded.base, config_of(peft, order, named))
+        return Arm(loaded.model, optimizer_of(loaded, order.rate), adapter=adapter)
+
+    return make
+
+
+@_with_peft
+def _peft_lora(peft: Any, order: Order, named: list[str]) -> Any:
+    rank = int(order.settings["rank"])
+    return peft.LoraConfig(r=rank, lora_alpha=int(SCALE * rank), target_modules=named)
+
+
+@_with_peft
+def _peft_adalora(peft: Any, order: Order, named: list[str]) -> Any:
+    rank, steps = int(order.settings["rank"]), order.steps
+    return peft.AdaLoraConfig(
+        init_r=rank * 3 // 2, target_r=rank, lora_alpha=int(SCALE * rank * 3 // 2), target_modules=named,
+        total_step=steps, tinit=steps // 10, tfinal=steps * 2 // 5, deltaT=max(1, steps // 100),
+    )  # fmt: skip
+
+
+def _ranks(make_method: Callable[[Order], RankMethod]) -> Maker:
+    """Our own ranks: in one pool, with a budget of parameters, on every linear layer of the blocks."""
+
+    def make(loaded: Loaded, order: Order) -> Arm:
+        blocks = blocks_of(loaded.model)
+        patterns = [name + ".*" for name in blocks.names]
+        method = make_method(order).on(*patterns)
+        prepare(loaded.model, method, seed=order.seed)
+        optimizer = optimizer_of(loaded, order.rate)
+        schedule = every(max(1, order.steps // MOVES), until=SETTLE, total=max(2, order.steps))
+        handle = attach(loaded.model, optimizer, method, schedule=schedule, seed=order.seed, record=order.sink)
+        return Arm(loaded.model, optimizer, handle)
+
+    return make
 
 
 def _layers(method: Callable[[Order], LayerMethod]) -> Maker:
@@ -115,6 +166,7 @@ def _number(order: Order, name: str) -> Any:
 
 
 KINDS: Mapping[str, Kind] = {
+    "adalora": Kind(_ranks(lambda o: adalora(_number(o, "rank"), scale=SCALE)), 3e-3, {"rank": 8}),
     "autofreeze": Kind(
         _layers(lambda o: autofreeze(_number(o, "percentile"), cache=o.cache)), 3e-4, {"percentile": 50.0}
     ),
@@ -122,7 +174,12 @@ KINDS: Mapping[str, Kind] = {
     "full": Kind(_full, 3e-4, {}),
     "layer_gradient": Kind(_layers(lambda o: layer_gradient(_number(o, "share"))), 1e-3, {"share": 0.6}),
     "lisa": Kind(_layers(lambda o: lisa(_number(o, "layers"))), 3e-4, {"layers": 2}),
-    "lora": Kind(_lora, 3e-3, {"rank": 8}),
+    "lora": Kind(_ranks(lambda o: lora(_number(o, "rank"), scale=SCALE)), 3e-3, {"rank": 8}),
+    "para": Kind(_ranks(lambda o: para(_number(o, "rank"), scale=SCALE)), 3e-3, {"rank": 8}),
+    "peft_adalora": Kind(_peft_adalora, 3e-3, {"rank": 8}),
+    "peft_lora": Kind(_peft_lora, 3e-3, {"rank": 8}),
+    "rank_gradient": Kind(_ranks(lambda o: rank_gradient(_number(o, "rank"), scale=SCALE)), 3e-3, {"rank": 8}),
+    "random_ranks": Kind(_ranks(lambda o: random_ranks(_number(o, "rank"), scale=SCALE)), 3e-3, {"rank": 8}),
     "random_layers": Kind(_layers(lambda o: random_layers(_number(o, "share"))), 1e-3, {"share": 0.6}),
     "topk": Kind(_layers(lambda o: topk(_number(o, "k"), cache=o.cache)), 1e-3, {"k": 2}),
 }
@@ -170,7 +227,7 @@ def within(name: str, settings: Mapping[str, Setting], most: int, loaded: Loaded
         sizes = [sum(p.numel() for p in module.parameters()) for module in blocks.modules]
         k = sum(sum(sizes[-n:]) <= left for n in range(1, len(sizes) + 1))
         least, setting, value = sizes[-1], "k", k
-    elif name == "lora":
+    elif "rank" in settings:
         shapes = [m.weight.shape for block in blocks.modules for m in block.modules() if isinstance(m, nn.Linear)]
         least, setting = sum(a + b for a, b in shapes), "rank"
         value = left // least

@@ -44,6 +44,8 @@ def fit(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], CLIP)
         optimizer.step()
+        if arm.update is not None:
+            arm.update(step)
         step += 1
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -26,6 +26,7 @@ from realloc.finetune.pace import Length
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.save import write_model
 from realloc.finetune.weights import Loaded
+from realloc.layer_handle import LayerHandle
 from realloc.observe.probes import one_hot
 from realloc.pool.rights import moments_bytes
 from realloc.train.memory import Peak
@@ -101,10 +102,10 @@ def run(config: FinetuneConfig, folder: Path | None, tell: Tell) -> FinetuneResu
     if scene.test is not None:
         judged = scene.aim.judge(arm.model, scene.test)
         result = replace(result, test=judged.metrics)
-    if arm.handle is not None:
+    if isinstance(arm.handle, LayerHandle):
         arm.handle.detach()
     if folder is not None:
-        write_model(folder, scene.loaded, arm, scene.classes)
+        write_model(folder, scene.loaded, arm, scene.classes, config.model)
     return result
 
 
@@ -169,8 +170,8 @@ def _result(
         train_seconds=seconds, held=held.metrics, test=None, trainable=trainable,
         parameters=sum(p.numel() for p in arm.model.parameters()),
         optimizer_bytes=moments_bytes(arm.optimizer, arm.model.parameters()),
-        cached_bytes=0 if arm.handle is None else arm.handle.cached_bytes,
-        peak_bytes=peak.bytes, layers=None if arm.handle is None else dict(arm.handle.layers),
+        cached_bytes=arm.handle.cached_bytes if isinstance(arm.handle, LayerHandle) else 0,
+        peak_bytes=peak.bytes, layers=dict(arm.handle.layers) if isinstance(arm.handle, LayerHandle) else None,
         predicted_lora_seconds=None if decided.choice is None else decided.choice.lora_seconds,
         costs=None if decided.choice is None else asdict(decided.choice.costs), threads=torch.get_num_threads(),
     )  # fmt: skip

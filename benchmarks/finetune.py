@@ -1,0 +1,218 @@
+"""Fine-tuning MiniLM: what each way to spend time and parameters brings, side by side.
+
+    python benchmarks/finetune.py tune     # the rate of each arm on held-out texts of seed 0
+    python benchmarks/finetune.py run      # three paired seeds at those rates; resumes run by run
+    python benchmarks/finetune.py table
+
+2,000 training texts and 2,000 test texts a task (SST-2 has 1,821), 2 epochs. Each run is a process of its own, arms
+interleaved seed by seed, so that times can be compared. REALLOC_DATA names the folder of clinc150.json and sst2-*.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import machine
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "finetune"
+TASKS = ("department", "rating", "clinc150", "sst2", "domains", "shuffled")
+TEXTS = 2000
+# arm: method, settings, whose rate it takes
+ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "peft lora r8": ("peft_lora", (), "peft lora r8"),
+    "focus": ("focus", (), "top-2"),
+    "peft lora, focus's seconds": ("peft_lora", (), "peft lora r8"),
+    "top-1": ("topk", ("k=1",), "top-2"),
+    "top-2": ("topk", ("k=2",), "top-2"),
+    "top-3": ("topk", ("k=3",), "top-2"),
+    "lora r8": ("lora", (), "peft lora r8"),
+    "random ranks": ("random_ranks", (), "peft lora r8"),
+    "adalora": ("adalora", (), "peft adalora"),
+    "peft adalora": ("peft_adalora", (), "peft adalora"),
+    "para": ("para", (), "peft lora r8"),
+    "full": ("full", (), "full"),
+}
+RATES = {
+    "peft lora r8": (1e-3, 3e-3, 6e-3), "top-2": (5e-4, 1e-3, 2e-3), "peft adalora": (3e-3, 6e-3, 1.2e-2),
+    "full": (1e-4, 3e-4, 6e-4),
+}  # fmt: skip
+
+
+def texts(task: str) -> list[str]:
+    """Flags that name the task's data."""
+    if task in ("department", "rating"):
+        return ["--data", f"reviews:{task}"]
+    folder = RUNS / "data"
+    train, test = folder / f"{task}-train.csv", folder / f"{task}-test.csv"
+    if not test.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, rows in zip((train, test), _rows(task), strict=True):
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("text", "label"), *rows])
+    return ["--data", str(train), "--eval", str(test)]
+
+
+def _rows(task: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    source = Path(os.environ["REALLOC_DATA"])
+    if task in ("clinc150", "domains"):
+        found = json.loads((source / "clinc150.json").read_text())
+        name = {intent: intent for _, intent in found["train"]}
+        if task == "domains":
+            domains = json.loads((source / "clinc150-domains.json").read_text())
+            name = {intent: domain for domain, intents in domains.items() for intent in intents}
+        train, test = ([(text, name[intent]) for text, intent in found[part]] for part in ("train", "test"))
+        return train, _spread(test)
+    parts = []
+    for part in ("train", "test"):
+        lines = (source / f"sst2-{part}.txt").read_text("latin-1").split("\n")
+        parts.append([(text, label) for label, _, text in (line.partition(" ") for line in lines) if text])
+    if task == "shuffled":
+        words = sorted({word for part in parts for text, _ in part for word in text.split()})
+        other = dict(zip(words, _spread(words), strict=True))
+        parts = [[(" ".join(other[w] for w in text.split()), label) for text, label in part] for part in parts]
+    return parts[0], parts[1]
+
+
+def _spread(rows: list) -> list:
+    """A fixed permutation: test files are sorted by class, and a mapping of words must not be the identity."""
+    import random
+
+    return random.Random(0).sample(rows, len(rows))
+
+
+@dataclass(frozen=True)
+class Case:
+    task: str
+    arm: str
+    seed: int
+    rate: float
+    epochs: float = 2
+    seconds: float | None = None
+    rows: int = TEXTS
+
+    def run(self) -> dict:
+        method, settings, _ = ARMS[self.arm]
+        words = [sys.executable, "-m", "realloc.cli.main", "finetune", "--model", "minilm", *texts(self.task)]
+        words += ["--method", method, "--seed", str(self.seed), "--lr", str(self.rate), "--json"]
+        words += ["--rows", str(self.rows), "--eval-rows", str(TEXTS)]
+        words += [flag for setting in settings for flag in ("--set", setting)]
+        words += ["--epochs", f"{self.epochs:g}"] if self.seconds is None else ["--budget", f"{self.seconds:.2f}s"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+        if done.returncode:
+            raise SystemExit(f"{self}: {done.stderr[-2000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+class Bench:
+    """Runs, each made once and kept."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text().splitlines() if file.exists() else []
+        self.known = {json.dumps(case): found for case, found in map(json.loads, lines)}
+
+    def get(self, case: Case, *, run: bool = True) -> dict | None:
+        key = json.dumps(list(case.__dict__.values()))
+        if key not in self.known and run:
+            self.known[key] = case.run()
+            with self.file.open("a") as file:
+                file.write(json.dumps([json.loads(key), self.known[key]]) + "\n")
+            found = self.known[key]
+            print(f"{case.task} {case.arm} seed {case.seed} rate {case.rate:g}: held {found['held']} test "
+                  f"{found['test']} {found['train_seconds']:.1f} s", flush=True)  # fmt: skip
+        return self.known.get(key)
+
+    def rate(self, task: str, arm: str, *, run: bool) -> float | None:
+        """The rate with the best held-out accuracy on seed 0, of the arm whose rate this one takes."""
+        leader = ARMS[arm][2]
+        found = {rate: self.get(Case(task, leader, 0, rate), run=run) for rate in RATES[leader]}
+        if any(one is None for one in found.values()):
+            return None
+        return max(found, key=lambda rate: (found[rate]["held"]["accuracy"], -found[rate]["held"]["loss"]))
+
+
+def runs(bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool) -> dict:
+    found: dict = {}
+    for seed in range(seeds):
+        for task in tasks:
+            for arm in names:
+                rate = bench.rate(task, arm, run=run)
+                seconds = None
+                if arm == "peft lora, focus's seconds":
+                    focus = found.get((task, "focus", seed))
+                    if focus is None:
+                        continue
+                    seconds = focus["train_seconds"]
+                one = None if rate is None else bench.get(Case(task, arm, seed, rate, seconds=seconds), run=run)
+                if one is not None:
+                    found[task, arm, seed] = one | {"rate": rate}
+    return found
+
+
+def table(found: dict, tasks: list[str], names: list[str], seeds: int) -> None:
+    rival = "peft lora r8"
+    print(f"`{machine.command()}`\n\n{machine.describe()}\n")
+    for task in tasks:
+        print(f"### {task}\n\n| arm | rate | test accuracy % | minus LoRA, 95 % | seconds | of LoRA's | trained | optimizer "
+              "MB | peak MB | cache MB |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+        for arm in names:
+            mine = {seed: found[task, arm, seed] for seed in range(seeds) if (task, arm, seed) in found}
+            both = [seed for seed in mine if (task, rival, seed) in found]
+            if not mine:
+                continue
+
+            def mean(key: str) -> float:
+                return statistics.mean(one[key] for one in mine.values())  # noqa: B023
+
+            accuracy = statistics.mean(100 * one["test"]["accuracy"] for one in mine.values())
+            gaps = [100 * (mine[s]["test"]["accuracy"] - found[task, rival, s]["test"]["accuracy"]) for s in both]
+            shares = [mine[s]["train_seconds"] / found[task, rival, s]["train_seconds"] for s in both]
+            gap = f"{statistics.mean(gaps):+.2f}" if gaps else ""
+            if len(gaps) > 1:
+                half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+                gap += f" ± {half:.2f}"
+            share = f"{statistics.mean(shares):.2f}" if shares else ""
+            one = next(iter(mine.values()))
+            what = (
+                arm
+                if arm != "focus"
+                else f"focus ({one['used']} {', '.join(map(str, one['settings'].values()))}, {one['epochs']:.1f} epochs)"
+            )
+            print(f"| {what} | {one['rate']:g} | {accuracy:.2f} (n={len(mine)}) | {gap if arm != rival else ''} | "
+                  f"{mean('train_seconds'):.1f} | {share} | {one['trainable']:,} | {mean('optimizer_bytes') / 1e6:.1f} | "
+                  f"{mean('peak_bytes') / 1e6:.0f} | {mean('cached_bytes') / 1e6:.0f} |")  # fmt: skip
+        print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("act", choices=("tune", "run", "table"))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS[:4]), choices=TASKS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RUNS / "runs.jsonl")
+    args = parser.parse_args()
+    bench = Bench(args.out)
+    if args.act == "tune":
+        for task in args.tasks:
+            for arm in args.arms:
+                print(task, arm, bench.rate(task, arm, run=True), flush=True)
+        return
+    found = runs(bench, args.tasks, args.arms, args.seeds, run=args.act == "run")
+    table(found, args.tasks, args.arms, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
