@@ -262,11 +262,11 @@ class Engine:
     def _decide_ranks(self, method: RankMethod, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
         last = step >= self.schedule.last
         share = method.share(1.0 if last else self.schedule.phase(step))
-        most, seed = max(method.share(0.0), method.share(1.0)), self.holdings.book.read("seed")
+        seed = self.holdings.book.read("seed")
         for pool in self._rank_pools:
             sites = [ranks_standing_of(pool, site, self.ranks, self._active[site.name]) for site in pool.sites]
-            # a compacted pool has less room than the curve may ask for
-            target = min(pool.capacity, round(pool.budget * share / most))
+            # narrow layers, or a compacted pool, have less room than the curve may ask for
+            target = min(pool.capacity, round(pool.budget * share))
             phase = self.schedule.phase(step)
             plan = decide_ranks(sites, method, step=step, phase=phase, seed=seed, target=target, last=last)
             yield plan, [Held(s.name, s.grid, known.places) for s, known in zip(pool.sites, sites, strict=True)]

@@ -32,6 +32,7 @@ class RankStart:
     seats: tuple[RankSeat, ...]
     counts: tuple[int, ...]
     capacity: int  # slots of all pools: the most that is ever held
+    budget: int  # parameters that the method was given; its curve multiplies them
     final: int  # parameters that may be held at the end
 
 
@@ -53,10 +54,12 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
         seats = [RankSeat(s.name, s.shape, max(1, n), s.scale) for s, n in zip(seats, counts, strict=True)]
         held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
         budget = max(held, method.budget or 0)
-        return RankStart(choice, tuple(seats), counts, budget, budget)
+        return RankStart(choice, tuple(seats), counts, budget, budget, budget)
     budget = budget_of(method, seats)
-    capacity, start = round(budget * most), round(budget * method.share(0.0))
-    _check_budget(method, seats, budget, capacity)
+    _check_budget(method, seats, budget)
+    room = sum(seat.cap * seat.cost for seat in seats)
+    capacity, start = min(room, round(budget * most)), min(room, round(budget * method.share(0.0)))
+    final = min(room, round(budget * method.share(1.0)))
     if any(layer.adopted for layer in choice.layers):
         counts = tuple(layer.adopted.a.shape[0] if layer.adopted else 0 for layer in choice.layers)
         held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
@@ -64,8 +67,8 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
             raise ConfigError(
                 f"the adapter holds {held:,} parameters, {method.name} may hold {capacity:,}; raise its rank or budget"
             )
-        return RankStart(choice, tuple(seats), counts, capacity, round(budget * method.share(1.0)))
-    return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, round(budget * method.share(1.0)))
+        return RankStart(choice, tuple(seats), counts, capacity, budget, final)
+    return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, budget, final)
 
 
 def budget_of(method: RankMethod, seats: Sequence[RankSeat]) -> int:
@@ -108,7 +111,7 @@ def _given(method: RankMethod, seats: Sequence[RankSeat]) -> tuple[int, ...]:
     return tuple(asked.get(name, 0) for name in names)
 
 
-def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int, capacity: int) -> None:
+def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int) -> None:
     cheapest = min(seats, key=lambda seat: seat.cost)
     least = min(budget, round(budget * method.share(1.0)))
     if least < cheapest.cost:
@@ -117,9 +120,9 @@ def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int, ca
             f"{cheapest.cost:,}; give at least that, or {sum(s.cost for s in seats):,} for a rank in every layer"
         )
     room = sum(seat.cap * seat.cost for seat in seats)
-    if capacity > room:
+    if budget > room:
         raise ConfigError(
-            f"{capacity:,} parameters do not fit: {len(seats)} layers with at most {max(s.cap for s in seats)} ranks "
+            f"{budget:,} parameters do not fit: {len(seats)} layers with at most {max(s.cap for s in seats)} ranks "
             f"each hold {room:,}; raise cap, name more layers, or lower the budget"
         )
 
@@ -175,6 +178,7 @@ def build_ranks(
         pool.register(
             _values(seats, counts, length, seed, layers, method.rows).to(device, key[0]), means=method.betas is not None
         )
+        pool.budget = length if start.budget == start.capacity else start.budget * length // start.capacity
         pool.write([torch.arange(n, device=device) for n in counts])
         for site, i in zip(pool.sites, members, strict=True):
             layer = start.choice.layers[i]
@@ -207,7 +211,8 @@ def _zones(
         return [start.capacity], [start.counts]
     costs = [seat.cost for seat in start.seats]
     held = sum(n * cost for n, cost in zip(start.counts, costs, strict=True))
-    full = start.counts if method.share(0.0) >= method.share(1.0) else _uniform(start.seats, start.capacity)
+    given = any(layer.adopted for layer in start.choice.layers) or method.share(0.0) >= method.share(1.0)
+    full = start.counts if given else _uniform(start.seats, start.capacity)
     lengths = [sum(costs[i] * full[i] for i in members) for members in zones]
     shares = []
     for members, length in zip(zones, lengths, strict=True):

@@ -15,6 +15,8 @@ import realloc
 from realloc import methods
 from realloc.errors import ConfigError
 from realloc.methods.rank_method import RankMethod
+from realloc.record.checkpoint import load_latest, save
+from realloc.record.state import pack, unpack
 from realloc.schedule import cosine
 from realloc.scores.held_ranks import RankKeep
 from realloc.scores.rank_random import want_random
@@ -236,6 +238,14 @@ def test_adalora_shrinks_for_real_and_compact_gives_the_memory_back():
     step_on(model, optimizer, 20)
 
 
+def test_layers_too_narrow_for_the_start_still_end_at_the_budget():
+    model, optimizer, handle = made(methods.adalora(rank=4, start=3.0), gap=2, total=20)
+    assert [site.rank for site in handle.sites.values()] == [6, 10] and handle.budget == 6 * 16 + 10 * 24
+    for number in range(20):
+        step_on(model, optimizer, number)
+    assert 4 * (16 + 24) - 24 < handle.held <= 4 * (16 + 24)
+
+
 def test_adaloras_means_are_those_of_the_paper():
     model, optimizer, handle = made(methods.adalora(rank=2, beta1=0.7, beta2=0.6), gap=50, total=50)
     mean = spread = torch.zeros_like(model.realloc_pool0.detach())
@@ -341,3 +351,41 @@ def test_a_strangers_method():
     for number in range(10):
         step_on(model, optimizer, number)
     assert handle.moves and handle.held + handle.parked == handle.budget
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS])
+def test_it_resumes_from_a_run_folder_under_any_elementwise_optimizer(name, tmp_path):
+    method = methods.random_ranks(rank=3)
+
+    def start(seed: int):
+        model = net()
+        realloc.prepare(model, method, seed=seed)
+        optimizer = OPTIMIZERS[name]([p for p in model.parameters() if p.requires_grad])
+        return (
+            model,
+            optimizer,
+            realloc.attach(model, optimizer, method, schedule=realloc.every(2, total=12), seed=seed),
+        )
+
+    straight, optimizer, handle = start(0)
+    for number in range(12):
+        step_on(straight, optimizer, number)
+        if number == 4:
+            packed = pack(straight, optimizer, {})
+            save(tmp_path, 5, packed.tensors, packed.state)
+    again, other, mine = start(9)
+    found = load_latest(tmp_path)
+    assert found is not None and found.step == 5
+    unpack(found.tensors, found.state, again, other)
+    for number in range(5, 12):
+        step_on(again, other, number)
+    assert mine.moves == handle.moves >= 2
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in straight.state_dict().items())

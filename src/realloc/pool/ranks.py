@@ -52,7 +52,7 @@ class RankPool(SplitPool):
     def __init__(self, owner: nn.Module, number: int, seats: Sequence[RankSeat]) -> None:
         super().__init__(owner, number, self.placement + self.lasting)
         self.unit_size = 1
-        self.budget = 0  # slots it was made with, whatever was given back since
+        self.budget = 0  # its part of what the method was given, whatever it has room for
         self.sites = tuple(RankSite(s.name, s.shape, s.cap, s.scale, self, i) for i, s in enumerate(seats))
         starts = [0]
         for seat in seats:
@@ -79,7 +79,7 @@ class RankPool(SplitPool):
 
     def register(self, values: Tensor, means: bool) -> None:
         """Put the parameter ``(n, 1)`` and empty buffers on the owner."""
-        device, sites, self.budget = values.device, len(self.sites), values.shape[0]
+        device, sites = values.device, len(self.sites)
         self.owner.register_parameter(self.key, nn.Parameter(values))
         self.owner.register_buffer(self._names["extents"], torch.zeros(sites + 1, dtype=torch.int64, device=device))
         held = torch.zeros(self._starts[-1], dtype=torch.bool, device=device)

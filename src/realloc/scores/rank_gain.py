@@ -33,8 +33,8 @@ def rank_gain(margin: float) -> RankWant:
         for site, generator in zip(sites, generators, strict=True):
             parts = [_beyond(site, site.gradient(half)) for half in (0, 1)]
             found = _leading(parts[0] + parts[1], site.room, generator)
-            gains.append(found.square() * (site.scale**2 / site.cost))
-            halves.append([float(part.square().sum()) / site.cost for part in parts])
+            gains.append(found.double().square() * (site.scale**2 / site.cost))
+            halves.append([float(part.norm()) ** 2 / site.cost for part in parts])
         if separated(torch.tensor(halves, dtype=torch.float64), margin):
             return Wanted(gains)
         return Wanted([level_gains(site) for site in sites], FLAT)
@@ -70,12 +70,11 @@ def separated(halves: Tensor, margin: float) -> bool:
 
 def _beyond(site: HeldRanks, gradient: Tensor) -> Tensor:
     """The gradient ``[out, in]`` less its parts in the span of the held rows of A and of B."""
-    gradient = gradient.double()
     if site.rank:
-        rows, _ = torch.linalg.qr(site.a.double().t())
+        rows, _ = torch.linalg.qr(site.a.to(gradient.dtype).t())
         gradient = gradient - gradient @ rows @ rows.t()
         # a new rank's B is zero, and spans nothing
-        live = site.b[site.b.abs().amax(1) > 0].double()
+        live = site.b[site.b.abs().amax(1) > 0].to(gradient.dtype)
         if len(live):
             columns, _ = torch.linalg.qr(live.t())
             gradient = gradient - columns @ (columns.t() @ gradient)
