@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from made_texts import rows, write
 from safetensors.torch import load_file
 
 import realloc.finetune.session as session_module
 import realloc.finetune.watch as watch
-from conftest import rows, write
 from realloc.errors import ConfigError, RecordError
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.result import FinetuneResult, from_json

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from made_texts import rows, write
 
 import realloc.finetune.scene as scene
-from conftest import rows, write
 from realloc.errors import ConfigError
 from realloc.finetune.config import finetune_config
 from realloc.finetune.head import with_head

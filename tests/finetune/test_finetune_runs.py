@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from made_texts import WORDS, rows, write
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import realloc.finetune.arms.table as arms
-from conftest import WORDS, rows, write
 from realloc.cli.main import app
 from realloc.errors import ConfigError
 from realloc.finetune.bundled import REVIEW, reviews
