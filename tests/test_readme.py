@@ -78,3 +78,17 @@ def test_the_commands_of_the_readme_are_understood():
     for line in commands:
         shown = CliRunner().invoke(app, [*line.split(), "--dry-run"])
         assert shown.exit_code == 0 and "learning rate 0.004" in shown.stdout, shown.output
+
+
+def test_the_fine_tuning_commands_of_the_readme_are_understood(tmp_path):
+    from typer.testing import CliRunner
+
+    from realloc.cli.main import app
+
+    first, second = re.findall(r"^realloc (finetune .*)$", README, flags=re.M)
+    small = re.sub(r"--(eval-)?rows \d+", r"--\1rows 20", first)
+    shown = CliRunner().invoke(app, [*small.split(), "--batch-size", "4", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "18 to train on, 2 held out, 20 to judge by" in shown.stdout and "encoder.layer.5: trains" in shown.stdout
+    from_csv = CliRunner().invoke(app, [*second.split(), "--dry-run"])
+    assert from_csv.exit_code == 2 and "data 'train.csv' is no file" in from_csv.stderr, from_csv.output

@@ -12,10 +12,8 @@ import torch
 import transformers
 from made_texts import WORDS, rows, write
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import realloc.finetune.arms.table as arms
-from realloc.cli.main import app
 from realloc.errors import ConfigError
 from realloc.finetune.bundled import REVIEW, reviews
 from realloc.finetune.config import FinetuneConfig, finetune_config
@@ -174,32 +172,6 @@ def test_real_weights_and_real_reviews(tmp_path: Path) -> None:
 def test_bad_configs(more: dict[str, Any], says: str, tiny: Path, table: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         run(tiny, table, **more)
-
-
-# the command line --------------------------------------------------------------------------------------------------
-
-
-def command(*words: str) -> Any:
-    return CliRunner().invoke(app, ["finetune", *words])
-
-
-def test_the_command_prints_one_object_and_a_dry_run_trains_nothing(tiny: Path, table: Path, judging: Path) -> None:
-    common = ["--model", str(tiny), "--data", str(table), "--method", "topk", "--set", "k=1"]
-    done = command(*common, "--eval", str(judging), "--epochs", "1", "--json")
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["used"] == "topk" and found["test_accuracy"] >= 0
-    dry = command(*common, "--dry-run")
-    assert dry.exit_code == 0 and "bert.encoder.layer.2: trains" in dry.stdout and "about" in dry.stdout
-    numbers = json.loads(command(*common, "--dry-run", "--json").stdout)
-    assert numbers["layers"] == {f"bert.encoder.layer.{i}": i == 2 for i in range(3)}
-
-
-def test_the_command_says_what_is_missing(tiny: Path, table: Path, tmp_path: Path) -> None:
-    assert command().exit_code == 2 and "--model is missing" in command().stderr
-    (tmp_path / "file").write_text("x")
-    taken = command("--model", str(tiny), "--data", str(table), "--out", str(tmp_path))
-    assert taken.exit_code == 1 and "is not empty" in taken.stderr
 
 
 def test_a_preview_predicts_what_a_run_does(tiny: Path, table: Path) -> None:

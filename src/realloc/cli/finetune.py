@@ -10,14 +10,16 @@ import typer
 import realloc.cli.flags as flags
 import realloc.cli.outcome as outcome
 import realloc.cli.text as text
+import realloc.finetune.arms.table as arms
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
-from realloc.finetune.config import finetune_config
+from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.preview import preview
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.run import check_same
 from realloc.finetune.run import finetune as finetune_run
 from realloc.finetune.run import resume as resume_run
+from realloc.train.progress import LOADING, Progress, Tell
 
 Words = str | None
 
@@ -39,7 +41,8 @@ def finetune(
         Words, _option("--task", "text-classification, regression, causal-lm", "text-classification")
     ] = None,
     method: Annotated[
-        Words, _option("--method", "focus, topk, lora, adalora, para, full, lisa, badam, ...", "focus")
+        Words,
+        _option("--method", ", ".join(arms.NAMES), "focus"),
     ] = None,
     settings: flags.Settings = None,
     budget: Annotated[Words, _option("--budget", "60s, 300k trainable parameters, or 5% of the model's")] = None,
@@ -75,13 +78,13 @@ def finetune(
             if flag not in given:
                 raise ConfigError(f"--{flag} is missing; for a first try: --model minilm --data reviews:department")
         config = finetune_config(given)
+        arms.check(config.method, config.settings)
         if dry_run:
             found = preview(config)
             outcome.data_json(found.as_json()) if json else outcome.data(str(found))
             return
-        outcome.talk(f"{config.method} on {plain(config.data)}" + ("" if out is None else f", recorded in {out}"))
         with Screen() as screen:
-            result = finetune_run(config, out, screen.show(config.method))
+            result = finetune_run(config, out, _announced(screen.show(config.method), config, out))
         present(result, json)
 
 
@@ -90,6 +93,20 @@ def go_on(folder: Path, json: bool) -> None:
     with Screen() as screen:
         result = resume_run(folder, screen.show(folder.name))
     present(result, json)
+
+
+def _announced(tell: Tell, config: FinetuneConfig, out: Path | None) -> Tell:
+    """Name the run once it is sure that there will be one: after loading."""
+    said = False
+
+    def told(progress: Progress) -> None:
+        nonlocal said
+        if not said and progress.stage != LOADING:
+            said = True
+            outcome.talk(f"{config.method} on {plain(config.data)}" + ("" if out is None else f", recorded in {out}"))
+        tell(progress)
+
+    return told
 
 
 def present(result: FinetuneResult, json: bool) -> None:

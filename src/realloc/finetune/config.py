@@ -51,7 +51,7 @@ class FinetuneConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.budget is not None and self.epochs is not None and self.spend.seconds is not None:
+        if self.spend.seconds is not None and self.epochs is not None:
             raise ConfigError(
                 f"epochs {self.epochs:g} and the budget {self.budget} both set the run's length; give one"
             )

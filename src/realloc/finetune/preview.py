@@ -15,6 +15,7 @@ from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import decide
 from realloc.finetune.scene import Scene, prepared
 from realloc.finetune.session import begun
+from realloc.handle import Handle
 from realloc.sites.blocks import blocks_of
 from realloc.train.memory import Peak
 
@@ -98,7 +99,11 @@ def preview(config: FinetuneConfig) -> Preview:
     else:
         steps = max(1, int(seconds / (later * scene.train.tokens / scene.train.per_epoch)))
     blocks = blocks_of(scene.loaded.model)
-    trains = [any(p.requires_grad for p in module.parameters()) for module in blocks.modules]
+    ranked = arm.handle.sites if isinstance(arm.handle, Handle) else {}
+    trains = [
+        any(p.requires_grad for p in module.parameters()) or any(site.startswith(f"{name}.") for site in ranked)
+        for name, module in zip(blocks.names, blocks.modules, strict=True)
+    ]
     numbers = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in arm.model.parameters())
     rest = None if peak.bytes is None else max(0, peak.bytes - 3 * FLOAT * numbers)

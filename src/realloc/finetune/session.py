@@ -28,6 +28,7 @@ from realloc.train.progress import LOADING, Progress, Tell
 from realloc.train.stop import Interrupted, Stop
 
 METRICS = {"text-classification": "accuracy", "regression": "rmse", "causal-lm": "loss"}
+MEASURING = "measuring"
 PACKAGES = ("realloc", "torch", "transformers", "peft")
 
 
@@ -41,6 +42,7 @@ def session(config: FinetuneConfig, keep: Keep | None, tell: Tell) -> FinetuneRe
             scene = prepared(config)
         if stop.asked:
             raise Interrupted("in set-up", str(keep.path) if keep else None)
+        tell(Progress(MEASURING))
         with Peak() as peak:
             done = _train(scene, keep, Tools(tell, clock, peak, stop))
         with clock.apart("evaluate"):
@@ -104,7 +106,7 @@ def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
     cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file)  # type: ignore[arg-type]
     rate = config.lr or kind.rate
     sink = keep.log if keep else None
-    order = Order(rate, decided.expected, config.seed, decided.settings, cache, sink)
+    order = Order(rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink)
     return kind.make(scene.loaded, order)
 
 

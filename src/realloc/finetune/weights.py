@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -46,7 +47,7 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
     library = _transformers()
     where, gguf = _find(config.model)
     more: dict[str, Any] = _SAFE if gguf is None else _SAFE | {"gguf_file": gguf}
-    with quiet(library):
+    with quiet(library), nullcontext() if gguf is None else redirect_stderr(io.StringIO()):  # gguf's own bar
         try:
             settings = library.AutoConfig.from_pretrained(where, **more)
             if gguf is None:

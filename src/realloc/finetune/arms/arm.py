@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from realloc.cache.settings import Cache
+from realloc.finetune.aim import Aim
+from realloc.finetune.batches import Batches
 from realloc.finetune.weights import Loaded
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
@@ -38,12 +40,14 @@ class Arm:
 @final
 @dataclass(frozen=True)
 class Order:
-    """What an arm is made for. ``steps`` is an estimate where seconds end the run."""
+    """What an arm is made for. ``steps`` is an estimate where seconds end the run; ``batches`` may be measured."""
 
     rate: float
     steps: int
     seed: int
     settings: Mapping[str, Setting]
+    aim: Aim
+    batches: Batches
     cache: Cache | None = None
     sink: Sink | None = None
 
