@@ -118,7 +118,8 @@ class Case:
 class Bench:
     """Runs, each made once and kept."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, tuning: Path | None = None) -> None:
+        self.tuning = None if tuning is None else Bench(tuning)
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_text().splitlines() if file.exists() else []
@@ -138,7 +139,8 @@ class Bench:
     def rate(self, task: str, arm: str, *, run: bool) -> float | None:
         """The rate with the best held-out accuracy on seed 0, of the arm whose rate this one takes."""
         leader = ARMS[arm][2]
-        found = {rate: self.get(Case(task, leader, 0, rate), run=run) for rate in RATES[leader]}
+        tuned = self if self.tuning is None else self.tuning  # timed runs are not those that were made for tuning
+        found = {rate: tuned.get(Case(task, leader, 0, rate), run=run) for rate in RATES[leader]}
         if any(one is None for one in found.values()):
             return None
         return max(found, key=lambda rate: (found[rate]["held"]["accuracy"], -found[rate]["held"]["loss"]))
@@ -207,7 +209,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RUNS / "runs.jsonl")
     args = parser.parse_args()
-    bench = Bench(args.out)
+    bench = Bench(args.out, args.out.with_name("tuning.jsonl"))
     if args.act == "tune":
         for task in args.tasks:
             for arm in args.arms:

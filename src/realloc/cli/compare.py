@@ -1,4 +1,4 @@
-"""``realloc compare`` and ``realloc demo``."""
+"""``realloc compare``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 import realloc.cli.flags as flags
 import realloc.cli.outcome as outcome
 import realloc.cli.views as views
-import realloc.compare.demo as demonstration
 from realloc.cli.screen import Screen
 from realloc.compare.contest import Contest, contest
 from realloc.compare.contest import compare as run_contest
@@ -61,22 +60,6 @@ def compare(
             present(found, out, json)
 
 
-def demo(
-    seed: flags.Seed = None,
-    out: flags.Out = None,
-    json: flags.Json = False,
-) -> None:
-    """Dense, small dense, static, random moves and RigL on real data, in at most three minutes."""
-    with outcome.told():
-        found = demonstration.demo_contest(flags.config_of({"seed": seed}, None).seed)
-        first = found.entries[0]
-        length = f"{first.epochs} epochs" if first.epochs else "1,000 steps"
-        held = f"{100 * first.density:g} % of the weights of {first.model}"
-        rates = "the optimizer's usual rate" if len({entry.rate for entry in found.entries}) == 1 else "its tuned rate"
-        outcome.talk(f"data: {first.data}{_why(first)}\neach arm: {length} at {rates}; sparse arms hold {held}")
-        present(found, out, json)
-
-
 def present(found: Contest, out: Path | None, json: bool) -> None:
     """Run a contest and print its table."""
     with Screen() as screen:
@@ -114,7 +97,8 @@ def seeds_of(text: str) -> tuple[int, ...]:
     return tuple(range(numbers[0]))
 
 
-def _why(config: RunConfig) -> str:
+def why(config: RunConfig) -> str:
+    """Why the data is not the usual one, if it is not."""
     return "" if config.data == "fashion-mnist" else " (Fashion-MNIST was not found; see REALLOC_DATA)"
 
 

@@ -1,10 +1,11 @@
-"""``realloc``: demo, train, compare, inspect, resume, methods, info."""
+"""``realloc``: demo, finetune, train, compare, inspect, resume, methods, info."""
 
 from __future__ import annotations
 
 import typer
 
-from realloc.cli.compare import compare, demo
+from realloc.cli.compare import compare
+from realloc.cli.demo import demo
 from realloc.cli.finetune import finetune
 from realloc.cli.look import info, inspect, methods
 from realloc.cli.train import resume, train

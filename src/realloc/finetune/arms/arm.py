@@ -79,4 +79,4 @@ def optimizer_of(loaded: Loaded, rate: float) -> torch.optim.Optimizer:
     old = [p for p in loaded.model.parameters() if id(p) in inside and p.requires_grad]
     new = [p for p in loaded.model.parameters() if id(p) not in inside and p.requires_grad]
     groups = [{"params": old, "lr": rate}, {"params": new, "lr": max(rate, HEAD_RATE)}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0, fused=True)
