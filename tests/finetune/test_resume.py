@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from made_texts import rows, write
 from safetensors.torch import load_file
 
@@ -101,6 +103,31 @@ def test_a_run_that_is_cut_twice_ends_bit_equal(
         for name in ("straight", "cut")
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("method", ["lora", "peft_lora", "topk"])
+def test_a_checkpoint_holds_only_what_may_change_and_asks_for_the_same_rest(
+    method: str, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "tiny"
+    shutil.copytree(tiny, model)
+    monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(watch, "SAVE_SHARE", 0)
+    settings = {"k": 1} if method == "topk" else {}
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(3, patch)
+        finetune(config(model, table, judging, method, settings=settings), tmp_path / "a")
+    found = load_latest(tmp_path / "a" / "checkpoints")
+    assert found is not None
+    saved = sum(t.numel() for name, t in found.tensors.items() if name.startswith("model/"))
+    assert 0 < saved < 0.9 * sum(p.numel() for p in transformers.AutoModel.from_pretrained(model).parameters())
+    other = transformers.AutoModel.from_pretrained(model)
+    with torch.no_grad():
+        other.pooler.dense.weight.mul_(2.0)  # never trains
+        other.encoder.layer[0].output.dense.weight.mul_(2.0)
+    other.save_pretrained(model)
+    with pytest.raises(RecordError, match="frozen weights are not those that the run began with"):
+        resume(tmp_path / "a")
 
 
 def test_a_resume_decides_nothing_again(

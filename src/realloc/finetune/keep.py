@@ -12,6 +12,7 @@ import realloc.record.sealed as sealed
 from realloc.errors import RecordError
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.decided import Decided, from_json
+from realloc.finetune.moving import Moving, check_digest, digest
 from realloc.record.checkpoint import Checkpoint, load_latest, save
 from realloc.record.events import EventLog
 from realloc.record.folder import RunFolder
@@ -27,6 +28,7 @@ class Account:
     """What a checkpoint holds beside the training itself: sums so far, and where the log stood."""
 
     log_offset: int = 0
+    frozen: str = ""
     train_seconds: float = 0.0
     elsewhere: Mapping[str, float] = field(default_factory=dict)
     epoch_loss: float = 0.0
@@ -44,6 +46,7 @@ class Keep:
         self._held = held
         self.path: Path = held.path
         self.log = EventLog(held.events)
+        self._frozen: str | None = None  # of one arm: a run has no other
 
     @property
     def cache(self) -> Path:
@@ -79,13 +82,15 @@ class Keep:
 
     def save(self, step: int, arm: Arm, account: Account) -> None:
         """Write one checkpoint."""
-        values = asdict(account) | {"log_offset": self.log.sync()}
-        packed = pack(arm.model, arm.optimizer, values, parts=arm.parts)
+        values = asdict(account) | {"log_offset": self.log.sync(), "frozen": self._digest(arm)}
+        packed = pack(Moving(arm.model, arm.frozen), arm.optimizer, values, parts=arm.parts)
         save(self._held.checkpoints, step, packed.tensors, packed.state)
 
     def restore(self, found: Checkpoint, arm: Arm) -> Account:
         """Put a checkpoint into an arm that was made alike, and set the log back to it."""
-        extra: dict[str, Any] = unpack(found.tensors, found.state, arm.model, arm.optimizer, parts=arm.parts)
+        model = Moving(arm.model, arm.frozen)
+        check_digest(str(found.state.get("extra", {}).get("frozen")), self._digest(arm))
+        extra: dict[str, Any] = unpack(found.tensors, found.state, model, arm.optimizer, parts=arm.parts)
         try:
             account = Account(**extra)
         except TypeError:
@@ -95,7 +100,15 @@ class Keep:
         self.log.truncate(account.log_offset)
         return account
 
+    def _digest(self, arm: Arm) -> str:
+        if self._frozen is None:
+            self._frozen = digest(arm.model, arm.frozen)
+        return self._frozen
+
     def finish(self, result: Mapping[str, object]) -> None:
-        """Write the result: the run counts as finished."""
+        """Write the result: the run counts as finished, and its activations are of no more use."""
         self.log.sync()
         self._held.finish(result)
+        with disk.told("remove the activations of", self.path, "remove them by hand"):
+            for file in self.path.glob(f"{CACHE}*"):
+                file.unlink()

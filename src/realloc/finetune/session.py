@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import final
 
@@ -16,6 +16,7 @@ from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
 from realloc.finetune.keep import Account, Keep
+from realloc.finetune.moving import frozen_names
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.save import write_model
 from realloc.finetune.scene import Scene, prepared
@@ -107,7 +108,8 @@ def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
     rate = config.lr or kind.rate
     sink = keep.log if keep else None
     order = Order(rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink)
-    return kind.make(scene.loaded, order)
+    arm = kind.make(scene.loaded, order)
+    return replace(arm, frozen=frozen_names(arm.model, arm.optimizer, moves=kind.moves))
 
 
 def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Judged | None) -> FinetuneResult:

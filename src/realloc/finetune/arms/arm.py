@@ -35,6 +35,7 @@ class Arm:
     penalty: Callable[[], Tensor] | None = None  # added to the loss
     moved: Callable[[int], None] | None = None  # called with the step's number, gradients still alive
     parts: Mapping[str, Stateful] | None = None  # what a checkpoint must hold beside model and optimizer
+    frozen: frozenset[str] = frozenset()  # parameters that never train: a checkpoint leaves them out
 
 
 @final
