@@ -22,7 +22,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Data goes one way: a room imports only from rooms further left or above (docs/architecture.md).
 ORDER = (
-    "errors", "rng", "schedule", "plan",
+    "errors", "rng", "schedule", "plan", "modes",
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",

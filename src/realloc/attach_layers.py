@@ -88,7 +88,7 @@ def register_layers(root: nn.Module, method: LayerMethod, seed: int) -> None:
     blocks = blocks_of(root)
     Rights(root, len(blocks), seed, next(root.parameters()).device)
     if "change" in method.needs:
-        GradientSums(root, [[p for p in blocks.parameters(i) if p.requires_grad] for i in range(len(blocks))])
+        GradientSums(root, blocks.trainable())
 
 
 def plan_of(engine: LayerEngine) -> LayerPlan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, final
 
@@ -14,6 +13,7 @@ from realloc.choose_linear import Layer, choose_layers
 from realloc.errors import ConfigError, StateError
 from realloc.kernels.finite import all_finite
 from realloc.methods.rank_method import RankMethod
+from realloc.modes import as_it_was
 from realloc.observe.rank_probe import Probed
 from realloc.pool.holdings import find
 from realloc.prepare_ranks import budget_of, seats_of
@@ -61,7 +61,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, l
     if any(layer.adopted for layer in layers):
         raise ConfigError(f"a peft model has its ranks already; {method.name} chooses them for a plain one")
     probe, ask = method.probe, loss if loss is not None else _own_loss
-    with _evaluating(model):
+    with as_it_was(model):
+        model.eval()
         measured = _inputs(model, layers, batches, ask) if probe.needs == "input" else _gradients(
             model, layers, batches, ask
         )  # fmt: skip
@@ -86,20 +87,6 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise ConfigError("the model gives no loss for these batches; put labels into them, or say loss=...")
     return found
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
 
 
 def _losses(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Iterator[tuple[Any, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from realloc.allocate.prefix import Depths, depths_of
 from realloc.errors import ConfigError, plain
+from realloc.modes import as_it_was
 from realloc.observe.probes import leave_one_out, one_hot
 from realloc.sites.blocks import blocks_of
 
@@ -45,14 +46,10 @@ def probe_depths(
     if compute not in ("float32", "bfloat16"):
         raise ConfigError(f"compute is {compute!r}; use 'float32' or 'bfloat16'")
     pooled: list[Tensor] = []
-    flags = [(module, module.training) for module in base.modules()]
-    base.eval()
-    try:
+    with as_it_was(base):
+        base.eval()
         for batch in batches:
             pooled.append(_pooled(base, batch, low=compute == "bfloat16"))
-    finally:
-        for module, flag in flags:
-            module.training = flag
     count = sum(map(len, pooled))
     if count != len(targets) or not count:
         raise ConfigError(f"{count} examples came in the batches, and there are {len(targets)} targets")

@@ -23,6 +23,7 @@ from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
 from realloc.observe.backwards import Backwards
+from realloc.observe.closure import behind
 from realloc.observe.ranks import Ranks
 from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
@@ -143,13 +144,7 @@ class Engine:
             if not calm or not all(map(_complete, self.backwards)):
                 self.before_update()
             return None
-
-        def wrapped() -> Any:  # Lightning runs forward and backward inside the closure
-            result = closure()
-            self.before_update()
-            return result
-
-        return (args[0],), {**kwargs, "closure": wrapped}
+        return behind(args, kwargs, self.before_update)
 
     def before_update(self) -> None:
         """Between backward and update."""

@@ -15,6 +15,7 @@ from realloc.allocate.layer_costs import layer_flops
 from realloc.cache.passage import Passage
 from realloc.errors import StateError, warn
 from realloc.methods.layers import Chosen, LayerMethod, Turn
+from realloc.observe.closure import behind
 from realloc.observe.layers import GradientSums, squared_norms
 from realloc.plan import Change, Note, Plan, notes_of
 from realloc.pool.rights import KEY, Rights, forget, grant, revoke
@@ -50,8 +51,7 @@ class LayerEngine:
         self.recent: deque[Note] = deque(maxlen=1024)
         self.undo: Callable[[], None] | None = None
         self._said: set[str] = set()
-        # what the user had frozen before is not ours to train
-        self.layers = tuple(tuple(p for p in blocks.parameters(i) if p.requires_grad) for i in range(len(blocks)))
+        self.layers = blocks.trainable()
         self.below = tuple(p for p in blocks.below if p.requires_grad)
         self._sizes = [sum(p.numel() for p in module.parameters()) for module in blocks.modules]
         self._sums = GradientSums(rights.owner, self.layers) if "change" in method.needs else None
@@ -102,17 +102,10 @@ class LayerEngine:
 
     def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """The optimizer's pre-hook; a closure (Lightning's) runs forward and backward inside the step."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
+        later = behind(args, kwargs, self._measure)
+        if later is None:
             self._measure()
-            return None
-
-        def wrapped() -> Any:
-            result = closure()
-            self._measure()
-            return result
-
-        return (args[0],), {**kwargs, "closure": wrapped}
+        return later
 
     def _measure(self) -> None:
         if self._sums is not None:

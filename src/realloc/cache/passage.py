@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, final
 
 import torch
@@ -16,6 +16,7 @@ from realloc.cache.settings import Cache
 from realloc.cache.store import Store
 from realloc.cache.watch import Watch
 from realloc.errors import StateError, warn
+from realloc.modes import as_it_was
 
 CLOSED, COMPUTE, READ = range(3)
 CLOSE: Final = 1e-3  # relative difference that other rows in a batch may make in float32
@@ -175,7 +176,8 @@ class Passage:
         return found
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.no_grad(), _quiet(self.base):
+        with torch.no_grad(), as_it_was(self.base):
+            self.base.eval()
             return self.base(*args, **self._without_cache(kwargs))
 
     def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -234,16 +236,3 @@ class Passage:
             if not float((a - b).abs().max()) <= tolerance * max(1.0, float(a.abs().max())):
                 return False
         return True
-
-
-@contextmanager
-def _quiet(base: nn.Module) -> Iterator[None]:
-    """With every dropout of the model off; flags are put back one by one, since a user may have set some by hand."""
-    modules = [module for module in base.modules() if module.training]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True

@@ -14,7 +14,6 @@ import realloc.finetune.focus as focus
 from realloc.errors import ConfigError
 from realloc.finetune.pace import Length
 from realloc.finetune.scene import Scene
-from realloc.observe.probes import one_hot
 
 EPOCHS: Final = 3.0
 ENDLESS: Final = 10**7  # steps, where seconds end the run
@@ -77,4 +76,4 @@ def decide(scene: Scene) -> Decided:
 
 def _targets(scene: Scene) -> Tensor:
     labels = scene.train.labels
-    return one_hot(labels.long()).argmax(1) if scene.classes else (labels - scene.aim.mean) / scene.aim.scale
+    return labels.long() if scene.classes else (labels - scene.aim.mean) / scene.aim.scale

@@ -13,6 +13,7 @@ from realloc.allocate.prefix import Depths
 from realloc.depths import probe_depths
 from realloc.finetune.batches import Batch, Batches
 from realloc.finetune.weights import Loaded
+from realloc.modes import as_it_was
 from realloc.sites.blocks import blocks_of
 
 FIRST: Final = 512  # texts of the first probe; doubled until the depths are told apart
@@ -61,21 +62,14 @@ def measure(loaded: Loaded, batches: Batches) -> Costs:
     middle = order[len(order) // 2 :][:32]
     batch, _ = batches.of(middle)
     base, ids, mask = loaded.base, batch["input_ids"], batch["attention_mask"]
-    flags = [(p, p.requires_grad) for p in base.parameters()]
-    training = base.training
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+    with as_it_was(base):
+        base.requires_grad_(False)
         base.train()  # dropout takes its time too
         step = min(_timed(lambda: _both_ways(base, ids, mask)) for _ in range(2))
         base.eval()
         with torch.no_grad():
             forward = _timed(lambda: base(input_ids=ids, attention_mask=mask))
             low = min(_timed(lambda: _low(base, ids, mask)) for _ in range(2))
-    finally:
-        base.train(training)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
     return Costs(int(mask.sum()), step, forward, low)
 
 

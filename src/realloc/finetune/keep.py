@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import realloc.record.disk as disk
-import realloc.record.sealed as sealed
 from realloc.errors import RecordError
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.decided import Decided, from_json
@@ -55,23 +54,19 @@ class Keep:
 
     def decided(self) -> Decided | None:
         """Read what was decided before the first step, or None."""
-        file = self._held.file(DECIDED)
-        if not file.exists():
+        values = self._held.read(DECIDED, 1 << 16)
+        if values is None:
             return None
-        with disk.told("read", file, "check the rights on it"):
-            values = sealed.unseal(disk.read(file, 1 << 16), disk.shown(file))
         try:
             return from_json(values)
         except (TypeError, KeyError):
             raise RecordError(
-                f"{disk.shown(file)} was not written by this version of realloc; start a new run"
+                f"{disk.shown(self._held.file(DECIDED))} was not written by this version of realloc; start a new run"
             ) from None
 
     def write_decided(self, decided: Decided) -> None:
         """Write the decision down, once."""
-        file = self._held.file(DECIDED)
-        with disk.told("write", file, "make room or rights there, then resume the run"):
-            disk.replace(file, sealed.seal(decided.as_json()))
+        self._held.write(DECIDED, decided.as_json())
 
     def latest(self) -> Checkpoint | None:
         """Find the checkpoint to go on from; without one, empty the log for a new start."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from realloc.errors import RecordError
+from realloc.train.result import read_back
 
 
 @final
@@ -68,15 +68,8 @@ class FinetuneResult:
 
 
 def from_json(values: Mapping[str, Any]) -> FinetuneResult:
-    """Read back what ``as_json`` wrote.
-
-    Raises RecordError when keys are missing or unknown.
-    """
-    known = {f.name for f in fields(FinetuneResult)}
-    if set(values) != known:
-        odd = ", ".join(sorted(known.symmetric_difference(map(str, values))))
-        raise RecordError(f"the result was written by another version of realloc (differs in {odd}); run it again")
-    return FinetuneResult(**values)
+    """Read back what ``as_json`` wrote."""
+    return read_back(FinetuneResult, values)
 
 
 def _finite(value: Any) -> Any:

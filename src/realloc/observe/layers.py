@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Final, final
 
 import torch
@@ -39,9 +40,7 @@ class GradientSums:
         self.owner = owner
         self._layers = layers
         sizes = [sum(_sample(p).numel() for p in layer) for layer in layers]
-        self._bounds = [0]
-        for size in sizes:
-            self._bounds.append(self._bounds[-1] + size)
+        self._bounds = [*accumulate(sizes, initial=0)]
         if SUMS in owner._buffers:
             return
         owner.register_buffer(SUMS, torch.zeros(self._bounds[-1]))
@@ -65,9 +64,7 @@ class GradientSums:
     def change(self) -> tuple[float | None, ...]:
         """Eta of each layer: ``|n - n_before| / n_before``, None without an earlier interval. Starts a new one."""
         sums, norms = self._buffer(SUMS), self._buffer(NORMS)
-        now = torch.stack(
-            [sums[a:b].double().abs().sum() for a, b in zip(self._bounds, self._bounds[1:], strict=False)]
-        )
+        now = torch.stack([sums[a:b].double().abs().sum() for a, b in pairwise(self._bounds)])
         eta = (now - norms).abs() / norms
         norms.copy_(now)
         sums.zero_()

@@ -102,6 +102,20 @@ class RunFolder:
         """Path of another file of this run. ConfigError when the name leads elsewhere."""
         return inside(self.path, name)
 
+    def read(self, name: str, most: int) -> dict[str, Any] | None:
+        """What ``write`` put into another file of this run, of at most so many bytes; None where there is none."""
+        file = self.file(name)
+        if not file.exists():
+            return None
+        with disk.told("read", file, "check the rights on it"):
+            return sealed.unseal(disk.read(file, most), disk.shown(file))
+
+    def write(self, name: str, values: Mapping[str, object]) -> None:
+        """Write a file that a resume reads, sealed and atomically."""
+        file = self.file(name)
+        with disk.told("write", file, "make room or rights there, then resume the run"):
+            disk.replace(file, sealed.seal(values))
+
     def finish(self, result: Mapping[str, object]) -> None:
         """Write the result, atomically: from now on the run counts as finished.
 

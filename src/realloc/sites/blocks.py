@@ -36,6 +36,10 @@ class Blocks:
         taken |= {id(p) for module in self.modules[:index] for p in module.parameters()}
         return tuple(p for p in self.modules[index].parameters() if id(p) not in taken)
 
+    def trainable(self) -> tuple[tuple[nn.Parameter, ...], ...]:
+        """Those of each block that require a gradient now: what the user had frozen is not ours to train."""
+        return tuple(tuple(p for p in self.parameters(i) if p.requires_grad) for i in range(len(self)))
+
     def lower(self, count: int) -> tuple[nn.Module, ...]:
         """Every module of the base that runs below the end of block ``count - 1``: not its containers, not the head."""
         assert self.base is not None and count > 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, final
 
 import realloc.record.disk as disk
-import realloc.record.sealed as sealed
 from realloc.errors import RecordError
 from realloc.record.checkpoint import Checkpoint, load_latest, save
 from realloc.record.events import EventLog
@@ -48,23 +47,19 @@ class Keep:
 
     def length(self) -> Length | None:
         """Read the length that was decided before the first step, or None."""
-        file = self._held.file(LENGTH)
-        if not file.exists():
+        values = self._held.read(LENGTH, 1 << 12)
+        if values is None:
             return None
-        with disk.told("read", file, "check the rights on it"):
-            values = sealed.unseal(disk.read(file, 1 << 12), disk.shown(file))
         try:
             return Length(**values)
         except TypeError:
             raise RecordError(
-                f"{disk.shown(file)} was not written by this version of realloc; start a new run"
+                f"{disk.shown(self._held.file(LENGTH))} was not written by this version of realloc; start a new run"
             ) from None
 
     def write_length(self, length: Length) -> None:
         """Write the length down, once: a resume uses the same number."""
-        file = self._held.file(LENGTH)
-        with disk.told("write", file, "make room or rights there, then resume the run"):
-            disk.replace(file, sealed.seal(asdict(length)))
+        self._held.write(LENGTH, asdict(length))
 
     def latest(self) -> Checkpoint | None:
         """Find the checkpoint to go on from; without one, empty the log for a new start."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from realloc.errors import RecordError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Result = TypeVar("Result", bound="DataclassInstance")
 
 
 @final
@@ -62,12 +67,17 @@ class RunResult:
 
 
 def from_json(values: Mapping[str, Any]) -> RunResult:
-    """Read back what ``as_json`` wrote.
+    """Read back what ``as_json`` wrote."""
+    return read_back(RunResult, values)
+
+
+def read_back(kind: type[Result], values: Mapping[str, Any]) -> Result:
+    """Make a result, which is a dataclass, of its own JSON.
 
     Raises RecordError when keys are missing or unknown.
     """
-    known = {f.name for f in fields(RunResult)}
+    known = {f.name for f in fields(kind)}
     if set(values) != known:
         odd = ", ".join(sorted(known.symmetric_difference(map(str, values))))
         raise RecordError(f"the result was written by another version of realloc (differs in {odd}); run it again")
-    return RunResult(**values)
+    return kind(**values)
