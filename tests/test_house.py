@@ -28,7 +28,8 @@ ORDER = (
     "sites", "pool", "observe",
     "depths", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
-    "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "attach_layers", "attach",
+    "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
+    "attach_layers", "attach",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
 
@@ -38,7 +39,10 @@ LAZY = {
 FROM_PACKAGE = {
     "realloc.train.settings -> realloc.methods": "its names are the names on the command line",
 }
-HOOKS = {"attach": "installs those of units with slots", "attach_layers": "installs those of layers"}
+HOOKS = {
+    "attach": "installs those of units with slots", "attach_layers": "installs those of layers",
+    "time_layers": "sees once what enters each layer, and takes its hooks off before it returns",
+}  # fmt: skip
 LONG = {  # over 60 lines, never over 100
     "realloc.attach.attach": "half of it is the docstring users read",
 }
@@ -56,6 +60,7 @@ WRITES = {
     "realloc.observe.layers: add_": "sums of gradients, a buffer of its own",
     "realloc.observe.layers: copy_": "the norms of those sums, a buffer of its own",
     "realloc.observe.layers: zero_": "the sums, when an interval ends",
+    "realloc.observe.plasticity: copy_": "the reference copy of a layer, a buffer of its own",
     "realloc.sites.masked: masked_fill_": "masks a gradient before anybody reads it; values and state stay untouched",
     "realloc.kernels.rank_product: addmm_": "into an output and a gradient that it has just made",
     "realloc.kernels.rank_product: mul_": "the same",

@@ -8,6 +8,7 @@ from realloc.depths import probe_depths
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.schedule import every
+from realloc.time_layers import cost_table
 
 __all__ = [
     "Cache",
@@ -15,6 +16,7 @@ __all__ = [
     "LayerHandle",
     "attach",
     "calibrate",
+    "cost_table",
     "every",
     "export",
     "methods",

@@ -17,7 +17,7 @@ from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
-from realloc.links import LINK, Hook, Link
+from realloc.links import LINK, TAKEN, Hook, Link, refuse_taken
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
@@ -31,8 +31,6 @@ from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
-
-_taken: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # optimizers that serve an attached model
 
 
 def prepare(
@@ -152,17 +150,13 @@ def attach(
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    if optimizer in _taken:
-        raise StateError(
-            "this optimizer serves an attached model already; detach() that handle first, or put both models into one "
-            "nn.ModuleDict and attach that"
-        )
     sink = _sink_of(record)
     root, holdings = root_of(model), find(model)
     if isinstance(method, LayerMethod):
         if holdings is not None:
             raise StateError("this model's weights move already; detach() that handle before attaching its layers")
         return attach_layers(model, root, optimizer, method, schedule, seed, sink)
+    refuse_taken(optimizer)
     assert schedule is not None
     if holdings is None:
         if isinstance(method, RankMethod):
@@ -285,7 +279,7 @@ def _hook(
         sort_groups(optimizer, [dense[p] if isinstance(p, str) else p for p in order] or list(root.parameters()))
         for group in optimizer.param_groups:
             group.pop("realloc_stamp", None)
-        _taken.discard(optimizer)
+        TAKEN.discard(optimizer)
 
     ranks = ranks_of(model)
     ranks.check_stamp(holdings.stamp(), "after attach")
@@ -308,7 +302,7 @@ def _hook(
         hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
         hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
     root.__dict__[LINK].engine = engine
-    _taken.add(optimizer)
+    TAKEN.add(optimizer)
     if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already
         mark_groups(target, holdings.stamp())
     return Handle(engine, table)

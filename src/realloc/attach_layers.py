@@ -8,15 +8,19 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from realloc.allocate.layer_costs import CostTable
 from realloc.cache.gate import Gate
 from realloc.cache.passage import Passage
 from realloc.errors import ConfigError, StateError, plain
 from realloc.layer_handle import LayerHandle
 from realloc.layers import LayerEngine
+from realloc.links import TAKEN, refuse_taken
 from realloc.methods.layers import LayerMethod
-from realloc.observe.layers import GradientSums
+from realloc.observe.ranks import Ranks, ranks_of
+from realloc.observe.sight import Sight
 from realloc.plan import LayerPlan
 from realloc.pool.rights import KEY, Rights
+from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
 from realloc.sites.blocks import Blocks, blocks_of
@@ -56,18 +60,23 @@ def attach_layers(
     """
     if _engine_of(root) is not None:
         raise StateError("this model is attached already; detach() the first handle before attaching again")
+    refuse_taken(optimizer)
     blocks = blocks_of(root)
     _check_schedule(method, schedule)
     _check_wrapper(model, method)
     passage = _passage_of(blocks, method)
-    rights = Rights(root, len(blocks), seed, next(root.parameters()).device)
-    engine = LayerEngine(blocks, rights, optimizer, method, schedule, passage, sink)
+    ranks = ranks_of(model)
+    if isinstance(sink, EventLog) and not ranks.first:
+        sink = None  # one line for each decision, not one for each rank
+    rights = Rights(root, len(blocks), seed, _agreed(method.costs, ranks))
+    engine = LayerEngine(blocks, rights, optimizer, method, schedule, passage, sink, ranks)
     trained = [(p, p.requires_grad) for p in root.parameters()]
     resumed = rights.read("number") > 0
     try:
         chosen = rights.on if resumed else tuple(engine.choose(0).changes[0].acquired.tolist())
         _check_optimizer(root, engine, chosen)
         _check_below(blocks, method, chosen)
+        ranks.check_stamp(rights.stamp, "at attach()")
     except BaseException:
         engine.unregister()
         raise
@@ -86,9 +95,8 @@ def register_layers(root: nn.Module, method: LayerMethod, seed: int) -> None:
     if KEY in root._buffers:
         raise StateError("this model is attached already; detach() the first handle before attaching again")
     blocks = blocks_of(root)
-    Rights(root, len(blocks), seed, next(root.parameters()).device)
-    if "change" in method.needs:
-        GradientSums(root, blocks.trainable())
+    Rights(root, len(blocks), seed, method.costs)
+    Sight(root, blocks, method.needs, Ranks())
 
 
 def plan_of(engine: LayerEngine) -> LayerPlan:
@@ -112,7 +120,7 @@ def plan_of(engine: LayerEngine) -> LayerPlan:
     return LayerPlan(
         method=engine.method.name,
         layers=tuple((name, layer in on) for layer, name in enumerate(engine.blocks.names)),
-        flops=engine.flops(on), budget=engine.budget, full=engine.flops_of_all,
+        cost=engine.cost(on), budget=engine.budget, full=engine.costs.full, unit=engine.costs.unit,
         trainable=sum(p.numel() for p in trainable), parameters=sum(p.numel() for p in engine.owner.parameters()),
         notes=tuple(notes),
     )  # fmt: skip
@@ -160,8 +168,8 @@ def _passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
 
 def _check_optimizer(root: nn.Module, engine: LayerEngine, chosen: Iterable[int]) -> None:
     if engine.method.moves:
-        least = min(engine.flops((layer,)) for layer in range(len(engine.blocks)))
-        share = least / engine.flops_of_all
+        least = min(engine.cost((layer,)) for layer in range(len(engine.blocks)))
+        share = least / engine.costs.full
         if least > engine.budget:
             raise ConfigError(
                 f"budget {engine.method.budget} pays for no layer: the cheapest costs {share:.2f} "
@@ -199,6 +207,15 @@ def _check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -
             )
 
 
+def _agreed(costs: CostTable | None, ranks: Ranks) -> CostTable | None:
+    """Rank 0's table on every rank: each has its own clock."""
+    if costs is None or not ranks.several:
+        return costs
+    numbers = ranks.of_first([*costs.forward, *costs.inputs, *costs.weights])
+    first, second = len(costs), 2 * len(costs)
+    return CostTable(tuple(numbers[:first]), tuple(numbers[first:second]), tuple(numbers[second:]))
+
+
 # hooks and gates ------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +223,8 @@ def _hook(root: nn.Module, engine: LayerEngine, trained: list[tuple[nn.Parameter
     optimizer, passage = engine.optimizer, engine.passage
     link = Link(engine)
     root.__dict__[LINK] = link
+    TAKEN.add(optimizer)
+    linked: list[nn.Module] = [root]
     hooks: list[Any] = [
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
@@ -217,18 +236,25 @@ def _hook(root: nn.Module, engine: LayerEngine, trained: list[tuple[nn.Parameter
     if passage is not None:
         base, gates = passage.base, engine.blocks.gates
         base.__dict__[LINK] = link
+        linked.append(base)
         hooks.append(base.register_forward_pre_hook(_enter, with_kwargs=True))
         hooks.append(base.register_forward_hook(_leave, always_call=True))
         for number, block in enumerate(gates):
             block.__dict__["forward"] = Gate(block, number, passage)
+    if engine.sight.plasticity is not None:
+        for block in engine.blocks.modules:
+            block.__dict__[LINK] = link
+            linked.append(block)
+            hooks.append(block.register_forward_pre_hook(_enter_layer, with_kwargs=True))
 
     def undo() -> None:
         for hook in hooks:
             hook.remove()
         for block in gates:
             block.__dict__.pop("forward", None)
-        for module in (root, *(() if passage is None else (passage.base,))):
+        for module in linked:
             module.__dict__.pop(LINK, None)
+        TAKEN.discard(optimizer)
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
         if passage is not None:
@@ -247,6 +273,14 @@ def _engine_of(module: nn.Module) -> LayerEngine | None:
 def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     engine = _engine_of(module)
     return None if engine is None or engine.passage is None else engine.passage.enter(args, kwargs)
+
+
+def _enter_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    engine = _engine_of(module)
+    if engine is not None and engine.sight.near and module.training and torch.is_grad_enabled():
+        lowest = min(engine.rights.on, default=None)
+        if lowest is not None and module is engine.blocks.modules[lowest]:
+            engine.sight.enter(args, kwargs)
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:

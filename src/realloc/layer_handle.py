@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @final
 class LayerHandle:
-    """A model whose layers train in turn. Counts are FLOPs of one token in the layers, unless the name says else."""
+    """A model whose layers train in turn.
+
+    The budget counts FLOPs of one token in the layers, or with `LayerMethod.costing` microseconds of a cost table.
+    """
 
     def __init__(self, engine: LayerEngine, start: LayerPlan) -> None:
         self._engine = engine
@@ -23,14 +26,14 @@ class LayerHandle:
 
     @property
     def budget(self) -> int:
-        """FLOPs of one token that the method may use. Constant."""
+        """Cost that the method may use, an integer. Constant, but for a checkpoint that brings its own cost table."""
         return self._engine.budget
 
     @property
     def held(self) -> int:
-        """FLOPs of one token that the layers use as they train now."""
+        """Cost of a step as the layers train now."""
         self._engine.require()
-        return self._engine.flops(self._engine.rights.on)
+        return self._engine.cost(self._engine.rights.on)
 
     @property
     def parked(self) -> int:
@@ -82,7 +85,7 @@ class LayerHandle:
         hits = self.hits
         lines = [
             f"{self.start.method}: {sum(self.layers.values())} of {len(self.layers)} layers train; {self.held:,} of "
-            f"{self.budget:,} FLOPs a token; {self.moves} moves in {self.steps:,} steps",
+            f"{self.budget:,} {self._engine.costs.unit}; {self.moves} moves in {self.steps:,} steps",
             f"  optimizer state {self.moments_bytes:,} bytes; cache {self.cached_bytes:,} bytes"
             + ("" if hits is None else f", {hits:.0%} of the examples were read from it"),
         ]
@@ -121,7 +124,7 @@ class LayerHandle:
     def state(self) -> dict[str, Any]:
         """The numbers of `summary`, as data."""
         return {
-            "method": self.start.method, "budget": self.budget, "held": self.held, "parked": self.parked,
-            "moves": self.moves, "steps": self.steps, "layers": dict(self.layers), "hits": self.hits,
-            "cached_bytes": self.cached_bytes, "moments_bytes": self.moments_bytes,
+            "method": self.start.method, "unit": self._engine.costs.unit, "budget": self.budget, "held": self.held,
+            "parked": self.parked, "moves": self.moves, "steps": self.steps, "layers": dict(self.layers),
+            "hits": self.hits, "cached_bytes": self.cached_bytes, "moments_bytes": self.moments_bytes,
         }  # fmt: skip

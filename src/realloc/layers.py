@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,15 +10,16 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
-from realloc.allocate.layer_costs import layer_flops
+from realloc.allocate.layer_costs import CostTable
 from realloc.cache.passage import Passage
 from realloc.errors import StateError, warn
 from realloc.methods.layers import Chosen, LayerMethod, Turn
 from realloc.observe.closure import behind
-from realloc.observe.layers import GradientSums, squared_norms
+from realloc.observe.ranks import Ranks
+from realloc.observe.sight import Sight
 from realloc.plan import Change, Note, Plan, notes_of
 from realloc.pool.rights import KEY, Rights, forget, grant, revoke
-from realloc.record.sink import Sink, event_of
+from realloc.record.sink import Sink, costs_of, event_of
 from realloc.rng import stream
 from realloc.schedule import Schedule
 from realloc.sites.blocks import Blocks
@@ -40,6 +40,7 @@ class LayerEngine:
         schedule: Schedule | None,
         passage: Passage | None,
         sink: Sink | None,
+        ranks: Ranks,
     ) -> None:
         self.blocks = blocks
         self.rights = rights
@@ -51,11 +52,11 @@ class LayerEngine:
         self.recent: deque[Note] = deque(maxlen=1024)
         self.undo: Callable[[], None] | None = None
         self._said: set[str] = set()
-        self.layers = blocks.trainable()
+        self.ranks = ranks
+        self.sight = Sight(rights.owner, blocks, method.needs, ranks)
+        self.layers = self.sight.layers
         self.below = tuple(p for p in blocks.below if p.requires_grad)
-        self._sizes = [sum(p.numel() for p in module.parameters()) for module in blocks.modules]
-        self._sums = GradientSums(rights.owner, self.layers) if "change" in method.needs else None
-        self._norms: tuple[float, ...] | None = None
+        self._flops = CostTable.of_sizes([sum(p.numel() for p in module.parameters()) for module in blocks.modules])
         if passage is not None:
             passage.say = self.say
         self._looking = False
@@ -72,21 +73,19 @@ class LayerEngine:
         """Whether the layers below the lowest one that trains are read."""
         return self.passage is not None and self.method.cache is not None and self.method.prefix_dropout == "off"
 
-    def flops(self, on: Chosen) -> int:
-        """FLOPs of one token in the blocks, if these layers train."""
-        return layer_flops(self._sizes, on, below=self._embeddings(on), cached=self.caches)
-
     @property
-    def flops_of_all(self) -> int:
-        """FLOPs of one token where every layer trains: what a budget is a share of."""
-        return layer_flops(self._sizes, range(len(self._sizes)), below=True, cached=False)
+    def costs(self) -> CostTable:
+        """What the ledger charges: the microseconds in the model's buffers, or FLOPs of one token."""
+        return self.rights.costs or self._flops
+
+    def cost(self, on: Chosen) -> int:
+        """Cost of a step in the blocks, if these layers train."""
+        return self.costs.cost(on, below=self._embeddings(on), cached=self.caches)
 
     @property
     def budget(self) -> int:
-        """FLOPs of one token that the method may use; one that never moves has what it needs."""
-        if not self.method.moves:
-            return self.flops(self.rights.on)
-        return math.floor(self.method.budget * self.flops_of_all)
+        """Cost that the method may use; one that never moves has what it needs."""
+        return self.costs.budget(self.method.budget) if self.method.moves else self.cost(self.rights.on)
 
     def _embeddings(self, on: Chosen) -> bool:
         rule = self.method.embeddings
@@ -108,11 +107,9 @@ class LayerEngine:
         return later
 
     def _measure(self) -> None:
-        if self._sums is not None:
-            self._sums.add()
+        on = self.rights.on
+        self.sight.measure(on)
         if self._looking:
-            self._norms = squared_norms(self.layers)
-            on = set(self.rights.on)
             for layer, parameters in enumerate(self.layers):
                 if layer not in on:
                     forget(parameters)
@@ -123,6 +120,8 @@ class LayerEngine:
         if found_inf is not None and float(found_inf) > 0:
             return
         step = self.rights.add("steps")
+        if step == 1 and self.sink is not None and self.rights.costs is not None:
+            self.sink.decision(costs_of(self.rights.costs, self.blocks.names))
         if self.schedule is None or not self.method.moves:
             return
         if self.schedule.due(step):
@@ -132,7 +131,8 @@ class LayerEngine:
     def arm(self) -> None:
         """Let every layer have a gradient in a step whose decision looks at them. Also after a load."""
         due = self.schedule is not None and self.schedule.due(self.rights.read("steps") + 1)
-        looking = due and "gradient" in self.method.needs
+        self.sight.near = due and self.method.moves
+        looking = self.sight.near and self.sight.gradients
         if looking != self._looking:
             self._looking = looking
             for layer, parameters in enumerate(self.layers):
@@ -144,28 +144,23 @@ class LayerEngine:
     def _move(self, step: int) -> None:
         began = time.perf_counter()
         before = self.rights.on
-        reason = self._reason_to_wait()
-        plan = Plan(step, (), skipped=reason) if reason else self.choose(step)
+        reason = self.sight.trouble()
+        if reason is None:
+            self.sight.test(self.optimizer)
+            plan = self.ranks.agree(self.choose(step), self.rights.stamp)
+        else:
+            plan = Plan(step, (), skipped=reason)
         self._looking = False
         if self.passage is not None:
             self.passage.paused = False
         if reason is not None:
             self.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
         self.make(before if reason else _after(before, plan))
-        self._norms = None
         self.recent.extend(notes_of(plan))
         if self.sink is not None:
             counts = {self.blocks.name: len(before)}
             seconds = time.perf_counter() - began
-            self.sink.decision(event_of(plan, counts, seconds, self.budget, self.flops(self.rights.on)))
-
-    def _reason_to_wait(self) -> str | None:
-        if "gradient" in self.method.needs:
-            if self._norms is None or not any(self._norms):
-                return "nothing was measured: no layer had a gradient (is this the model you train?)"
-            if not all(map(math.isfinite, self._norms)):
-                return "a gradient is NaN or Inf"
-        return None
+            self.sink.decision(event_of(plan, counts, seconds, self.budget, self.cost(self.rights.on)))
 
     # the choice -------------------------------------------------------------------------------------------------
 
@@ -176,19 +171,24 @@ class LayerEngine:
             StateError: the method chose what the ledger does not pay for.
         """
         number, seed = self.rights.read("number"), self.rights.read("seed")
-        on = self.rights.on
+        on, costs, sight = self.rights.on, self.costs, self.sight
+        full = costs.full
+        known = sight.plasticity
         turn = Turn(
             count=len(self.blocks), on=on, number=number,
             phase=0.0 if self.schedule is None else self.schedule.phase(step),
             draw=lambda n: stream(seed, "layers", self.method.name, n),
-            budget=self.method.budget, cost=lambda layers: self.flops(layers) / self.flops_of_all,
-            gradient=self._norms, change=None if self._sums is None or not number else self._sums.change(),
+            budget=self.method.budget,
+            cost=lambda layers: costs.cost(layers, below=self._embeddings(layers), cached=self.caches) / full,
+            gradient=sight.gradient, change=sight.change() if number else None,
+            plasticity=() if known is None else known.tests, rate=1.0 if known is None else known.rate,
+            thaws=0 if known is None else known.thaws,
         )  # fmt: skip
         chosen = self.method.choose(turn)
         self._check(chosen)
         released = torch.tensor([layer for layer in on if layer not in chosen], dtype=torch.int64)
         acquired = torch.tensor([layer for layer in chosen if layer not in on], dtype=torch.int64)
-        gain = sum(self._norms[layer] for layer in acquired.tolist()) if self._norms else 0.0
+        gain = sum(sight.gradient[layer] for layer in acquired.tolist()) if sight.gradient else 0.0
         change = Change(self.blocks.name, len(on), len(chosen), released, acquired, predicted_gain=gain)
         return Plan(step, (change,))
 
@@ -199,9 +199,10 @@ class LayerEngine:
             raise StateError(
                 f"{name} chose the layers {chosen}; they are sorted numbers from 0 to {len(self.blocks) - 1}"
             )
-        if self.method.moves and self.flops(chosen) > self.budget:
+        if self.method.moves and self.cost(chosen) > self.budget:
             raise StateError(
-                f"{name} chose the layers {chosen}: {self.flops(chosen):,} FLOPs a token, the budget is {self.budget:,}"
+                f"{name} chose the layers {chosen}: {self.cost(chosen):,} {self.costs.unit}, the budget is "
+                f"{self.budget:,}"
             )
 
     def make(self, chosen: Chosen) -> None:
@@ -211,6 +212,7 @@ class LayerEngine:
         number = self.rights.add("number")  # the first choice is the start, and no move
         if chosen != before and number > 1:
             self.rights.add("moves")
+        self.sight.settle(before, chosen)
         self.enact()
 
     def enact(self, *, loaded: bool = False) -> None:

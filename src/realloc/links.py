@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Final, final
 
+import torch
 from torch import Tensor, nn
 
 from realloc.engine import Engine
+from realloc.errors import StateError
 
 LINK = "realloc_link"
+TAKEN: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # that serve an attached model
+
+
+def refuse_taken(optimizer: torch.optim.Optimizer) -> None:
+    """One optimizer serves one attached model, whether its weights, ranks or layers move.
+
+    Raises:
+        StateError: it serves one already.
+    """
+    if optimizer in TAKEN:
+        raise StateError(
+            "this optimizer serves an attached model already; detach() that handle first, or put both models into one "
+            "nn.ModuleDict and attach that"
+        )
 
 
 @final

@@ -127,13 +127,14 @@ class StartPlan:
 @final
 @dataclass(frozen=True)
 class LayerPlan:
-    """Which layers train at the start, and what that costs: FLOPs of one token in the layers, forward and backward."""
+    """Which layers train at the start, and what a step in the layers costs, forward and backward, in one unit."""
 
     method: str
     layers: tuple[tuple[str, bool], ...]  # name, and whether it trains
-    flops: int
+    cost: int
     budget: int
     full: int  # where every layer trains
+    unit: str  # FLOPs a token, or microseconds a step
     trainable: int  # parameters
     parameters: int
     notes: tuple[str, ...] = ()
@@ -143,7 +144,7 @@ class LayerPlan:
         lines = [
             f"{self.method}: {on} of {len(self.layers)} layers train; {self.trainable:,} of {self.parameters:,} "
             "parameters",
-            f"  {self.flops:,} FLOPs a token in the layers, budget {self.budget:,}; {self.full:,} where all train",
+            f"  {self.cost:,} {self.unit} in the layers, budget {self.budget:,}; {self.full:,} where all train",
         ]
         lines += [f"  {name}: {'trains' if trains else 'frozen'}" for name, trains in self.layers]
         lines += [f"  note: {note}" for note in self.notes]

@@ -25,7 +25,8 @@ from realloc.rng import stream
 
 STEPS = 24
 SETTINGS: dict[str, dict[str, float]] = {
-    "autofreeze": {"percentile": 75}, "layer_gradient": {"budget": 0.7}, "random_layers": {"budget": 0.7},
+    "autofreeze": {"percentile": 75}, "egeria": {"tolerance": 0.9, "tests": 1, "window": 2},
+    "layer_gradient": {"budget": 0.7}, "random_layers": {"budget": 0.7},
 }  # fmt: skip
 MAKE = {name: partial(getattr(methods, name), **SETTINGS.get(name, {})) for name in LAYERS}
 

@@ -4,6 +4,7 @@ from realloc.methods.adalora import adalora
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
 from realloc.methods.chts import chts
+from realloc.methods.egeria import egeria
 from realloc.methods.eva import eva
 from realloc.methods.fixed import fixed
 from realloc.methods.full import full
@@ -28,7 +29,7 @@ from realloc.methods.static import static
 from realloc.methods.topk import topk
 
 __all__ = [
-    "adalora", "autofreeze", "badam", "chts", "eva", "fixed", "full", "gmp", "gora", "granet", "gse", "itop",
+    "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "full", "gmp", "gora", "granet", "gse", "itop",
     "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient", "rigl",
     "smet", "snfs", "sparse_evolution", "static", "topk",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The layers whose gradient is largest for what they cost, within a budget of FLOPs."""
+"""The layers whose gradient is largest for what they cost, within a budget of FLOPs or of microseconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def layer_gradient(budget: float = 0.5, *, cache: Cache | None = None) -> LayerM
     Until the first decision the top layers that fit train.
 
     Args:
-        budget: share of the FLOPs of a step in which every layer trains.
+        budget: share of the cost of a step in which every layer trains: FLOPs, or microseconds by ``costing(table)``.
         cache: of the layers below the lowest one; a turn that frees lower layers starts it anew.
 
     Raises:

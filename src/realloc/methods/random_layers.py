@@ -11,7 +11,7 @@ def random_layers(budget: float = 0.5) -> LayerMethod:
     """At each turn, layers in random order as long as they fit the budget.
 
     Args:
-        budget: share of the FLOPs of a step in which every layer trains.
+        budget: share of the cost of a step in which every layer trains: FLOPs, or microseconds by ``costing(table)``.
 
     Raises:
         ConfigError: not a share.

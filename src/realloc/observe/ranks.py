@@ -32,6 +32,28 @@ class Ranks:
         torch.distributed.all_reduce(total, group=self.group)
         return total / torch.distributed.get_world_size(self.group)
 
+    def of_first(self, numbers: list[int]) -> list[int]:
+        """Rank 0's numbers, as many as these, on every rank."""
+        if not self.several:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        torch.distributed.broadcast(tensor, 0, group=self.group)
+        return tensor.tolist()
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Rows ``[b, w]`` of all ranks, in the order of the ranks; narrower ones end in zeros."""
+        if not self.several:
+            return tensor
+        count, width = self.largest([len(tensor), tensor.shape[1]])
+        mine = tensor.new_zeros(count, width)
+        mine[: len(tensor), : tensor.shape[1]] = tensor
+        world = torch.distributed.get_world_size(self.group)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+        torch.distributed.all_gather(sizes, torch.tensor([len(tensor)]), group=self.group)
+        everyone = [torch.empty_like(mine) for _ in range(world)]
+        torch.distributed.all_gather(everyone, mine, group=self.group)
+        return torch.cat([rows[: int(size)] for rows, size in zip(everyone, sizes, strict=True)])
+
     def largest(self, numbers: list[int]) -> list[int]:
         """Elementwise maximum over ranks: what took part on any rank took part."""
         if not self.several:

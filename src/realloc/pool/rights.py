@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import RecordError
+from realloc.allocate.layer_costs import CostTable
+from realloc.errors import ConfigError, RecordError
 
 KEY: Final = "realloc_layers"
+COSTS: Final = "realloc_layer_costs"
 FIELDS: Final = ("format", "seed", "steps", "moves", "number", "examples", "tokens", "digest")
 FORMAT: Final = 1
 State = Literal["drop", "keep"]
@@ -18,15 +21,25 @@ State = Literal["drop", "keep"]
 
 @final
 class Rights:
-    """Counts of one attached model, and one flag a layer; they travel with the model's state."""
+    """Counts of one attached model, one flag a layer, and a cost table if there is one: the model's state has them.
 
-    def __init__(self, owner: nn.Module, layers: int, seed: int, device: torch.device) -> None:
+    Raises:
+        ConfigError: a cost table of another number of layers.
+    """
+
+    def __init__(self, owner: nn.Module, layers: int, seed: int, costs: CostTable | None = None) -> None:
         self.owner = owner
+        if costs is not None and len(costs) != layers:
+            raise ConfigError(f"the cost table is of {len(costs)} layers, the model has {layers}; time this model")
         if KEY in owner._buffers:  # registered before, so that a checkpoint could be loaded into it
             return
+        device = next(owner.parameters()).device
         numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "seed": seed}
         flags = [0] * layers
         owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *flags], device=device))
+        if costs is not None:
+            table = torch.tensor([costs.forward, costs.inputs, costs.weights], device=device)
+            owner.register_buffer(COSTS, table)
 
     @property
     def tensor(self) -> Tensor:
@@ -59,6 +72,22 @@ class Rights:
         flags.zero_()
         flags[list(layers)] = 1
 
+    @property
+    def costs(self) -> CostTable | None:
+        """The cost table that the ledger charges: that of the checkpoint, once one is loaded."""
+        table = self.owner._buffers.get(COSTS)
+        if table is None:
+            return None
+        forward, inputs, weights = (tuple(row) for row in table.tolist())
+        return CostTable(forward, inputs, weights)
+
+    @property
+    def stamp(self) -> int:
+        """Equal on ranks that choose alike: counts, rights and the cost table; not what a rank's own cache holds."""
+        own = [FIELDS.index(name) for name in ("examples", "tokens", "digest")]
+        kept = [number for place, number in enumerate(self.tensor.tolist()) if place not in own]
+        return zlib.crc32(repr((kept, self.costs)).encode())
+
     def check(self, state: dict[str, Tensor], prefix: str) -> None:
         """Validate a state before anything of it is copied; one of a plain model has nothing to say.
 
@@ -77,6 +106,14 @@ class Rights:
         flags = found[len(FIELDS) :]
         if bool(((flags != 0) & (flags != 1)).any()) or bool((found[1:] < 0)[1:].any()):
             raise RecordError(f"{prefix}{KEY} holds numbers that no run writes: the state is damaged")
+        table, own = state.get(prefix + COSTS), self.owner._buffers.get(COSTS)
+        if (table is None) != (own is None):
+            counts, remedy = ("FLOPs", "without") if table is None else ("microseconds", "with")
+            raise RecordError(f"the state's budget counts {counts}; attach {remedy} method.costing(table) to go on")
+        if table is not None and own is not None:
+            fits = table.dtype == own.dtype and table.shape == own.shape
+            if not fits or not bool(((table >= 1) & (table < 2**53)).all()):
+                raise RecordError(f"{prefix}{COSTS} is no cost table of {own.shape[1]} layers: the state is damaged")
 
 
 def grant(parameters: Iterable[nn.Parameter]) -> None:

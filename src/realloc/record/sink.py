@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from realloc.allocate.layer_costs import CostTable
 from realloc.plan import Plan
 
 VERSION = 1
@@ -50,3 +51,12 @@ def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int,
         "predicted_gain": sum(c.predicted_gain for c in plan.changes) if plan.changes else None,
         **noted,
     }
+
+
+def costs_of(table: CostTable, names: Sequence[str]) -> dict[str, Any]:
+    """The line that says what the ledger charges: the cost table of a run, once, with its first step."""
+    rows = zip(names, table.forward, table.inputs, table.weights, strict=True)
+    return {
+        "v": VERSION, "kind": "costs", "step": 1, "unit": table.unit,
+        "layers": {name: {"forward": a, "inputs": b, "weights": c} for name, a, b, c in rows},
+    }  # fmt: skip
