@@ -73,6 +73,7 @@ def attach_layers(
     trained = [(p, p.requires_grad) for p in root.parameters()]
     resumed = rights.read("number") > 0
     try:
+        _check_budget(engine)
         chosen = rights.on if resumed else tuple(engine.choose(0).changes[0].acquired.tolist())
         _check_optimizer(root, engine, chosen)
         _check_below(blocks, method, chosen)
@@ -166,15 +167,16 @@ def _passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
     return Passage(blocks.base, method.cache, dropout=method.prefix_dropout == "keep")
 
 
+def _check_budget(engine: LayerEngine) -> None:
+    least = min(engine.cost((layer,)) for layer in range(len(engine.blocks)))
+    if engine.method.moves and least > engine.budget:
+        raise ConfigError(
+            f"budget {engine.method.budget} pays for no layer: the cheapest costs {least / engine.costs.full:.2f} "
+            "of a step in which every layer trains, most of it the forward pass; raise the budget"
+        )
+
+
 def _check_optimizer(root: nn.Module, engine: LayerEngine, chosen: Iterable[int]) -> None:
-    if engine.method.moves:
-        least = min(engine.cost((layer,)) for layer in range(len(engine.blocks)))
-        share = least / engine.costs.full
-        if least > engine.budget:
-            raise ConfigError(
-                f"budget {engine.method.budget} pays for no layer: the cheapest costs {share:.2f} "
-                "of a step in which every layer trains, most of it the forward pass; raise the budget"
-            )
     held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
     names = {id(p): name for name, p in root.named_parameters()}
     ever = range(len(engine.blocks)) if engine.method.moves else chosen

@@ -15,15 +15,18 @@ from torch.utils.data import DataLoader, Dataset
 
 import realloc
 from realloc import methods
+from realloc.allocate.layer_costs import CostTable
 from realloc.errors import ConfigError
 from realloc.integrations.lightning import ReallocCallback as LightningCallback
 from realloc.integrations.transformers import ReallocCallback as TrainerCallback
 
 STEPS, SIZE, RATE = 12, 4, 1e-3
+TABLE = CostTable((40, 50, 60), (40, 45, 70), (30, 90, 35))
 METHODS = {
     "topk": lambda: methods.topk(1), "lisa": lambda: methods.lisa(2),
     "layer_gradient": lambda: methods.layer_gradient(0.7), "adalora": lambda: methods.adalora(rank=2),
     "random_ranks": lambda: methods.random_ranks(rank=2),
+    "egeria": lambda: methods.egeria(0.9, tests=1, window=2), "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
 }  # fmt: skip
 
 pytestmark = [
@@ -208,7 +211,7 @@ def test_lightning_resumes_with_no_extra_call(name: str, tmp_path: Path) -> None
     lit_again, second = lit(name, 2)
     lit_again.fit(again, loader(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True)
     assert first.handle is not None and second.handle is not None
-    if name in ("topk", "layer_gradient"):  # whose choices do not hang on the length that each was told
+    if name in ("topk", "layer_gradient", "timed"):  # whose choices do not hang on the length that each was told
         alike(second.handle.state(), first.handle.state())
         for (key, mine), theirs in zip(weights(again).items(), weights(whole).values(), strict=True):
             assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key

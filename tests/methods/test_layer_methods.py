@@ -244,6 +244,9 @@ def test_a_layer_that_comes_back_starts_with_fresh_moments() -> None:
         (lambda: realloc.Cache(dtype="int8"), "dtype is 'int8'"), (lambda: realloc.Cache(epoch=0), "epoch is 0"),
         (lambda: realloc.Cache(compute="int4"), "compute is 'int4'"),
         (lambda: methods.topk(1).on(prefix_dropout="maybe"), "prefix_dropout is 'maybe'"),
+        (lambda: methods.egeria(0), "tolerance is 0"), (lambda: methods.egeria(1.0), "tolerance is 1.0"),
+        (lambda: methods.egeria(tests=0), "tests is 0"), (lambda: methods.egeria(window=1), "window is 1"),
+        (lambda: methods.egeria(thaw=1), "thaw is 1"), (lambda: methods.egeria(thaw="10"), "thaw is '10'"),
     ],
 )  # fmt: skip
 def test_bad_settings(make: Any, says: str) -> None:
@@ -261,6 +264,24 @@ def test_a_schedule_is_needed_only_where_layers_are_chosen_again() -> None:
         realloc.attach(model, optimizer, methods.topk(2))
     with pytest.raises(ConfigError, match="attach"):
         realloc.prepare(net(), methods.topk(2))
+
+
+@pytest.mark.parametrize("first", ["layers", "weights"])
+@pytest.mark.parametrize("second", ["layers", "weights"])
+def test_one_optimizer_serves_one_attached_model(first: str, second: str) -> None:
+    """Steps of one optimizer over two attached models would be counted by both."""
+    models = net(), net(seed=1)
+    optimizer = torch.optim.AdamW([p for model in models for p in model.parameters()])
+    schedule = realloc.every(4, total=20)
+    kinds = {"layers": methods.badam(), "weights": methods.rigl(0.5)}
+    with pytest.raises(ConfigError, match="pays for no layer"):
+        realloc.attach(models[0], optimizer, methods.random_layers(0.1), schedule=schedule)  # takes nothing
+    handle = realloc.attach(models[0], optimizer, kinds[first], schedule=schedule)
+    with pytest.raises(StateError, match="serves an attached model already"):
+        realloc.attach(models[1], optimizer, kinds[second], schedule=schedule)
+    assert set(models[1].state_dict()) == set(net().state_dict())
+    handle.detach()
+    realloc.attach(models[1], optimizer, kinds[second], schedule=schedule)
 
 
 def test_an_optimizer_that_lacks_a_layer_is_refused() -> None:
