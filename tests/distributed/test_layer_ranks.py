@@ -17,6 +17,7 @@ import realloc
 from realloc import methods
 from realloc.allocate.layer_costs import CostTable
 from realloc.errors import ConfigError, StateError
+from realloc.integrations.plan import Terms
 from realloc.methods.layers import LayerMethod
 from realloc.record.events import read
 
@@ -83,6 +84,22 @@ def _own_clocks(rank: int) -> Any:
     return seen, model.module.state_dict()["realloc_layer_costs"]
 
 
+def _files(rank: int, folder: str) -> Any:
+    """A frozen prefix that is read from memory, and from a file that both ranks name alike."""
+    found = []
+    for file in (None, f"{folder}/rows"):
+        method = methods.topk(2, cache=realloc.Cache(file=file, dtype="float32", limit="1MB"))
+        model, optimizer, handle = _start(method, True)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            x, y = batch(step % 5, rank, torch.float64)
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+        found.append([p.detach().clone() for p in model.parameters()])
+        assert handle.hits is not None and handle.hits > 0.7
+    return found
+
+
 def _faults(rank: int) -> Any:
     """Rank 1 alone has an infinite activation, a batch of other length, or never calls the tested layer."""
     model, optimizer, handle = _start(RECIPES["egeria"], True)
@@ -118,6 +135,8 @@ def _refused(rank: int) -> dict[str, str]:
     refused("unused", lambda: realloc.attach(plain, adam[0], methods.badam(), schedule=schedule))
     refused("wrapped", lambda: realloc.attach(late, adam[1], methods.topk(2, cache=None)))
     refused("seeds", lambda: realloc.attach(late, adam[1], methods.badam(), schedule=schedule, seed=rank))
+    terms = Terms(methods.badam(), 3, 0, 1.0, 0, None)
+    refused("callback", lambda: terms.attach(late.module, adam[1], STEPS))
     realloc.attach(late, adam[1], methods.badam(), schedule=schedule)  # and nothing stayed of what was refused
     return found
 
@@ -130,8 +149,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> Ranks:
     return Ranks(
-        folder, all=(_all, (str(folder),)), clocks=(_own_clocks, ()), faults=(_faults, ()), refused=(_refused, ())
-    )
+        folder, all=(_all, (str(folder),)), clocks=(_own_clocks, ()), files=(_files, (str(folder),)),
+        faults=(_faults, ()), refused=(_refused, ()),
+    )  # fmt: skip
 
 
 def test_two_processes_choose_alike(ranks: Ranks, folder: Path) -> None:
@@ -158,6 +178,12 @@ def test_rank_0s_clock_is_the_clock(ranks: Ranks) -> None:
     assert seen == others and all(held <= budget == 168 for held, budget in seen)
 
 
+def test_each_rank_keeps_a_cache_file_of_its_own(ranks: Ranks, folder: Path) -> None:
+    for memory, file in ranks.of("files"):
+        assert all(map(torch.equal, memory, file))
+    assert (folder / "rows").exists() and (folder / "rows.rank1").exists()
+
+
 def test_a_layer_that_one_rank_did_not_see_freezes_on_none(ranks: Ranks) -> None:
     (seen, codes, tests), (others, theirs, same) = ranks.of("faults")
     assert codes == theirs == 1 and bool(seen[:5].all())
@@ -168,4 +194,5 @@ def test_what_ranks_must_not_do_is_refused_on_each(ranks: Ranks) -> None:
     for found in ranks.of("refused"):
         assert "find_unused_parameters=True" in found["unused"]
         assert "attach topk first" in found["wrapped"]
+        assert "badam moves, and 2 processes train" in found["callback"]
         assert "use one seed on all ranks" in found["seeds"]

@@ -75,7 +75,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.filterwarnings("ignore:.RA003")
 @pytest.mark.parametrize(
     "method",
-    ["full", "lora", "adalora", "eva", "para", "peft_lora", "peft_adalora", "topk", "lisa", "badam", "autofreeze"],
+    [
+        "full",
+        "lora",
+        "adalora",
+        "eva",
+        "para",
+        "peft_lora",
+        "peft_adalora",
+        "topk",
+        "lisa",
+        "badam",
+        "autofreeze",
+        "egeria",
+    ],
 )
 def test_a_run_that_is_cut_twice_ends_bit_equal(
     method: str, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

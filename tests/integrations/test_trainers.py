@@ -26,7 +26,8 @@ METHODS = {
     "topk": lambda: methods.topk(1), "lisa": lambda: methods.lisa(2),
     "layer_gradient": lambda: methods.layer_gradient(0.7), "adalora": lambda: methods.adalora(rank=2),
     "random_ranks": lambda: methods.random_ranks(rank=2),
-    "egeria": lambda: methods.egeria(0.9, tests=1, window=2), "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
+    "egeria": lambda: methods.egeria(0.9, tests=1, window=2),
+    "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
 }  # fmt: skip
 
 pytestmark = [

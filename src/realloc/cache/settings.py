@@ -23,7 +23,8 @@ class Cache:
         limit: bytes, as a number or as words such as "500MB". When it is reached, what is there stays, and the other
             examples are computed anew each time.
         dtype: float16, bfloat16 or float32; what is kept of an activation, also for the step that computed it.
-        file: a path; the table lies there, memory-mapped, and a checkpoint finds it again. None: in memory.
+        file: a path; the table lies there, memory-mapped, and a checkpoint finds it again. None: in memory. Of several
+            processes rank 0 uses the name as it is, the others add theirs (``rows.rank1``).
         epoch: examples in one epoch, if known: the cache switches itself off where the second one finds under 20 %.
         compute: float32, or bfloat16 to run the prefix under autocast, where the processor gains by it.
 

@@ -32,7 +32,7 @@ class Store:
         self.epoch = cache.epoch
         self.visits = self.hits = 0
         self._second = 0  # hits in the second epoch
-        file = None if cache.file is None else Path(cache.file)
+        file = None if cache.file is None else _own(Path(cache.file))
         self.rows = Rows(torch.Size(shape).numel(), cache.bytes, cache.dtype, file)
 
     def reopen(self, sealed: tuple[int, int, int]) -> None:
@@ -91,3 +91,11 @@ class Store:
                     whole[i, one.first : one.last] = self.rows.rounded(part.reshape(one.length, -1)).cpu()
             out = whole
         return out.view(len(examples), *((columns,) if self.ragged else ()), *self.shape).to(like.device)
+
+
+def _own(file: Path) -> Path:
+    """The file of this process: two that wrote into one would read each other's rows. Rank 0 has the name as it is."""
+    rank = (
+        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    )
+    return file.with_name(f"{file.name}.rank{rank}") if rank else file

@@ -11,12 +11,13 @@ from torch import nn
 
 from realloc.attach import attach, prepare
 from realloc.attach_layers import register_layers
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.observe.ranks import Ranks, ranks_of
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule, every
 
@@ -48,8 +49,24 @@ class Terms:
             prepare(model, self.method, seed=self.seed)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> Handle | LayerHandle:
-        """Once the optimizer exists and a checkpoint, if there is one, is loaded."""
+        """Once the optimizer exists and a checkpoint, if there is one, is loaded.
+
+        Raises:
+            StateError: several processes, and a method that moves: a callback is given the model below DDP.
+        """
+        if self.method.moves and ranks_of(model) == Ranks() and _several():
+            count = torch.distributed.get_world_size()
+            raise StateError(
+                f"{self.method.name} moves, and {count} processes train: a callback is given the model below "
+                "DistributedDataParallel, so its ranks could not decide alike; train with one process, or call "
+                "realloc.attach() on the wrapped model in a loop of your own"
+            )
         schedule: Schedule | None = None
         if self.every is not None:
             schedule = every(min(self.every, max(1, total)), begin=self.begin, until=self.until, total=max(1, total))
         return attach(model, optimizer, self.method, schedule=schedule, seed=self.seed, record=self.record)
+
+
+def _several() -> bool:
+    known = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return known and torch.distributed.get_world_size() > 1

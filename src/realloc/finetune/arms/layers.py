@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
 from realloc.finetune.weights import Loaded
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
+from realloc.methods.egeria import egeria
 from realloc.methods.layer_gradient import layer_gradient
 from realloc.methods.layers import LayerMethod
 from realloc.methods.lisa import lisa
@@ -22,17 +24,18 @@ from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
 TURNS: Final = 20  # choices of layers in a run
+TESTS: Final = 60  # the same, of a method that tests one layer some times before it chooses
 
 Recipe = Callable[[Mapping[str, Any], Cache | None], LayerMethod]
 
 
-def layers(recipe: Recipe) -> Callable[[Loaded, Order], Arm]:
-    """Make an arm of a recipe that takes settings and a cache."""
+def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]:
+    """Make an arm of a recipe that takes settings and a cache, and chooses so many times."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
         optimizer = optimizer_of(loaded, order.rate)
         chosen = recipe(order.settings, order.cache)
-        schedule = every(max(1, order.steps // TURNS), total=max(2, order.steps)) if chosen.moves else None
+        schedule = every(max(1, order.steps // turns), total=max(2, order.steps)) if chosen.moves else None
         handle = attach(loaded.model, optimizer, chosen, schedule=schedule, seed=order.seed, record=order.sink)
         return Arm(loaded.model, optimizer, handle)
 
@@ -61,6 +64,10 @@ LAYERS: Final[Mapping[str, Kind]] = {
         moves=True,
     ),
     "badam": Kind(layers(lambda s, _: badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
+    "egeria": Kind(  # the rate falls to zero in a line, which is no drop: nothing thaws
+        layers(lambda s, cache: egeria(s["tolerance"], tests=s["tests"], thaw=math.inf, cache=cache), TESTS), 3e-4,
+        {"tolerance": 0.2, "tests": 3}, moves=True,
+    ),
     "layer_gradient": Kind(
         layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
     ),
