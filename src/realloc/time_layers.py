@@ -58,8 +58,7 @@ def cost_table(model: nn.Module, batch: object, *, repeats: int = REPEATS) -> Co
         for module in root.modules():
             if isinstance(module, _NORMS):  # would go on counting
                 module.eval()
-        entering = _entering(root, blocks, batch)
-        rows = [_row(block, one, repeats) for block, one in zip(blocks.modules, entering, strict=True)]
+        rows = _fastest(blocks, _entering(root, blocks, batch), repeats)
     forward, inputs, weights = (tuple(max(1, round(1e6 * row[part])) for row in rows) for part in range(3))
     return CostTable(forward, inputs, weights)
 
@@ -100,28 +99,36 @@ def _call(root: nn.Module, batch: object) -> None:
         )
 
 
-def _row(layer: nn.Module, entering: Entering, repeats: int) -> tuple[float, float, float]:
-    """Seconds of the forward, of the gradient of the input, and of what the gradient of the weights adds to that."""
-    weights = [p for p in layer.parameters() if p.requires_grad]  # what the user had frozen stays frozen
-    hidden = entering.hidden
-    best = [float("inf")] * 3
-    for _ in range(repeats):
-        for trains in (False, True):
-            for parameter in weights:
-                parameter.requires_grad_(trains)
-            leaf = hidden.clone().requires_grad_()
-            one = entering.on(leaf * 1.0)  # a layer may write into its input, not into a leaf
-            began = _now(hidden)
-            output = one.run(layer)
-            middle = _now(hidden)
-            torch.autograd.grad(
-                output, [leaf, *(weights if trains else [])], torch.ones_like(output), allow_unused=True
-            )
-            ended = _now(hidden)
-            best[0] = min(best[0], middle - began)
-            best[1 + trains] = min(best[1 + trains], ended - middle)
-    forward, inputs, both = best
-    return forward, inputs, max(0.0, both - inputs)
+def _fastest(blocks: Blocks, entering: Sequence[Entering], repeats: int) -> list[tuple[float, float, float]]:
+    """Of each layer, the least seconds that each part took.
+
+    Round after round over all layers: what slows the machine for a while slows none of them alone.
+    """
+    weights = [[p for p in layer.parameters() if p.requires_grad] for layer in blocks.modules]  # not what was frozen
+    rounds = [
+        [_timed(layer, one, mine) for layer, one, mine in zip(blocks.modules, entering, weights, strict=True)]
+        for _ in range(repeats)
+    ]
+    least = [[min(parts) for parts in zip(*layer, strict=True)] for layer in zip(*rounds, strict=True)]
+    return [(forward, inputs, max(0.0, both - inputs)) for forward, inputs, both in least]
+
+
+def _timed(layer: nn.Module, entering: Entering, weights: Sequence[nn.Parameter]) -> tuple[float, float, float]:
+    """Seconds of the forward, of the gradient of the input alone, and of that with the gradient of the weights."""
+    forwards, backwards = [], []
+    for trains in (False, True):
+        for parameter in weights:
+            parameter.requires_grad_(trains)
+        leaf = entering.hidden.clone().requires_grad_()
+        one = entering.on(leaf * 1.0)  # a layer may write into its input, not into a leaf
+        began = _now(leaf)
+        output = one.run(layer)
+        middle = _now(leaf)
+        wanted = [leaf, *(weights if trains else [])]
+        torch.autograd.grad(output, wanted, torch.ones_like(output), allow_unused=True)
+        forwards.append(middle - began)
+        backwards.append(_now(leaf) - middle)
+    return min(forwards), backwards[0], backwards[1]
 
 
 def _now(like: Tensor) -> float:
