@@ -137,13 +137,21 @@ class Bench:
         return self.known.get(key)
 
     def rate(self, task: str, arm: str, *, run: bool) -> float | None:
-        """The rate with the best held-out accuracy on seed 0, of the arm whose rate this one takes."""
+        """The rate with the best held-out accuracy on seed 0, of the arm whose rate this one takes.
+
+        Where the best is the lowest or the highest one tried, half or twice of it is tried too, until it is neither.
+        """
         leader = ARMS[arm][2]
         tuned = self if self.tuning is None else self.tuning  # timed runs are not those that were made for tuning
-        found = {rate: tuned.get(Case(task, leader, 0, rate), run=run) for rate in RATES[leader]}
-        if any(one is None for one in found.values()):
-            return None
-        return max(found, key=lambda rate: (found[rate]["held"]["accuracy"], -found[rate]["held"]["loss"]))
+        rates = list(RATES[leader])
+        while True:
+            found = {rate: tuned.get(Case(task, leader, 0, rate), run=run) for rate in rates}
+            if any(one is None for one in found.values()):
+                return None
+            best = max(rates, key=lambda rate: (found[rate]["held"]["accuracy"], -found[rate]["held"]["loss"]))
+            if rates[0] < best < rates[-1]:
+                return best
+            rates = sorted({*rates, best / 2 if best == rates[0] else best * 2})
 
 
 def runs(bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool) -> dict:

@@ -11,10 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import realloc
 from kinds import kind_of
 from realloc import methods
+from realloc.allocate.prefix import depths_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "realloc"
@@ -26,7 +28,7 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "depths", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
+    "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
     "attach_layers", "attach",
@@ -87,7 +89,11 @@ WRITES = {
     "realloc.testing: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
-MADE_WITH = {"Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "fixed": {"ranks": {"layer": 4}}}
+DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])
+MADE_WITH: dict[str, dict[str, object]] = {
+    "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "fixed": {"ranks": {"layer": 4}},
+    "focus": {"depths": DEPTHS},
+}  # fmt: skip
 CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}
 
 

@@ -8,6 +8,7 @@ from realloc.depths import probe_depths
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.schedule import every
+from realloc.shorten import shorten
 from realloc.time_layers import cost_table
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "methods",
     "prepare",
     "probe_depths",
+    "shorten",
 ]
 
 __version__ = "0.1.0"

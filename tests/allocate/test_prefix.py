@@ -56,18 +56,22 @@ def made(*means: float, n: int = 400, noise: float = 0.5) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("means", "frozen"),
+    ("means", "frozen", "kept"),
     [
-        ((1.0, 0.9, 0.8, 0.7), 2),  # the top is best, and one layer trains
-        ((1.0, 0.6, 0.8, 0.9), 1),  # the top has forgotten
-        ((1.0, 1.2, 1.3, 1.4), 0),  # the layers do harm
-        ((1.0, 1.0, 0.99, 1.0), 0),  # nothing is told apart from the embeddings
-        ((1.0, 0.5), 0),  # a single layer is never frozen
+        ((1.0, 0.9, 0.8, 0.7), 2, 3),  # the top is best, and one layer trains
+        ((1.0, 0.9, 0.5, 0.7, 0.9), 1, 3),  # the top knows less: the layers on both sides of the best depth train
+        ((1.0, 0.6, 0.8, 0.9), 1, 2),  # the best depth is the first
+        ((1.0, 0.9, 0.5, 0.7), 1, 3),  # one above the best is the top
+        ((1.0, 0.9, 0.5, 0.501), 2, 3),  # best and top are not told apart
+        ((1.0, 1.2, 1.3, 1.4), 0, 3),  # the layers do harm
+        ((1.0, 1.0, 0.99, 1.0), 0, 3),  # nothing is told apart from the embeddings
+        ((1.0, 0.5), 0, 1),  # a single layer is never frozen
     ],
 )
-def test_the_rule(means: tuple[float, ...], frozen: int) -> None:
+def test_the_rule(means: tuple[float, ...], frozen: int, kept: int) -> None:
     found = depths_of(made(*means))
-    assert found.frozen == frozen
+    assert (found.frozen, found.kept) == (frozen, kept)
+    assert ("drop" in str(found)) == (kept < found.layers)
     assert f"freeze {'the ' + str(frozen) if frozen else 'none'}" in str(found)
 
 

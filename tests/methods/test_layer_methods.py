@@ -18,13 +18,16 @@ import realloc
 from kinds import LAYERS
 from realloc import methods
 from realloc.allocate.layer_costs import layer_flops
+from realloc.allocate.prefix import depths_of
 from realloc.errors import ConfigError, ReallocWarning, RecordError, StateError
 from realloc.methods.layers import LayerMethod, Turn
 from realloc.record.events import read
 from realloc.rng import stream
 
 STEPS = 24
-SETTINGS: dict[str, dict[str, float]] = {
+DEPTHS = depths_of([torch.tensor([9.0 - d, 9.5 - d, 9.2 - d]) for d in range(6)])  # of five layers; the top knows most
+SETTINGS: dict[str, dict[str, Any]] = {
+    "focus": {"depths": DEPTHS},
     "autofreeze": {"percentile": 75}, "egeria": {"tolerance": 0.9, "tests": 1, "window": 2},
     "layer_gradient": {"budget": 0.7}, "random_layers": {"budget": 0.7},
 }  # fmt: skip

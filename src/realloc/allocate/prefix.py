@@ -1,4 +1,4 @@
-"""How many layers to freeze, from how well each depth foretells the labels."""
+"""Which layers to freeze, to train and to drop, from how well each depth foretells the labels."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Depths:
 
     errors: tuple[float, ...]  # mean leave-one-out error by depth
     over_bottom: tuple[tuple[float, float], ...]  # by how much depth 0 is worse, and the standard error of that
+    over_top: tuple[tuple[float, float], ...]  # by how much depth L is worse
     best: int  # the depth with the smallest error
     examples: int
 
@@ -35,24 +36,51 @@ class Depths:
         return self.best == 0 or gain > SURE * error
 
     @property
+    def layers(self) -> int:
+        """Of the model."""
+        return len(self.errors) - 1
+
+    @property
     def frozen(self) -> int:
         """Layers to freeze, from the input: those below the best depth, yet never the highest, which the task may bend.
 
-        0 where no depth surely knows more than the embeddings do: what the layers were trained for is not this.
+        Where layers are dropped, the one that ends at the best depth trains too, unless it is the lowest. 0 where no
+        depth surely knows more than the embeddings do: what the layers were trained for is not this.
         """
         gain, error = self.over_bottom[self.best]
-        return min(self.best, len(self.errors) - 2) if gain > SURE * error else 0
+        if not gain > SURE * error:
+            return 0
+        return max(1, self.best - 1) if self._falls else min(self.best, self.layers - 1)
+
+    @property
+    def kept(self) -> int:
+        """Layers to keep, from the input; those above are dropped.
+
+        All, unless what leaves the highest layer surely knows less than the best depth does; then one above the best.
+        """
+        return min(self.best + 1, self.layers) if self.frozen and self._falls else self.layers
+
+    @property
+    def _falls(self) -> bool:
+        gain, error = self.over_top[self.best]
+        return gain > SURE * error
 
     def __str__(self) -> str:
         lines = [f"leave-one-out error of linear probes on {self.examples:,} examples, by depth:"]
         for depth, (mean, (gain, error)) in enumerate(zip(self.errors, self.over_bottom, strict=True)):
             mark = " best" if depth == self.best else ""
-            lines.append(f"  {depth:>3} {mean:.4f}  {gain:+.4f} ± {SURE * error:.4f} against depth 0{mark}")
-        layers = len(self.errors) - 1
+            above, spread = self.over_top[depth]
+            lines.append(
+                f"  {depth:>3} {mean:.4f}  {gain:+.4f} ± {SURE * error:.4f} against depth 0"
+                f"  {above:+.4f} ± {SURE * spread:.4f} against depth {self.layers}{mark}"
+            )
         if self.frozen:
-            lines.append(f"freeze the {self.frozen} lowest of {layers} layers")
+            drop = f", drop the {self.layers - self.kept} highest" if self.kept < self.layers else ""
+            lines.append(f"freeze the {self.frozen} lowest of {self.layers} layers{drop}")
         else:
-            lines.append(f"freeze none of {layers} layers: no depth surely knows more than what enters the lowest one")
+            lines.append(
+                f"freeze none of {self.layers} layers: no depth surely knows more than what enters the lowest one"
+            )
         return "\n".join(lines)
 
 
@@ -71,10 +99,13 @@ def depths_of(errors: Sequence[Tensor]) -> Depths:
     """
     if len(errors) < 2 or len({len(one) for one in errors}) != 1:
         raise ConfigError("the errors of two depths or more are compared, each for the same examples")
-    bottom = errors[0].double()
-    gains = [bottom - one.double() for one in errors]
     means = tuple(float(one.double().mean()) for one in errors)
-    n = len(bottom)
-    spread = [float(gain.std()) / math.sqrt(n) if n > 1 else math.inf for gain in gains]
     best = int(torch.tensor(means).argmin())
-    return Depths(means, tuple((float(g.mean()), s) for g, s in zip(gains, spread, strict=True)), best, n)
+    return Depths(means, _over(errors, errors[0]), _over(errors, errors[-1]), best, len(errors[0]))
+
+
+def _over(errors: Sequence[Tensor], other: Tensor) -> tuple[tuple[float, float], ...]:
+    """By how much the other is worse than each, pair by pair, and the standard error of that."""
+    gains = [other.double() - one.double() for one in errors]
+    n = len(other)
+    return tuple((float(g.mean()), float(g.std()) / math.sqrt(n) if n > 1 else math.inf) for g in gains)

@@ -22,7 +22,10 @@ ENDLESS: Final = 10**7  # steps, where seconds end the run
 @final
 @dataclass(frozen=True)
 class Decided:
-    """A method of the table, its settings, and its length. ``expected``: steps; with seconds, an estimate."""
+    """A method of the table, its settings, and its length.
+
+    ``expected``: steps; with seconds, an estimate. ``kept``: layers of the model, from the input; None: all.
+    """
 
     method: str
     settings: Mapping[str, Any]
@@ -32,6 +35,7 @@ class Decided:
     why: str = ""
     lora_seconds: float | None = None
     costs: Mapping[str, float] | None = None
+    kept: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -70,7 +74,15 @@ def decide(scene: Scene) -> Decided:
     if choice is None:
         return Decided(method, settings, length, steps)
     return Decided(
-        method, settings, length, steps, choice.compute, choice.why, choice.lora_seconds, asdict(choice.costs)
+        method,
+        settings,
+        length,
+        steps,
+        choice.compute,
+        choice.why,
+        choice.lora_seconds,
+        asdict(choice.costs),
+        choice.kept,
     )
 
 

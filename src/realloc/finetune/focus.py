@@ -45,9 +45,13 @@ class Costs:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """What focus decides before it trains. ``k`` layers train; None: none can be frozen, uniform LoRA is used."""
+    """What focus decides before it trains. The top ``k`` of the ``kept`` lowest layers train, the rest is dropped.
+
+    ``k`` None: no layer can be frozen, and uniform LoRA is used.
+    """
 
     k: int | None
+    kept: int | None
     epochs: float
     compute: str
     depths: Depths
@@ -106,19 +110,21 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     lora = costs.lora(batches.tokens) * epochs
     if not depths.frozen:
         why = "no depth surely knows more of the labels than the embeddings do: every layer must train"
-        return Choice(None, epochs, costs.compute, depths, costs, lora, why)
-    k = layers - depths.frozen
+        return Choice(None, None, epochs, costs.compute, depths, costs, lora, why)
+    k = depths.kept - depths.frozen
     spent = time.perf_counter() - began
     faster = costs.low if costs.compute == "bfloat16" else costs.forward
     prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
     epoch = 3 * k / (2 * layers) * costs.lora(batches.tokens)
     fits = (share * lora - spent - prefix) / epoch
     chosen = min(MOST * epochs, max(epochs, fits))
+    kept = depths.kept if depths.kept < layers else None
+    dropped = "" if kept is None else f", the {layers - kept} above depth {kept}, which knows less, dropped"
     why = (
-        f"depth {depths.best} of {layers} knows most of the labels: the {depths.frozen} layers below are frozen, "
-        f"the top {k} train for {chosen:.2g} epochs"
+        f"depth {depths.best} of {layers} knows most of the labels: the {depths.frozen} lowest layers are frozen"
+        f"{dropped}; {k} train for {chosen:.2g} epochs"
     )
-    return Choice(k, chosen, costs.compute, depths, costs, lora, why)
+    return Choice(k, kept, chosen, costs.compute, depths, costs, lora, why)
 
 
 def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str) -> Depths:

@@ -39,7 +39,7 @@ class Preview:
     settings: Mapping[str, Any]
     budget: str | None
     why: str
-    layers: Mapping[str, bool]
+    layers: Mapping[str, str]  # trains, frozen or dropped
     texts: int
     held_out: int
     judged: int
@@ -71,7 +71,7 @@ class Preview:
             f"  texts: {self.texts:,} to train on, {self.held_out:,} held out, {self.judged:,} to judge by",
             f"  budget: {self.budget or 'none'}; {self.steps:,} steps; trains {self.trainable:,} of "
             f"{self.parameters:,} parameters, the head among them",
-            *(f"    {plain(name)}: {'trains' if on else 'frozen'}" for name, on in self.layers.items()),
+            *(f"    {plain(name)}: {word}" for name, word in self.layers.items()),
             f"  memory: {memory}",
             f"  time: about {self.seconds:.0f} s, from a few timed steps on batches of three lengths",
         ]
@@ -89,6 +89,7 @@ def preview(config: FinetuneConfig) -> Preview:
     with torch.random.fork_rng(devices=[]), Peak() as peak:
         began = time.perf_counter()
         decided = decide(scene)
+        names = blocks_of(scene.loaded.base).names
         deciding = time.perf_counter() - began
         arm = begun(scene, decided)
         first, later = _timed(scene, arm)
@@ -98,18 +99,18 @@ def preview(config: FinetuneConfig) -> Preview:
         seconds = deciding + scene.train.tokens * (first * min(1.0, epochs) + later * max(0.0, epochs - 1))
     else:
         steps = max(1, int(seconds / (later * scene.train.tokens / scene.train.per_epoch)))
-    blocks = blocks_of(scene.loaded.model)
+    blocks = blocks_of(scene.loaded.base)
     ranked = arm.handle.sites if isinstance(arm.handle, Handle) else {}
-    trains = [
-        any(p.requires_grad for p in module.parameters()) or any(site.startswith(f"{name}.") for site in ranked)
-        for name, module in zip(blocks.names, blocks.modules, strict=True)
-    ]
+    words = dict.fromkeys(names, "dropped")
+    for name, module in zip(blocks.names, blocks.modules, strict=True):
+        held = any(p.requires_grad for p in module.parameters())
+        words[name] = "trains" if held or any(f"{name}." in site for site in ranked) else "frozen"
     numbers = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in arm.model.parameters())
     rest = None if peak.bytes is None else max(0, peak.bytes - 3 * FLOAT * numbers)
     return Preview(
         method=config.method, used=decided.method, settings=dict(decided.settings), budget=config.budget,
-        why=decided.why, layers=dict(zip(blocks.names, trains, strict=True)), texts=len(scene.train.rows),
+        why=decided.why, layers=words, texts=len(scene.train.rows),
         held_out=len(scene.held.rows), judged=0 if scene.test is None else len(scene.test.rows), steps=steps,
         trainable=numbers, parameters=whole, weight_bytes=FLOAT * whole, gradient_bytes=FLOAT * numbers,
         optimizer_bytes=2 * FLOAT * numbers, activation_bytes=rest, peak_bytes=peak.bytes, seconds=seconds,

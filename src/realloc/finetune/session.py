@@ -23,6 +23,7 @@ from realloc.finetune.scene import Scene, prepared
 from realloc.finetune.watch import Watch
 from realloc.layer_handle import LayerHandle
 from realloc.pool.rights import moments_bytes
+from realloc.shorten import shorten
 from realloc.train.loop import Clock
 from realloc.train.memory import Peak
 from realloc.train.progress import LOADING, Progress, Tell
@@ -103,6 +104,8 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
 def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
     """Make what the loop trains."""
     config, kind = scene.config, arms.KINDS[decided.method]
+    if decided.kept is not None:
+        shorten(scene.loaded.base, decided.kept)
     file = None if keep is None else keep.cache
     cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file)  # type: ignore[arg-type]
     rate = config.lr or kind.rate

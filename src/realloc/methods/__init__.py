@@ -7,6 +7,7 @@ from realloc.methods.chts import chts
 from realloc.methods.egeria import egeria
 from realloc.methods.eva import eva
 from realloc.methods.fixed import fixed
+from realloc.methods.focus import focus
 from realloc.methods.full import full
 from realloc.methods.gmp import gmp
 from realloc.methods.gora import gora
@@ -29,7 +30,7 @@ from realloc.methods.static import static
 from realloc.methods.topk import topk
 
 __all__ = [
-    "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "full", "gmp", "gora", "granet", "gse", "itop",
-    "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient", "rigl",
-    "smet", "snfs", "sparse_evolution", "static", "topk",
+    "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet", "gse",
+    "itop", "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient",
+    "rigl", "smet", "snfs", "sparse_evolution", "static", "topk",
 ]  # fmt: skip
