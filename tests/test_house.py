@@ -28,9 +28,9 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "calibrate",
+    "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
-    "stand", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
+    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
     "attach_layers", "attach",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
@@ -59,6 +59,9 @@ ANYTHING = {
 }
 WRITES = {
     "realloc.finetune.fit: clip_grad_norm_": "the loop is a user's own, and clips as users do",
+    "realloc.observe.candidate_sums: add_": "sums over candidates, a buffer of its own",
+    "realloc.observe.candidate_sums: copy_": "where those of each site lie, a buffer of its own",
+    "realloc.observe.candidate_sums: zero_": "the same",
     "realloc.observe.layers: add_": "sums of gradients, a buffer of its own",
     "realloc.observe.layers: copy_": "the norms of those sums, a buffer of its own",
     "realloc.observe.layers: zero_": "the sums, when an interval ends",
@@ -75,6 +78,8 @@ WRITES = {
     "realloc.kernels.reference: copy_": "the plain reference beside it",
     "realloc.kernels.reference: masked_fill_": "the same",
     "realloc.kernels.compute: copy_": "fills a gradient that it has just made",
+    "realloc.kernels.delta: add_": "into a sum that it has just made",
+    "realloc.kernels.delta: addmm_": "into a product that it has just made",
     "realloc.kernels.candidates: addmm_": "a sum it has just made",
     "realloc.scores.topology: clamp_min_": "a count it has just made",
     "realloc.select.sampled: clamp_min_": "random numbers it has just drawn",
@@ -91,7 +96,8 @@ WRITES = {
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
 DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])
 MADE_WITH: dict[str, dict[str, object]] = {
-    "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "fixed": {"ranks": {"layer": 4}},
+    "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "DeltaMethod": {"budget": 8},
+    "fixed": {"ranks": {"layer": 4}},
     "focus": {"depths": DEPTHS},
 }  # fmt: skip
 CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}

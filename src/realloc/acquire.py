@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from realloc.kernels.search import locate
 from realloc.methods.method import Method
 from realloc.observe.gradients import BLOCK_WEIGHTS
 from realloc.observe.standing import Standing
@@ -60,52 +61,85 @@ def change_of(site: Standing, drop: Drop, gain: Gain, method: Method) -> Change:
         back = among(come, released)
         released = released[~among(released, come)]
         come, wants = come[~back], wants[~back]
-    gradient = site.gradient.at(come) if method.moments == "seed" and site.gradient is not None else None
+    gradient = _seeds(site, come) if method.moments == "seed" else None
+    lost = site.values[locate(site.places, released)] if released.numel() else None
     return Change(
         site.name, before, before - released.numel() + come.numel(), released, come,
         keep_threshold=drop.threshold,
         want_threshold=float(gain.wants.min()) if gain.wants.numel() else None,
         predicted_gain=float(wants.sum()),
         gradient=gradient,
+        jump=None if lost is None else float(lost.double().norm()),
     )  # fmt: skip
+
+
+def _seeds(site: Standing, come: Tensor) -> Tensor | None:
+    """What the second moments of new units start from: the gradient's size, over all the steps that were looked at."""
+    if site.candidates is not None:
+        return site.candidates.size_at(come)
+    return None if site.gradient is None else site.gradient.at(come)
 
 
 def _among(site: Standing, drop: Drop, method: Method, generator: torch.Generator) -> Gain:
     """Score a drawn candidate set: only its own gradient is ever computed."""
     want, candidates = method.want, drop.candidates
     assert want is not None and candidates is not None
-    gradient = site.gradient.at(candidates) if "gradient" in want.needs and site.gradient is not None else None
+    source = site.gradient if site.candidates is None else site.candidates
+    gradient = source.at(candidates) if "gradient" in want.needs and source is not None else None
     seen = site.seen_elsewhere(candidates, drop.survivors, generator, gradient)
     return Gain(candidates, finite(want(seen), site, want))
 
 
 def _anywhere(site: Standing, drop: Drop, grow: int, method: Method, generator: torch.Generator) -> Gain:
     """Acquire from every place that is free, a block of rows at a time."""
+    if method.acquire is top_k:
+        best = Best.none(grow, torch.float64)
+        for gain in _free(site, drop, method, generator):
+            best = best.merged(gain.wants, gain.places)
+        return Gain(best.indices, best.scores)
+    found = [*_free(site, drop, method, generator)]
+    places, wants = torch.cat([gain.places for gain in found]), torch.cat([gain.wants for gain in found])
+    ((chosen, _),) = pick(method.acquire, [(wants, grow)], [generator], f"acquire of {method.name}")
+    return Gain(places[chosen], wants[chosen])
+
+
+def across(
+    sites: Sequence[Standing],
+    drops: Sequence[Drop],
+    count: int,
+    method: Method,
+    generators: Sequence[torch.Generator],
+) -> list[Gain]:
+    """The most wanted places over all sites, so many in all, or all there are: the sites lie one after the other."""
+    best, first, ends = Best.none(count, torch.float64), 0, []
+    for site, drop, generator in zip(sites, drops, generators, strict=True):
+        if site.active and count:
+            few = drop.candidates is not None
+            for gain in [_among(site, drop, method, generator)] if few else _free(site, drop, method, generator):
+                best = best.merged(gain.wants.cpu(), gain.places.cpu() + first)
+        first += site.grid.units
+        ends.append(first)
+    cuts = torch.searchsorted(best.indices, torch.tensor(ends[:-1])).tolist()
+    parts = zip(
+        sites, [0, *ends], best.indices.tensor_split(cuts), best.scores.tensor_split(cuts), strict=False
+    )
+    return [Gain((places - begin).to(site.places.device), wants) for site, begin, places, wants in parts]
+
+
+def _free(site: Standing, drop: Drop, method: Method, generator: torch.Generator) -> Iterator[Gain]:
+    """Every place that is free, a block of rows at a time."""
     want = method.want
     assert want is not None
     barred = drop.survivors if method.regrow else site.places
-    best = Best.none(grow, torch.float64) if method.acquire is top_k else None
-    places, scores = [], []
     for first, gradient, count in _blocks(site, want):
         here = torch.ones(count, dtype=torch.bool)
         low, high = torch.searchsorted(barred, torch.tensor([first, first + count])).tolist()
         here[barred[low:high] - first] = False
         inside = here.nonzero().flatten()
-        if not inside.numel():
-            continue
-        block = inside + first
-        seen = site.seen_elsewhere(block, drop.survivors, generator, None if gradient is None else gradient[inside])
-        found = finite(want(seen), site, want)
-        if best is not None:
-            best = best.merged(found, block)
-        else:
-            places.append(block)
-            scores.append(found)
-    if best is not None:
-        return Gain(best.indices, best.scores)
-    all_places, all_scores = torch.cat(places), torch.cat(scores)
-    ((chosen, _),) = pick(method.acquire, [(all_scores, grow)], [generator], f"acquire of {method.name}")
-    return Gain(all_places[chosen], all_scores[chosen])
+        if inside.numel():
+            block = inside + first
+            seen = site.seen_elsewhere(block, drop.survivors, generator, None if gradient is None else gradient[inside])
+            yield Gain(block, finite(want(seen), site, want))
 
 
 def _blocks(site: Standing, want: Score) -> Iterator[tuple[int, Tensor | None, int]]:

@@ -16,7 +16,7 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.masked import MaskedPool
 from realloc.pool.ranks import RankPool, new_rows
-from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of
+from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of, weight_so_far
 
 
 @final
@@ -97,7 +97,8 @@ def _move_flat(
     parameter = pool.parameter
     named = [changes.get(site.name) for site in pool.sites]
     newcomers = _newcomers(pool, named, mine, idle) if target.moments != "zero" else []
-    starts = starts_of(target.moments, slotwise(target.optimizer, parameter), target.fresh[parameter], newcomers)
+    state, weight = slotwise(target.optimizer, parameter), weight_so_far(target.optimizer, parameter)
+    starts = starts_of(target.moments, state, target.fresh[parameter], newcomers, weight)
     gather_pool(target.optimizer, parameter, source, starts)
     born = pool.born
     if born is not None:
@@ -176,7 +177,7 @@ def _move_masked(
         every = torch.arange(come.numel())
         newcomers = Newcomers(spaced, come.numel(), every, change.gradient)
         state, fresh = slotwise(target.optimizer, parameter), target.fresh[parameter]
-        starts = starts_of(target.moments, state, fresh, [newcomers])
+        starts = starts_of(target.moments, state, fresh, [newcomers], weight_so_far(target.optimizer, parameter))
         reset_masked(target.optimizer, parameter, gone, come, starts)
         for dense in (parameter.detach(), parameter.grad):
             if dense is not None:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
 from realloc.attach_layers import attach_layers
-from realloc.bind import check_optimizer_state, fresh_of, packed_weights, prepare_ranks_under, prepare_under
+from realloc.bind import begin_beside, check_optimizer_state, fresh_of, packed_weights, prepare_beside_under, prepare_under
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.links import LINK, TAKEN, Hook, Link, refuse_taken
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
@@ -27,7 +28,6 @@ from realloc.pool.groups import carry_out, inner, replace, sort_groups
 from realloc.pool.holdings import find, root_of
 from realloc.pool.restore import densify
 from realloc.prepare import build, describe, plan_start
-from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
@@ -35,7 +35,7 @@ from realloc.schedule import Schedule
 
 def prepare(
     model: nn.Module,
-    method: Method | RankMethod,
+    method: Method | RankMethod | DeltaMethod,
     *,
     seed: int = 0,
     dry_run: bool = False,
@@ -65,13 +65,12 @@ def prepare(
     root = root_of(model)
     if root is not model:
         raise StateError(f"prepare the model before {type(model).__name__} wraps it")
-    if isinstance(method, RankMethod):
-        ranks = plan_ranks(model, method)
-        table = describe_ranks(model, ranks, method)
+    if isinstance(method, RankMethod | DeltaMethod):
+        started = begin_beside(model, method, seed)
         if not dry_run:
-            build_ranks(model, ranks, method, seed=seed, group=groups)
-            _hook_model(model, table, {})
-        return table
+            started.build(groups)
+            _hook_model(model, started.table, {})
+        return started.table
     start = plan_start(model, method, seed)
     table = describe(start, method)
     if not dry_run:
@@ -84,7 +83,7 @@ def prepare(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod,
+    method: Method | RankMethod | DeltaMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -107,7 +106,7 @@ def attach(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod | LayerMethod,
+    method: Method | RankMethod | DeltaMethod | LayerMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -120,7 +119,7 @@ def attach(
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
         schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that never
-            chooses layers again (`methods.topk`), or never moves a rank (`methods.lora`), needs none.
+            chooses layers again (`methods.topk`), or never moves a rank or a weight (`methods.lora`, `methods.shira`), needs none.
         seed: of start places and random choices.
         record: a path to an event log, or an object with ``decision(event)``.
 
@@ -142,7 +141,7 @@ def attach(
         (32, 32, 0)
     """
     _check_model(model, method, seed)
-    if schedule is None and isinstance(method, RankMethod) and not method.moves:
+    if schedule is None and isinstance(method, RankMethod | DeltaMethod) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
     still = isinstance(method, LayerMethod) and schedule is None
     if not still and not isinstance(schedule, Schedule):
@@ -159,8 +158,8 @@ def attach(
     refuse_taken(optimizer)
     assert schedule is not None
     if holdings is None:
-        if isinstance(method, RankMethod):
-            bound = prepare_ranks_under(root, optimizer, method, seed)
+        if isinstance(method, RankMethod | DeltaMethod):
+            bound = prepare_beside_under(root, optimizer, method, seed)
         else:
             bound = prepare_under(root, optimizer, method, seed)
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
@@ -176,14 +175,14 @@ def attach(
                 f"{method.asked}; pass the same method to both"
             )
         fresh = fresh_of(optimizer, holdings)
-    target = Target(holdings, optimizer, fresh, method.moments)
-    return _hook(model, target, method, schedule, table, sink)
+    moving = method.rule_at(table.density) if isinstance(method, DeltaMethod) else method
+    return _hook(model, Target(holdings, optimizer, fresh, moving.moments), moving, schedule, table, sink)
 
 
-def _check_model(model: nn.Module, method: Method | RankMethod | LayerMethod, seed: int) -> None:
+def _check_model(model: nn.Module, method: Method | RankMethod | DeltaMethod | LayerMethod, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if not isinstance(method, Method | RankMethod | LayerMethod):
+    if not isinstance(method, Method | RankMethod | DeltaMethod | LayerMethod):
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from realloc.choose_linear import Choice
 from realloc.errors import ConfigError, plain
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_in, group_of, replace
 from realloc.pool.holdings import Holdings
 from realloc.pool.probe import fresh_state
-from realloc.pool.ranks import RankPool
 from realloc.pool.state import reset_masked
-from realloc.prepare import Start, build, describe, plan_start
+from realloc.prepare import GroupKey, Start, build, describe, plan_start
+from realloc.prepare_deltas import build_deltas, describe_deltas, plan_deltas
 from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
 
 
@@ -61,37 +63,63 @@ def prepare_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: Met
     return Bound(table, holdings, fresh, packed_weights(start), order)
 
 
-def prepare_ranks_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: RankMethod, seed: int) -> Bound:
-    """Prepare ranks under an optimizer that has the weights they stand beside: the pool comes before the first of them.
+def prepare_beside_under(
+    root: nn.Module, optimizer: torch.optim.Optimizer, method: RankMethod | DeltaMethod, seed: int
+) -> Bound:
+    """Prepare under an optimizer that has the weights that ranks or deltas stand beside.
 
-    The weights stay where they are in the groups; frozen, they get no gradient, so the optimizer skips them.
+    The pool comes before the first of them. The weights stay where they are in the groups; frozen, they get no
+    gradient, so the optimizer skips them.
     """
-    start = plan_ranks(root, method)
-    group_index = _groups_of({layer.name: layer.weight for layer in start.choice.layers}, optimizer)
-    _check_beside({name: root.get_parameter(name) for name in start.choice.trained}, optimizer)
-    table = describe_ranks(root, start, method)
+    started = begin_beside(root, method, seed)
+    choice = started.choice
+    group_index = _groups_of({layer.name: layer.weight for layer in choice.layers}, optimizer)
+    beside = {name: root.get_parameter(name) for name in choice.trained}
+    _check_beside(beside, optimizer, "rank" if isinstance(method, RankMethod) else "delta")
     probes = {
-        index: fresh_state(optimizer, optimizer.param_groups[index], start.choice.layers[0].weight)
+        index: fresh_state(optimizer, optimizer.param_groups[index], choice.layers[0].weight)
         for index in set(group_index.values())
     }
     order: list[Tensor | str] = [p for group in optimizer.param_groups for p in group["params"]]
-    holdings = build_ranks(root, start, method, seed=seed, group=group_index.__getitem__)
+    holdings = started.build(group_index.__getitem__)
     fresh = {}
     for pool in holdings.flats:
         first = pool.sites[0].name
-        weight = next(layer.weight for layer in start.choice.layers if layer.name == first)
+        weight = next(layer.weight for layer in choice.layers if layer.name == first)
         assert isinstance(weight, nn.Parameter)
         replace(optimizer, [(first, weight)], [(pool.key, pool.parameter), (first, weight)])
         fresh[pool.parameter] = probes[group_index[first]]
-    return Bound(table, holdings, fresh, {}, order)
+    return Bound(started.table, holdings, fresh, {}, order)
 
 
-def _check_beside(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer without what trains in full beside ranks: it would stay as it is, silently."""
+@final
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What is about to be put beside frozen weights. Nothing has changed yet."""
+
+    choice: Choice
+    table: StartPlan
+    build: Callable[[GroupKey | None], Holdings]
+
+
+def begin_beside(root: nn.Module, method: RankMethod | DeltaMethod, seed: int) -> Beginning:
+    """Plan ranks or deltas."""
+    if isinstance(method, RankMethod):
+        ranks = plan_ranks(root, method)
+        table = describe_ranks(root, ranks, method)
+        return Beginning(ranks.choice, table, lambda group: build_ranks(root, ranks, method, seed=seed, group=group))
+    deltas = plan_deltas(root, method, seed)
+    table = describe_deltas(root, deltas, method)
+    return Beginning(deltas.choice, table, lambda group: build_deltas(root, deltas, seed=seed, group=group))
+
+
+def _check_beside(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, storage: str) -> None:
+    """Refuse an optimizer without what trains in full beside: it would stay as it is, silently."""
+    what = {"rank": "ranks"}.get(storage, "deltas")
     for name, parameter in weights.items():
         if parameter.requires_grad and group_of(optimizer, parameter) is None:
             raise ConfigError(
-                f"the optimizer does not hold {plain(name)!r}, which trains beside the ranks; make it from this "
+                f"the optimizer does not hold {plain(name)!r}, which trains beside the {what}; make it from this "
                 "model's parameters, freeze that one, or say method.on(..., train=())"
             )
 
@@ -127,8 +155,9 @@ def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Pa
                 "make it from model.parameters() after prepare()"
             )
         fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
-    if any(isinstance(pool, RankPool) for pool in holdings.flats):
-        _check_beside(dict(holdings.owner.named_parameters()), optimizer)
+    beside = next((pool.storage for pool in holdings.flats if pool.storage in ("rank", "delta")), None)
+    if beside is not None:
+        _check_beside(dict(holdings.owner.named_parameters()), optimizer, beside)
     for site in holdings.masked.sites if holdings.masked is not None else ():
         if group_of(optimizer, site.parameter) is None:
             raise ConfigError(f"the optimizer does not hold {site.name!r}; make it from this model's parameters")

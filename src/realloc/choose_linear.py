@@ -1,4 +1,4 @@
-"""Which linear layers may hold ranks, what trains in full beside them, and what stays frozen."""
+"""Which linear layers may hold ranks or a delta, what trains in full beside them, and what stays frozen."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from realloc.errors import ConfigError, nearest, plain
 from realloc.kernels.finite import all_finite
-from realloc.methods.rank_method import RankWhere
+from realloc.methods.beside import Beside
 from realloc.sites.adopt import Adopted, adopted_layers
 
 PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
@@ -21,7 +22,7 @@ PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 @final
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer that may hold ranks."""
+    """A linear layer that may take part."""
 
     name: str  # of its weight
     module: nn.Linear
@@ -38,24 +39,26 @@ class Layer:
 @final
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The layers with ranks; the names of the parameters that train in full; layers without ranks, and why."""
+    """The layers that take part; the names of the parameters that train in full; the other layers, and why."""
 
     layers: tuple[Layer, ...]
     trained: tuple[str, ...]
     others: tuple[tuple[str, str], ...]
 
 
-def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
+def choose_layers(root: nn.Module, where: Beside, what: str = "ranks") -> Choice:
     """Split a model into layers with ranks, parts that train in full, and the frozen rest. Changes nothing.
 
-    By default every plain `nn.Linear` may hold ranks, except those of the task head and an output embedding. The head
+    ``what`` the layers are to hold, in words. By default every plain `nn.Linear` may hold it, except those of the task head and an output embedding. The head
     is all that stands beside the base model of a transformers model; elsewhere, the last `nn.Linear` that the model
     declares. An output embedding is no head: it stays frozen.
 
     Raises:
-        ConfigError: no layer to choose, a pattern without a match, or a named layer that cannot hold ranks.
+        ConfigError: no layer to choose, a pattern without a match, or a named layer that cannot hold it.
     """
     adopted = adopted_layers(root)
+    if adopted and what != "ranks":
+        raise ConfigError(f"a peft model has ranks, no place for {what}; take its merge_and_unload() first")
     if adopted:
         return _adopt(root, where, adopted)
     modules = dict(root.named_modules())
@@ -64,7 +67,7 @@ def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
     head = _head(root, linear, output) if where.train is None else _matched(modules, where.train, "train")
     within = {name for name in modules if any(name == h or name.startswith(f"{h}.") for h in head)}
     excluded = _matched(linear, where.exclude, "exclude")
-    named = None if where.layers is None else _named(modules, linear, where.layers)
+    named = None if where.layers is None else _named(modules, linear, where.layers, what)
     layers, others = [], []
     shared = _shared(root)
     for name, module in linear.items():
@@ -76,21 +79,50 @@ def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
         if reason is None:
             layers.append(_checked(Layer(f"{name}.weight" if name else "weight", module)))
         elif named is not None and name not in excluded:
-            raise ConfigError(f"{plain(name)} cannot hold ranks: {reason}; leave it out of method.on(...)")
+            raise ConfigError(f"{plain(name)} cannot hold {what}: {reason}; leave it out of method.on(...)")
         else:
             others.append((plain(name), reason))
     if not layers:
         why = "; ".join(f"{n}: {r}" for n, r in others[:4]) or "there is no nn.Linear"
+        turned = next((name for name, m in modules.items() if type(m).__name__ == "Conv1D"), None)
+        if turned is not None:
+            why = f"{plain(turned)} is a Conv1D of transformers, whose weight lies the other way round; {why}"
         raise ConfigError(
-            f'no layer of this {type(root).__name__} may hold ranks ({why}); name layers with method.on("*"), or take '
+            f'no layer of this {type(root).__name__} may hold {what} ({why}); name layers with method.on("*"), or take '
             "a model with nn.Linear layers"
         )
     return Choice(tuple(layers), _trained(root, within, layers), tuple(others))
 
 
-def _adopt(root: nn.Module, where: RankWhere, adopted: dict[str, Adopted]) -> Choice:
+def freeze_others(root: nn.Module, choice: Choice) -> tuple[str, ...]:
+    """Freeze all but the pools and what trains in full, in place. Returns the names of what trained before."""
+    ours = {*choice.trained, *(name for name in root._parameters if name.startswith("realloc_pool"))}
+    frozen = {name: p for name, p in root.named_parameters() if p.requires_grad and name not in ours}
+    for parameter in frozen.values():
+        parameter.requires_grad_(False)
+    return tuple(frozen)
+
+
+def notes_of(root: nn.Module, choice: Choice, what: str) -> list[str]:
+    """What trains beside, and what does not, for the table that `prepare` returns."""
+    named = dict(root.named_parameters())
+    head = sum(named[name].numel() for name in choice.trained)
+    total = sum(parameter.numel() for parameter in named.values())
+    beside = ", ".join(sorted({plain(name.rpartition(".")[0]) for name in choice.trained})) or "nothing"
+    return [
+        f"trains in full beside the {what}: {beside} ({head:,} parameters)",
+        f"frozen: {total - head:,} parameters; detach() lets them train again",
+    ]
+
+
+def pool_dtype(weight: Tensor) -> torch.dtype:
+    """Of what trains beside a weight: its own, or float32 where that is half precision."""
+    return weight.dtype if weight.element_size() >= 4 else torch.float32
+
+
+def _adopt(root: nn.Module, where: Beside, adopted: dict[str, Adopted]) -> Choice:
     """The layers of a peft model, all of them; what trains beside them there goes on training."""
-    if where != RankWhere():
+    if where != Beside():
         raise ConfigError("a peft model says itself which layers have ranks and what trains; leave out method.on(...)")
     layers = [_checked(Layer(f"{name}.weight", found.layer, found)) for name, found in adopted.items()]
     inside = tuple(f"{name}." for name in adopted)
@@ -145,7 +177,7 @@ def _unfit(module: nn.Linear, shared: dict[int, int]) -> str | None:
     if not weight.dtype.is_floating_point or weight.element_size() < 2:
         return f"its weight is {weight.dtype}, quantised"
     if shared[id(weight)] > 1:
-        return "its weight is tied to another module's, which the ranks would not reach"
+        return "its weight is tied to another module's, which a change here would not reach"
     if not weight.numel():
         return "it has no weights"
     return None
@@ -159,7 +191,9 @@ def _checked(layer: Layer) -> Layer:
     return layer
 
 
-def _named(modules: dict[str, nn.Module], linear: dict[str, nn.Linear], patterns: tuple[str, ...]) -> set[str]:
+def _named(
+    modules: dict[str, nn.Module], linear: dict[str, nn.Linear], patterns: tuple[str, ...], what: str
+) -> set[str]:
     """Linear layers that patterns name. A pattern that matches modules, but no linear one, says which."""
     found: set[str] = set()
     for pattern in patterns:
@@ -167,7 +201,7 @@ def _named(modules: dict[str, nn.Module], linear: dict[str, nn.Linear], patterns
         odd = [name for name in _hits(modules, pattern) if name not in linear and not [*modules[name].children()]]
         if not hits and odd:
             kind = type(modules[odd[0]]).__name__
-            raise ConfigError(f"{plain(odd[0])} is a {kind}, no nn.Linear, and cannot hold ranks; name linear layers")
+            raise ConfigError(f"{plain(odd[0])} is a {kind}, no nn.Linear, and cannot hold {what}; name linear layers")
         if not hits:
             raise ConfigError(f"pattern {plain(pattern)!r} matches no linear layer{nearest(pattern, linear)}")
         found |= hits

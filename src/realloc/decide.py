@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from realloc.acquire import acquire, change_of
-from realloc.allocate.globally import globally
+from realloc.acquire import acquire, across, change_of
 from realloc.allocate.room import Room, allot
 from realloc.errors import StateError
 from realloc.methods.method import Method
 from realloc.observe.standing import Standing
 from realloc.plan import Plan
-from realloc.release import Drop, NotFinite, keep_scores, release
+from realloc.release import Drop, NotFinite, keep_scores, least_here, ranked, release
 from realloc.rng import stream
 
 
@@ -36,18 +35,23 @@ def decide(
     Raises:
         StateError: a selector or allocator of the method that gives another number of units than it was asked for.
     """
+    if method.candidates.steps > 1 and any(site.candidates is None for site in sites):
+        return Plan(step, (), skipped="no candidate was measured in the steps before")
     try:
         counts = [site.places.numel() for site in sites]
         goal = target_of(sites, method, phase) if target is None else target
         keeps = [keep_scores(site, method, stream(seed, "keep", site.name, step)) for site in sites]
-        if goal < sum(counts):
-            counts = _counts_after_pruning(sites, keeps, goal)
+        if goal < sum(counts):  # one global ranking by the keep score, when the density curve falls
+            counts = ranked(sites, keeps, counts, max(goal, least_of(sites)))
         generators = [stream(seed, "release", site.name, step) for site in sites]
         drops = release(sites, keeps, counts, method, phase, generators)
         del keeps
-        grows = _shares(sites, drops, counts, method)
         generators = [stream(seed, "acquire", site.name, step) for site in sites]
-        gains = acquire(sites, drops, grows, method, generators)
+        released = [count - drop.survivors.numel() for count, drop in zip(counts, drops, strict=True)]
+        if method.across:
+            gains = across(sites, drops, sum(released), method, generators)
+        else:
+            gains = acquire(sites, drops, _shares(sites, drops, released, method), method, generators)
         changes = tuple(
             change_of(site, drop, gain, method) for site, drop, gain in zip(sites, drops, gains, strict=True)
         )
@@ -66,24 +70,20 @@ def target_of(sites: Sequence[Standing], method: Method, phase: float) -> int:
 
 def least_of(sites: Sequence[Standing]) -> int:
     """Units that pruning must leave: one a site, and all of a site that took no part."""
-    return sum(min(1, site.places.numel()) if site.active else site.places.numel() for site in sites)
+    return sum(least_here(site, site.places.numel()) for site in sites)
 
 
-def _counts_after_pruning(sites: Sequence[Standing], keeps: Sequence[Tensor], target: int) -> list[int]:
-    """Units each site keeps when the density curve falls: one global ranking by the keep score."""
-    rooms = []
-    for site in sites:
-        held = site.places.numel()
-        least = min(1, held) if site.active else held
-        rooms.append(Room(site.name, (site.grid.rows, site.grid.columns), least=least, most=held))
-    return list(globally(list(keeps))(rooms, max(target, least_of(sites))))
+def candidates_of(sites: Sequence[Standing], method: Method, *, step: int, seed: int, most: int) -> list[Tensor]:
+    """The places, at most so many in all, that are most wanted now: the candidates of a coming move."""
+    generators = [stream(seed, "candidates", site.name, step) for site in sites]
+    nothing = [Drop(site.places, site.places[:0], None, None) for site in sites]
+    return [gain.places for gain in across(sites, nothing, most, method, generators)]
 
 
-def _shares(sites: Sequence[Standing], drops: Sequence[Drop], counts: Sequence[int], method: Method) -> list[int]:
+def _shares(sites: Sequence[Standing], drops: Sequence[Drop], released: Sequence[int], method: Method) -> list[int]:
     """How many units each site acquires; in all as many as were released beyond the pruning."""
     if method.want is None:
         return [0] * len(sites)
-    released = [count - drop.survivors.numel() for count, drop in zip(counts, drops, strict=True)]
     rooms = [
         Room(
             site.name, (site.grid.rows, site.grid.columns), least=0,

@@ -14,6 +14,7 @@ from torch import nn
 
 from realloc.allocate.apportion import apportion
 from realloc.apply import Target, apply, mark_groups
+from realloc.collect import Collect
 from realloc.complaints import Complaints
 from realloc.decide import decide, least_of, target_of
 from realloc.decide_ranks import decide_ranks
@@ -21,7 +22,6 @@ from realloc.errors import StateError, warn
 from realloc.ledger import Account, Entry, Held, check
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
-from realloc.observe.average import Averages
 from realloc.observe.backwards import Backwards
 from realloc.observe.closure import behind
 from realloc.observe.ranks import Ranks
@@ -82,7 +82,7 @@ class Engine:
         self._undo = undo
         self._attached = True
         self._guard = Guard(method.young)
-        self._averages = Averages(self.holdings, method.average)
+        self._collect = Collect(self.holdings, method, schedule, ranks)
         self._betas = method.betas if isinstance(method, RankMethod) else None
         self.complaints = Complaints(old)
         self._active: dict[str, bool] = {}
@@ -121,8 +121,8 @@ class Engine:
         """Collect gradients in the coming step if a decision will look at them. Also after a load."""
         upcoming = self.holdings.book.read("steps") + 1
         goes_on = upcoming <= self.schedule.last
-        averages = self._averages.active and goes_on
-        armed = averages or (self.method.looks and self.schedule.due(upcoming))
+        averages = self._collect.averages.active and goes_on
+        armed = averages or (self.method.looks and self._collect.before_move(upcoming))
         for backwards in self.backwards:
             backwards.arm(armed)
         for site in self._masked:
@@ -130,7 +130,7 @@ class Engine:
         # steps up to this one have nothing to decide, to collect or to complain about
         due = self.schedule.upcoming(upcoming)
         busy = averages or (self._betas is not None and goes_on) or not self.complaints.looked
-        self._quiet = 0 if busy else sys.maxsize if due is None else due - 2
+        self._quiet = 0 if busy else sys.maxsize if due is None else due - 1 - self._collect.window
         special = armed or due == upcoming or self._several or self._masked or self.method.young
         self._plain = not (special or self.target.followers)
 
@@ -201,8 +201,7 @@ class Engine:
             for site in self._masked:
                 site.forget()
             return
-        if self._averages.active:
-            self._average()
+        self._collect.take(step)
         if self._betas is not None:
             for pool in self._rank_pools:
                 pool.measure(self._betas)
@@ -215,14 +214,6 @@ class Engine:
         if step == self.schedule.last:
             self.complain()
 
-    def _average(self) -> None:
-        sites = self.holdings.sites.values()
-        if finite(self.target.fresh, self.ranks) and not overwritten(sites, self.ranks):
-            active = active_sites(sites, self.ranks)
-            for pool in self._weight_pools():
-                gradients = gradients_of(pool, self.ranks)
-                self._averages.update({name: source for name, source in gradients.items() if active[name]})
-
     def _move(self, step: int) -> None:
         began = time.perf_counter()
         before = {name: site.held // site.grid.size for name, site in self.holdings.sites.items()}
@@ -234,6 +225,7 @@ class Engine:
         elif plan.moves_anything:
             self.unchecked = True  # it may be interrupted
             apply(plan, entries, self.target)
+        self._collect.forget()
         self.recent.extend(notes_of(plan))
         if self.sink is not None:
             seconds = time.perf_counter() - began
@@ -270,12 +262,15 @@ class Engine:
         return [pool for pool in self.holdings.pools if not isinstance(pool, RankPool)]
 
     def _decide(self, method: Method, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
-        averages, pools = self._averages, list[list[Standing]]()
+        averages, candidates, pools = self._collect.averages, self._collect.candidates, list[list[Standing]]()
         for pool in self._weight_pools():
             gradients = gradients_of(pool, self.ranks) if method.looks else {}
             pools.append(
                 [
-                    standing_of(pool, s, step, averages.of(s.name), gradients.get(s.name), self._active[s.name])
+                    standing_of(
+                        pool, s, step, averages.of(s.name), gradients.get(s.name), self._active[s.name],
+                        candidates(s.name),
+                    )  # fmt: skip
                     for s in pool.sites
                 ]
             )
@@ -377,5 +372,5 @@ class Engine:
                 "wrap the detached model anew before training on",
             )
         self._attached = False
-        self._averages.unregister()
+        self._collect.unregister()
         self._undo()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Change:
     want_threshold: float | None = None  # lowest want score among the acquired
     predicted_gain: float = 0.0  # sum of the want scores of the acquired
     gradient: Tensor | None = None  # [len(acquired), size], where the moments of a new slot start from it
-    jump: float | None = None  # by how much the weight of a layer with ranks changes: Frobenius norm of what is cut
+    jump: float | None = None  # by how much the layer's weight changes: Frobenius norm of what is released
     values: Tensor | None = None  # [after, in + out], where what stays is written anew (its moments start anew too)
 
     @property
@@ -79,6 +79,9 @@ def notes_of(plan: Plan) -> list[Note]:
     ]  # fmt: skip
 
 
+WORDS: Final = {"rank": "parameters in ranks", "delta": "weights in deltas"}  # what a site holds, by its storage
+
+
 @final
 @dataclass(frozen=True)
 class SiteLine:
@@ -88,7 +91,7 @@ class SiteLine:
     shape: tuple[int, ...]
     capacity: int  # weights the dense layer has
     held: int  # weights it starts with
-    storage: str  # packed or masked
+    storage: str  # packed, masked, rank or delta
     compute: str  # kernel, scatter or dense
     note: str = ""
 
@@ -108,9 +111,9 @@ class StartPlan:
 
     def __str__(self) -> str:
         width = max([4, *(len(s.name) for s in self.sites)])
-        ranks = any(s.storage == "rank" for s in self.sites)
+        what = WORDS.get(self.sites[0].storage, "weights") if self.sites else "weights"
         held, most = sum(s.held for s in self.sites), sum(s.capacity for s in self.sites)
-        lines = [f"{self.method}: {held:,} {'parameters in ranks' if ranks else 'weights'} held of {most:,}"]
+        lines = [f"{self.method}: {held:,} {what} held of {most:,}"]
         lines += [f"  {'site':<{width}} {'shape':>16} {'held':>12} {'density':>8}  storage  compute"]
         for s in self.sites:
             shape = "x".join(map(str, s.shape))

@@ -18,6 +18,7 @@ from realloc.kernels.finite import all_finite
 from realloc.kernels.search import Lot, draw
 from realloc.methods.method import Method
 from realloc.observe.average import Averages
+from realloc.observe.candidate_sums import sums_of
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
@@ -63,11 +64,16 @@ def plan_start(root: nn.Module, method: Method, seed: int) -> Start:
             f"use density >= {math.ceil(need * 1e6) / 1e6}, or fewer layers with method.on(...)"
         )
     counts = allot(method.start, rooms, budget, f"start of {method.name}", ConfigError)
-    places = tuple(_place(c, n, method, seed) for c, n in zip(chosen, counts, strict=True))
+    places = tuple(place(c, n, method, seed) for c, n in zip(chosen, counts, strict=True))
     return Start(tuple(chosen), places, tuple(dense))
 
 
-def _place(chosen: Chosen, count: int, method: Method, seed: int) -> Tensor:
+def place(chosen: Chosen, count: int, method: Method, seed: int) -> Tensor:
+    """The places that a weight starts with, int64 ``[count]``, ascending.
+
+    Raises:
+        ConfigError: the weight has NaN or Inf.
+    """
     grid, weight = chosen.grid, chosen.parameter.detach()
     if not all_finite(weight):
         raise ConfigError(f"{chosen.name} has NaN or Inf among its weights; initialise or load it before attach")
@@ -147,6 +153,7 @@ def build(
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
     Averages(holdings, method.average)  # its buffers, so that a prepared model loads what an attached one saved
+    sums_of(holdings, method.candidates)
     return holdings, parts
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.allocate.afford import level
-from realloc.choose_linear import Choice, Layer, choose_layers
+from realloc.choose_linear import Choice, Layer, choose_layers, freeze_others, notes_of, pool_dtype
 from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
@@ -133,15 +133,8 @@ def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> Sta
         SiteLine(s.name, s.shape, s.cap * s.cost, n * s.cost, "rank", "dense", f"rank {n} of at most {s.cap}")
         for s, n in zip(start.seats, start.counts, strict=True)
     ]
-    named = dict(root.named_parameters())
-    head = sum(named[name].numel() for name in start.choice.trained)
-    total = sum(parameter.numel() for parameter in named.values())
     held = sum(line.held for line in lines)
-    beside = ", ".join(sorted({plain(name.rpartition(".")[0]) for name in start.choice.trained})) or "nothing"
-    notes = [
-        f"trains in full beside the ranks: {beside} ({head:,} parameters)",
-        f"frozen: {total - head:,} parameters; detach() lets them train again",
-    ]
+    notes = notes_of(root, start.choice, "ranks")
     if start.capacity > held:
         notes.append(f"{start.capacity - held:,} parameters are parked at the start")
     if start.final < start.capacity:
@@ -156,8 +149,7 @@ def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> Sta
 
 def _zone(layer: Layer, group: GroupKey | None) -> Hashable:
     weight = layer.weight
-    dtype = weight.dtype if weight.element_size() >= 4 else torch.float32
-    return dtype, str(weight.device), group(layer.name) if group else None
+    return pool_dtype(weight), str(weight.device), group(layer.name) if group else None
 
 
 def build_ranks(
@@ -186,16 +178,7 @@ def build_ranks(
             if layer.adopted is not None:
                 layer.adopted.unwrap()
         pools.append(pool)
-    ours = {f"realloc_pool{number}" for number in range(len(pools))}
-    frozen = [
-        name
-        for name, parameter in root.named_parameters()
-        if parameter.requires_grad and name not in ours and name not in start.choice.trained
-    ]
-    for name, parameter in root.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
-    holdings = Holdings(root, tuple(pools), None, tuple(frozen))
+    holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
     holdings.book.register(seed, start.capacity)
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()

@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from realloc.allocate.globally import globally
+from realloc.allocate.room import Room
 from realloc.kernels.finite import all_finite
 from realloc.kernels.search import draw
 from realloc.methods.method import Method
@@ -65,13 +67,7 @@ def release(
     generators: Sequence[torch.Generator],
 ) -> list[Drop]:
     """Rank the held units of each site once; prune down to its count, then release the drop fraction of the rest."""
-    free = [site.grid.units - site.places.numel() for site in sites]
-    wanted = [
-        math.floor(method.drop(phase) * count) if method.want is not None and site.active else 0
-        for site, count in zip(sites, counts, strict=True)
-    ]
-    if method.candidates.factor is not None or not method.regrow:
-        wanted = [min(want, room) for want, room in zip(wanted, free, strict=True)]
+    wanted = _wanted(sites, keeps, counts, method, phase)
     candidates = _candidates(sites, wanted, method, generators)
     stays = [count - want for count, want in zip(counts, wanted, strict=True)]
     picked = pick(method.survive(phase), list(zip(keeps, stays, strict=True)), generators, f"survive of {method.name}")
@@ -81,16 +77,57 @@ def release(
     ]
 
 
+def ranked(sites: Sequence[Standing], keeps: Sequence[Tensor], counts: Sequence[int], target: int) -> list[int]:
+    """How many of its best units each site keeps, at most its count, by one ranking over all sites."""
+    rooms = [
+        Room(site.name, (site.grid.rows, site.grid.columns), least=least_here(site, count), most=count)
+        for site, count in zip(sites, counts, strict=True)
+    ]
+    return list(globally(keeps)(rooms, target))
+
+
+def least_here(site: Standing, count: int) -> int:
+    """Units that a site keeps of so many, whatever they are worth: all of them, if it took no part."""
+    return min(site.least, count) if site.active else count
+
+
+def _wanted(
+    sites: Sequence[Standing], keeps: Sequence[Tensor], counts: Sequence[int], method: Method, phase: float
+) -> list[int]:
+    """How many units each site releases of the count that it holds after pruning."""
+    if method.want is None:
+        return [0] * len(sites)
+    wanted = [
+        math.floor(method.drop(phase) * count) if site.active else 0 for site, count in zip(sites, counts, strict=True)
+    ]
+    if method.across:
+        moving = sum(count for site, count in zip(sites, counts, strict=True) if site.active)
+        total = min(math.floor(method.drop(phase) * moving), sum(counts) - sum(map(least_here, sites, counts)))
+        if method.candidates.steps > 1:
+            total = min(total, sum(few.places.numel() for site in sites if (few := site.candidates) and site.active))
+        stays = ranked(sites, keeps, counts, sum(counts) - total)
+        wanted = [count - stay for count, stay in zip(counts, stays, strict=True)]
+    if method.candidates.steps == 1 and (method.candidates.factor is not None or not method.regrow):
+        free = [site.grid.units - site.places.numel() for site in sites]
+        wanted = [min(want, room) for want, room in zip(wanted, free, strict=True)]
+    return wanted
+
+
 def _candidates(
     sites: Sequence[Standing], wanted: Sequence[int], method: Method, generators: Sequence[torch.Generator]
 ) -> list[Tensor | None]:
     """The places of each site whose want is looked at, at least as many as are wanted; None: every place."""
     if method.candidates.factor is None:
         return [None] * len(sites)
+    if method.candidates.steps > 1:
+        return [None if site.candidates is None else site.candidates.places for site in sites]
     drawing = [
         method.candidates.lot(site.places, site.grid.units, generator, want)
         for site, want, generator in zip(sites, wanted, generators, strict=True)
-        if want
+        if want or method.across
     ]
     drawn = iter(draw(drawing))
-    return [next(drawn).to(site.places.device) if want else None for site, want in zip(sites, wanted, strict=True)]
+    return [
+        next(drawn).to(site.places.device) if want or method.across else None
+        for site, want in zip(sites, wanted, strict=True)
+    ]

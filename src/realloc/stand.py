@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.kernels.finite import all_finite
-from realloc.observe.gradients import DenseGradient, GradientSource, PairGradient, Reduce
+from realloc.observe.gradients import CandidateGradient, DenseGradient, GradientSource, PairGradient, Reduce
 from realloc.observe.ranks import Ranks
 from realloc.observe.scale import scale_of
 from realloc.observe.standing import Standing
@@ -18,7 +18,7 @@ from realloc.pool.masked import MaskedPool
 from realloc.pool.ranks import RankPool
 from realloc.scores.held_ranks import HeldRanks
 from realloc.sites.masked import MaskedSite
-from realloc.sites.packed import PackedSite
+from realloc.sites.packed import LEAST, PackedSite
 from realloc.sites.rank import RankSite
 
 
@@ -82,6 +82,7 @@ def standing_of(
     average: Tensor | None,
     gradient: GradientSource | None,
     active: bool,
+    candidates: CandidateGradient | None = None,
 ) -> Standing:
     """What a decision at ``step`` may know of one site."""
     places, age = site.places(), None
@@ -90,7 +91,8 @@ def standing_of(
         held = born[slice(*pool.bounds(site.index))] if isinstance(pool, FlatPool) else born[places]
         age = step - held.long()
     return Standing(
-        site.name, site.grid, site.shape, places, site.values(), gradient, average, age, active=active,
+        site.name, site.grid, site.shape, places, site.values(), gradient, average, age, active, candidates,
+        LEAST.get(site.storage, 1),
     )  # fmt: skip
 
 

@@ -31,6 +31,6 @@ def dense(model: nn.Module) -> nn.Module:
     holdings = find(twin)
     if holdings is not None:
         densify(holdings)
-        for name in [n for n in twin._buffers if n.startswith("realloc_average")]:
+        for name in [n for n in twin._buffers if n.startswith("realloc_")]:
             del twin._buffers[name]
     return twin

@@ -23,14 +23,16 @@ from realloc.methods.random_moves import random_moves
 from realloc.methods.random_ranks import random_ranks
 from realloc.methods.rank_gradient import rank_gradient
 from realloc.methods.rigl import rigl
+from realloc.methods.shira import shira
 from realloc.methods.smet import smet
 from realloc.methods.snfs import snfs
 from realloc.methods.sparse_evolution import sparse_evolution
+from realloc.methods.spiel import spiel
 from realloc.methods.static import static
 from realloc.methods.topk import topk
 
 __all__ = [
     "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet", "gse",
     "itop", "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient",
-    "rigl", "smet", "snfs", "sparse_evolution", "static", "topk",
+    "rigl", "shira", "smet", "snfs", "sparse_evolution", "spiel", "static", "topk",
 ]  # fmt: skip

@@ -46,7 +46,8 @@ class Method:
 
     One decision: ``keep`` ranks the held units, ``survive`` picks those that stay, the ``drop`` curve says which
     share is released, ``share`` says how many each site may acquire, ``want`` ranks the ``candidates`` and
-    ``acquire`` picks among them. Without a ``want`` nothing is released either, whatever ``drop`` says. A score gets
+    ``acquire`` picks among them. With ``across`` both rankings go over all sites at once, and ``survive``, ``share``
+    and ``acquire`` have nothing to say. Without a ``want`` nothing is released either, whatever ``drop`` says. A score gets
     what it names in its ``needs``; the rest of what it sees is None.
 
     Example (a stranger's method in a few lines)::
@@ -66,6 +67,7 @@ class Method:
     survive: Callable[[float], Selector] = best  # phase -> how those that stay are picked
     acquire: Selector = top_k
     share: Allocator = same_layer
+    across: bool = False  # units compete over all sites of a pool: the least worth keeping go, the most wanted come
     candidates: Candidates = field(default_factory=everything)
     regrow: bool = True  # may a unit released in this move be acquired again by it
     drop: Curve = field(default_factory=lambda: constant(0.0))
@@ -86,6 +88,13 @@ class Method:
         known = self.average is None or (isinstance(self.average, (int, float)) and 0.0 <= self.average < 1.0)
         if not known or isinstance(self.average, bool):
             raise ConfigError(f"decay is {self.average!r}; the running mean of the gradient needs 0 <= decay < 1")
+        picks = self.survive is not best or self.acquire is not top_k or self.share is not same_layer
+        if self.across and (picks or not self.regrow):
+            raise ConfigError(
+                f"{self.name} ranks across all sites; leave survive, acquire, share and regrow as they are"
+            )
+        if self.candidates.steps > 1 and not self.across:
+            raise ConfigError(f"{self.name} asks for {self.candidates}, which compete across sites; give across=True")
         if self.held is not None and self.held(0.0) < self.held(1.0):
             raise ConfigError(f"held goes from {self.held(0.0)} up to {self.held(1.0)}; a budget can only fall")
 

@@ -10,19 +10,11 @@ from typing import ClassVar, Literal, final
 from torch import Tensor
 
 from realloc.errors import ConfigError
+from realloc.methods.beside import Beside
+from realloc.observe.candidates import Candidates
 from realloc.observe.rank_probe import RankProbe
 from realloc.schedule import Curve, constant
 from realloc.scores.held_ranks import RankKeep, RankWant
-
-
-@final
-@dataclass(frozen=True)
-class RankWhere:
-    """Which layers may hold ranks, and what trains in full beside them."""
-
-    layers: tuple[str, ...] | None = None  # None: every plain nn.Linear but those of the head
-    exclude: tuple[str, ...] = ()
-    train: tuple[str, ...] | None = None  # None: the task head
 
 
 @final
@@ -63,11 +55,12 @@ class RankMethod:
     ranks: tuple[tuple[str, int], ...] = ()  # of each layer by name, instead of `rank`; `budget` may be more
     probe: RankProbe | None = None  # chooses `ranks` from a few batches: `realloc.calibrate`
     rows: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of A, where ranks start with given ones
-    where: RankWhere = field(default_factory=RankWhere)
+    where: Beside = field(default_factory=Beside)
 
     moments: ClassVar[Literal["zero"]] = "zero"  # a new rank starts with none
     average: ClassVar[None] = None
     young: ClassVar[int] = 0
+    candidates: ClassVar[Candidates] = Candidates()
 
     def __post_init__(self) -> None:
         asked = [name for name in ("rank", "budget") if getattr(self, name) is not None]
@@ -103,10 +96,7 @@ class RankMethod:
         Raises:
             ConfigError: a string where a tuple of patterns belongs.
         """
-        for name, value in (("exclude", exclude), ("train", train)):
-            if isinstance(value, str):
-                raise ConfigError(f"{name} is the string {value!r}; use a tuple of patterns: ({value!r},)")
-        return replace(self, where=RankWhere(layers or None, tuple(exclude), None if train is None else tuple(train)))
+        return replace(self, where=Beside.of(layers, exclude, train))
 
     @property
     def asked(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from realloc.kernels.candidates import candidate_gradient, row_block_gradient
 from realloc.kernels.finite import all_finite
+from realloc.kernels.search import locate
 from realloc.sites.grid import Grid
 
 Reduce = Callable[[Tensor], Tensor]
@@ -96,6 +97,24 @@ class DenseGradient:
         for first, last in _row_steps(self.grid):
             block = rows[first * self.grid.r : last * self.grid.r]
             yield first * self.grid.columns, self.grid.fold(self.reduce(block.contiguous()))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CandidateGradient:
+    """What was collected of a few candidates over several steps."""
+
+    places: Tensor  # int64 [u], ascending
+    mean: Tensor  # [u, size] of their gradients
+    size: Tensor  # [u, size], the root of their mean square: what second moments start from
+
+    def at(self, places: Tensor) -> Tensor:
+        """The mean at some of them, ascending."""
+        return self.mean[locate(self.places, places)]
+
+    def size_at(self, places: Tensor) -> Tensor:
+        """The root mean square there."""
+        return self.size[locate(self.places, places)]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from realloc.observe.gradients import GradientSource
+from realloc.observe.gradients import CandidateGradient, GradientSource
 from realloc.scores.seen import Seen
 from realloc.sites.grid import Grid
 
@@ -27,6 +27,8 @@ class Standing:
     average: Tensor | None = None  # [units, size]
     age: Tensor | None = None  # int64 [h], steps since acquired
     active: bool = True  # took part in a backward of this step; if not, nothing of it moves
+    candidates: CandidateGradient | None = None  # what was collected of them, where the method collects over steps
+    least: int = 1  # units that it must keep
 
     def seen_held(self, generator: torch.Generator, gradient: Tensor | None) -> Seen:
         """The view a keep score gets: the held units."""

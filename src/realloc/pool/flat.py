@@ -7,7 +7,7 @@ Shapes never change, so neither the optimizer, nor DDP, nor a compiled graph not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from realloc.kernels.dispatch import choose_compute
 from realloc.kernels.rows import places_of, write_rows
 from realloc.pool.split import SplitPool
 from realloc.sites.grid import Grid
-from realloc.sites.packed import PackedSite
+from realloc.sites.packed import PackedSite, Stored
 
 
 @final
@@ -31,13 +31,16 @@ class FlatPool(SplitPool):
         compute int8 [S]: 0 kernel, 1 scatter.
     """
 
-    storage: ClassVar[str] = "packed"
     lasting = ("columns", "born")
 
-    def __init__(self, owner: nn.Module, number: int, names: Sequence[str], grids: Sequence[Grid]) -> None:
+    def __init__(
+        self, owner: nn.Module, number: int, names: Sequence[str], grids: Sequence[Grid], storage: Stored = "packed"
+    ) -> None:
         super().__init__(owner, number, ("columns", "rows", "extents", "compute", "born"))
+        self.storage = storage
         self.unit_size = grids[0].size
-        self.sites = tuple(PackedSite(n, g, self, i) for i, (n, g) in enumerate(zip(names, grids, strict=True)))
+        seats = enumerate(zip(names, grids, strict=True))
+        self.sites = tuple(PackedSite(name, grid, self, i, storage) for i, (name, grid) in seats)
         starts = [0]
         for grid in grids:
             starts.append(starts[-1] + grid.rows + 1)

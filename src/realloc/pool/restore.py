@@ -9,6 +9,7 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.ranks import RankPool
+from realloc.sites.delta import DeltaLinear, drop_delta
 from realloc.sites.packed import PackedLinear, PackedSite, unpack
 from realloc.sites.rank import RankLinear, drop_ranks
 
@@ -19,11 +20,11 @@ ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_para
 def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     """Make the model plain again. Returns each pool's parameter and the dense weights that came out of it.
 
-    Ranks are added to the weights they stood beside, and what `prepare` froze may train again.
+    Ranks and deltas are added to the weights they stood beside, and what `prepare` froze may train again.
     """
     taken, by_site = [], {}
     for pool in holdings.flats:
-        if isinstance(pool, RankPool):
+        if isinstance(pool, RankPool) or pool.storage == "delta":
             taken.append((pool.parameter, list[Part]()))
             continue
         parts = [_dense(pool, site) for site in pool.sites]
@@ -33,7 +34,12 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
         if isinstance(module, PackedLinear):
             unpack(module, by_site[id(module.realloc_site)].parameter)
         elif isinstance(module, RankLinear):
-            _merge(module)
+            a, b = module.realloc_site.factors()
+            _merge(module._parameters["weight"], (b.t() @ a).mul_(module.realloc_site.scale))
+            drop_ranks(module)
+        elif isinstance(module, DeltaLinear):
+            _merge(module.base, module.realloc_site.weight())
+            drop_delta(module)
     named = dict(holdings.owner.named_parameters())
     for name in holdings.frozen:
         named[name].requires_grad_(True)
@@ -47,13 +53,9 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     return taken
 
 
-def _merge(module: RankLinear) -> None:
-    a, b = module.realloc_site.factors()
-    base = module._parameters["weight"]
+def _merge(base: Tensor | None, part: Tensor) -> None:
     assert base is not None
-    part = (b.t() @ a).mul_(module.realloc_site.scale)
     base.copy_(base.to(part.dtype) + part)
-    drop_ranks(module)
 
 
 def _dense(pool: FlatPool, site: PackedSite) -> Part:

@@ -15,6 +15,8 @@ Moments = Literal["zero", "median", "seed"]
 SPACED = 4096  # slots that a median looks at: enough, and it is taken at every move
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
 
+CORRECTED = frozenset({"exp_avg_sq", "max_exp_avg_sq"})  # of them, those that are divided by 1 - beta2^t
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,15 @@ def slotwise(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
     """The state tensors that hold one number for each slot, by key."""
     state = optimizer.state.get(parameter, {})
     return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape and v.ndim > 0}
+
+
+def weight_so_far(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> float:
+    """``1 - beta2^t``, what Adam and its kin divide second moments by after t steps; 1 for other optimizers."""
+    step = optimizer.state.get(parameter, {}).get("step")
+    betas = next(
+        (g.get("betas") for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None
+    )
+    return 1.0 if step is None or betas is None else 1.0 - float(betas[1]) ** float(step)
 
 
 def gather_pool(
@@ -56,12 +67,14 @@ def starts_of(
     state: dict[str, Tensor],
     fresh: dict[str, float],
     newcomers: Sequence[Newcomers],
+    weight: float = 1.0,
 ) -> dict[str, Tensor | float]:
     """Start values of slots, by key: a number, or one for each slot of the newcomers in order (old ones do not count).
 
     ``zero``: as a fresh optimizer would write them. ``median``: second moments start at the median over the
     site's held slots, or `SPACED` of them. ``seed``: second moments start at the square of the candidate's own
-    gradient (its absolute value for Adamax, which keeps a norm). First moments always start fresh.
+    gradient (its absolute value for Adamax, which keeps a norm), times ``weight`` where the optimizer corrects for
+    it, see `weight_so_far`. First moments always start fresh.
     """
     starts: dict[str, Tensor | float] = dict(fresh)
     if rule == "zero":
@@ -73,7 +86,8 @@ def starts_of(
                 level.fill_(state[key].reshape(-1)[site.held].median())
             elif rule == "seed" and site.gradient is not None and site.new is not None:
                 seed = site.gradient.flatten().to(state[key])
-                level[site.new] = seed.abs() if key == "exp_inf" else seed.square()
+                square = seed.square() * weight if key in CORRECTED else seed.square()
+                level[site.new] = seed.abs() if key == "exp_inf" else square
         starts[key] = whole
     return starts
 

@@ -1,16 +1,23 @@
-"""A sparse weight of `nn.Linear` whose values live in a pool."""
+"""A sparse weight of `nn.Linear` whose values live in a pool: the whole weight, or a delta over a frozen one."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+from collections.abc import Mapping
+from typing import Any, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from realloc.kernels.compute import Site
+from realloc.kernels.delta import delta_linear
 from realloc.kernels.ops import packed_linear, packed_weight
 from realloc.kernels.taps import Tap
+from realloc.kernels.walks import Layout
 from realloc.sites.grid import Grid
 from realloc.sites.seat import Slots
+
+Stored = Literal["packed", "delta"]
+LEAST: Final[Mapping[str, int]] = {"packed": 1, "delta": 0}  # units that a site must keep: without a delta its layer is what it was
 
 
 @final
@@ -18,13 +25,13 @@ class PackedSite:
     """One weight matrix held as CSR over a pool.
 
     ``held`` and ``capacity`` count weights. All that changes at a move is read from the pool's buffers, so that
-    a loaded, copied or moved model is right without a call.
+    a loaded, copied or moved model is right without a call. ``storage`` says whether it is the layer's whole weight
+    ("packed") or is added to one that stays frozen ("delta").
     """
 
-    storage: ClassVar[str] = "packed"
-
-    def __init__(self, name: str, grid: Grid, pool: Slots, index: int) -> None:
+    def __init__(self, name: str, grid: Grid, pool: Slots, index: int, storage: Stored = "packed") -> None:
         self.name = name
+        self.storage = storage
         self.grid = grid
         self.pool = pool
         self.index = index
@@ -87,6 +94,27 @@ class PackedSite:
             pool.compute, grid.height, grid.width, grid.r, grid.c, self.tap.number,
         )  # fmt: skip
         return out.to(torch.get_autocast_dtype(x.device.type)) if autocast else out
+
+    def over(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer of weight ``base [out, in]`` with this delta, for x ``[..., in]``; in the dtype of the input."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            narrow = torch.get_autocast_dtype(kind)
+            x, base, bias = x.to(narrow), base.to(narrow), None if bias is None else bias.to(narrow)
+        if x.dtype != base.dtype:
+            raise RuntimeError(f"{self.name}: input is {x.dtype}, weight is {base.dtype}; convert one of them")
+        with torch.autocast(kind, enabled=False):
+            if torch.compiler.is_compiling():
+                out = torch.nn.functional.linear(x, base, bias)
+                total: Tensor = out + self.linear(x.to(self.pool.parameter.dtype), None).to(out.dtype)
+                return total
+            values, whole = self._segment()
+            pool, grid = self.pool, self.grid
+            layout = Layout(grid.height, grid.width, grid.r, grid.c)
+            where = Site(
+                whole, pool.extents, self.index, pool.row_pointer(self.index), pool.columns, layout, self.tap.number
+            )
+            return delta_linear(x, base, bias, values, where, pool.compute)
 
     def weight(self) -> Tensor:
         """The dense weight ``[out, in]``, differentiable, for code that reads it without calling `forward`."""
