@@ -1,29 +1,35 @@
-"""Choosing ranks before training, from a few batches."""
+"""Choosing ranks, or the places of deltas, before training, from a few batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
+import realloc.prepare_deltas as prepare_deltas
+from realloc.allocate.globally import globally
+from realloc.allocate.room import Room
 from realloc.choose_linear import Layer, choose_layers
 from realloc.errors import ConfigError, StateError
 from realloc.kernels.finite import all_finite
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.rank_method import RankMethod
 from realloc.modes import as_it_was
 from realloc.observe.rank_probe import Probed
 from realloc.pool.holdings import find
 from realloc.prepare_ranks import budget_of, seats_of
+from realloc.select.top_k import top_k
 from realloc.sites.listening import listening
 
 Loss = Callable[[nn.Module, Any], Tensor]
+Begins = TypeVar("Begins", RankMethod, DeltaMethod)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, loss: Loss | None = None) -> RankMethod:
-    """Measure a few batches and fill in the ranks of a method that chooses them before training.
+def calibrate(model: nn.Module, batches: Iterable[Any], method: Begins, *, loss: Loss | None = None) -> Begins:
+    """Measure a few batches and fill in the ranks, or the places, of a method that chooses them before training.
 
     The model computes as in evaluation, without dropout; nothing of it changes. In a run of several processes give each
     the same batches.
@@ -31,11 +37,11 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, l
     Args:
         model: not yet prepared.
         batches: a few, such as five; each a dict of what the model takes, with labels, unless ``loss`` knows better.
-        method: such as `methods.eva(rank=8)`.
+        method: such as `methods.eva(rank=8)` or `methods.spiel(budget=300_000, begin="gradient")`.
         loss: ``(model, batch) -> loss``; by default ``model(**batch).loss``.
 
     Returns:
-        The same method with its ranks, for `prepare` and `attach`.
+        The same method with its ranks or places, for `prepare` and `attach`.
 
     Raises:
         ConfigError: a method that needs no batches, no batch, or a loss that is no finite number.
@@ -50,17 +56,25 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, l
         >>> sum(rank for _, rank in method.ranks), realloc.prepare(model, method).budget
         (4, 32)
     """
-    if not isinstance(model, nn.Module) or not isinstance(method, RankMethod) or method.probe is None:
+    if not isinstance(model, nn.Module) or not isinstance(method, RankMethod | DeltaMethod) or not method.measures:
         raise ConfigError(
             f"calibrate got {type(model).__name__} and {getattr(method, 'name', method)!r}; give a model and a method "
             "that measures before training, such as methods.eva(rank=8)"
         )
     if find(model) is not None:
         raise StateError("this model is prepared already; calibrate before prepare()")
+    ask = loss if loss is not None else _own_loss
+    if isinstance(method, DeltaMethod):
+        return _with_places(model, batches, method, ask)
+    return _with_ranks(model, batches, method, ask)
+
+
+def _with_ranks(model: nn.Module, batches: Iterable[Any], method: RankMethod, ask: Loss) -> RankMethod:
     layers = choose_layers(model, method.where).layers
     if any(layer.adopted for layer in layers):
         raise ConfigError(f"a peft model has its ranks already; {method.name} chooses them for a plain one")
-    probe, ask = method.probe, loss if loss is not None else _own_loss
+    probe = method.probe
+    assert probe is not None
     with as_it_was(model):
         model.eval()
         measured = _inputs(model, layers, batches, ask) if probe.needs == "input" else _gradients(
@@ -75,6 +89,27 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, l
     allotted = probe.choose(probed, budget)
     ranks = tuple((s.name.removesuffix(".weight"), n) for s, n in zip(seats, allotted.ranks, strict=True))
     return replace(method, rank=None, budget=budget, ranks=ranks, rows=allotted.rows, probe=None)
+
+
+def _with_places(model: nn.Module, batches: Iterable[Any], method: DeltaMethod, ask: Loss) -> DeltaMethod:
+    """The places of largest |mean gradient| over all layers together."""
+    layers = choose_layers(model, method.where, "deltas").layers
+    grids = prepare_deltas.grids_of(layers)
+    budget = prepare_deltas.budget_of(method, grids)
+    with as_it_was(model):
+        model.eval()
+        found = _gradients(model, layers, batches, ask)
+    sizes = [
+        torch.zeros(grid.units) if gradient is None else gradient.abs().flatten()
+        for grid, gradient in zip(grids, found, strict=True)
+    ]
+    rooms = [
+        Room(layer.name, (grid.rows, grid.columns), least=0, most=grid.units)
+        for layer, grid in zip(layers, grids, strict=True)
+    ]
+    counts = globally(sizes)(rooms, budget)
+    places = {layer.name: top_k(size, n) for layer, size, n in zip(layers, sizes, counts, strict=True)}
+    return replace(method, places=places)
 
 
 _FIELDS = {"input": "spread", "gradient": "gradient"}

@@ -199,6 +199,7 @@ def _named(
     for pattern in patterns:
         hits = {name for name in _hits(modules, pattern) if name in linear}
         odd = [name for name in _hits(modules, pattern) if name not in linear and not [*modules[name].children()]]
+        odd.sort(key=lambda name: not hasattr(modules[name], "nf"))  # a Conv1D of transformers says most
         if not hits and odd:
             kind = type(modules[odd[0]]).__name__
             raise ConfigError(f"{plain(odd[0])} is a {kind}, no nn.Linear, and cannot hold {what}; name linear layers")

@@ -51,7 +51,7 @@ def plan_deltas(root: nn.Module, method: DeltaMethod, seed: int) -> DeltaStart:
     rule = method.rule_at(budget / sum(grid.units for grid in grids))
     if method.places:
         return DeltaStart(choice, grids, _given(method, choice, grids, budget), rule)
-    if method.begin == "gradient":
+    if method.measures:
         raise ConfigError(
             f"{method.name} measures a few batches first: method = realloc.calibrate(model, batches, method), then "
             "prepare(model, method)"

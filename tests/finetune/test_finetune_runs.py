@@ -38,7 +38,7 @@ def run(tiny: Path, table: Path, folder: Path | None = None, **more: Any) -> Fin
 @pytest.mark.parametrize("name", [*arms.KINDS, "focus"])
 def test_every_method_learns_and_reports(name: str, tiny: Path, table: Path, judging: Path, tmp_path: Path) -> None:
     settings = {"layer_gradient": {"share": 0.8}, "random_layers": {"share": 0.8}}.get(name, {})
-    more = {"settings": settings, "epochs": 15} | ({"lr": 3e-2} if name == "peft_adalora" else {})
+    more = {"settings": settings, "epochs": 15} | ({"lr": 3e-2} if name in ("peft_adalora", "shira") else {})
     found = run(tiny, table, tmp_path / "out", method=name, eval=str(judging), **more)
     assert found.test_accuracy is not None and found.test_accuracy > 0.5  # one in three by chance
     assert found.trainable <= found.parameters and found.optimizer_bytes > 0

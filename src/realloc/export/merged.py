@@ -1,25 +1,28 @@
-"""A plain copy of a model with ranks: their product is added to the weights they stand beside."""
+"""A plain copy of a model with ranks or deltas: they are added to the weights they stand beside."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from torch import nn
 
 from realloc.errors import ConfigError
 from realloc.export.dense import dense
 from realloc.pool.holdings import find
-from realloc.sites.rank import RankSite
+
+BESIDE: Final = ("rank", "delta")
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """Copy the model with ``W + scale * B'A`` in place of W: same outputs, same parameters as before `prepare`.
+    """Copy the model with ``W + scale * B'A``, or ``W + S``, in place of W: same outputs, old parameters.
 
     Of a peft model comes the model inside, without what peft put around it.
 
     Args:
-        model: with ranks: prepared or attached, wrapped or not; not changed.
+        model: with ranks or deltas: prepared or attached, wrapped or not; not changed.
 
     Raises:
-        ConfigError: a model without ranks.
+        ConfigError: a model without any.
 
     Example:
         >>> import torch, realloc
@@ -31,8 +34,10 @@ def merged(model: nn.Module) -> nn.Module:
         True
     """
     holdings = find(model)
-    if holdings is None or not any(isinstance(site, RankSite) for site in holdings.sites.values()):
-        raise ConfigError(f"this {type(model).__name__} has no ranks to merge; export.dense(model) copies any model")
+    if holdings is None or not any(site.storage in BESIDE for site in holdings.sites.values()):
+        raise ConfigError(
+            f"this {type(model).__name__} has no ranks or deltas to merge; export.dense(model) copies any model"
+        )
     return _without_peft(dense(model))
 
 

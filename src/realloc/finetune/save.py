@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import realloc.record.disk as disk
+from realloc.export.merged import merged
 from realloc.export.peft import peft
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.head import MeanHead, save_head
@@ -33,12 +34,15 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
             if old.exists():
                 shutil.rmtree(old)
         disk.make_folder(temporary)
-        if isinstance(arm.handle, Handle):
-            below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
+        below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
+        pooled = {site.storage for site in arm.handle.sites.values()} if isinstance(arm.handle, Handle) else set()
+        if "rank" in pooled:
             peft(loaded.model, temporary, base_model_name=loaded.name, below=below)
         with quiet():
-            if not isinstance(arm.handle, Handle):
+            if "rank" not in pooled:
                 saved: Any = arm.adapter or loaded.base
+                if pooled:
+                    saved = merged(loaded.model).get_submodule(below)
                 saved.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
         if isinstance(loaded.model, MeanHead):

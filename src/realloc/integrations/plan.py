@@ -14,6 +14,7 @@ from realloc.attach_layers import register_layers
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
@@ -21,7 +22,7 @@ from realloc.observe.ranks import Ranks, ranks_of
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule, every
 
-AnyMethod = Method | RankMethod | LayerMethod
+AnyMethod = Method | RankMethod | DeltaMethod | LayerMethod
 
 
 @final
@@ -37,7 +38,7 @@ class Terms:
     record: Sink | str | Path | None
 
     def __post_init__(self) -> None:
-        moves = self.method.moves if isinstance(self.method, Method | LayerMethod) else True
+        moves = self.method.moves if isinstance(self.method, Method | LayerMethod | DeltaMethod) else True
         if self.every is None and moves:
             raise ConfigError(f"{self.method.name} moves; say how often: every=100 optimizer steps")
 

@@ -94,6 +94,11 @@ class DeltaMethod:
         return f"{what}, places by {self._rule.place.name if self.begin == 'rule' else self.begin}"
 
     @property
+    def measures(self) -> bool:
+        """Whether it must be calibrated first."""
+        return self.begin == "gradient" and not self.places
+
+    @property
     def moves(self) -> bool:
         """Whether the method can ever move a weight of a delta."""
         return self._rule.moves

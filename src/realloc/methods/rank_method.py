@@ -116,6 +116,11 @@ class RankMethod:
         """Whether the method can ever move a rank."""
         return self.want is not None or self.held is not None or self.last_only
 
+    @property
+    def measures(self) -> bool:
+        """Whether it must be calibrated first."""
+        return self.probe is not None
+
     def share(self, phase: float) -> float:
         """The multiple of the budget that may be held at a phase of the run."""
         return 1.0 if self.held is None else self.held(phase)

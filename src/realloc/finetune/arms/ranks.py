@@ -14,6 +14,7 @@ from realloc.finetune.arms.peft_lora import rank_of, rank_within
 from realloc.finetune.batches import Batch
 from realloc.finetune.weights import Loaded
 from realloc.methods.adalora import adalora
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.eva import eva
 from realloc.methods.gora import gora
 from realloc.methods.lora import lora
@@ -35,18 +36,22 @@ def ranks(recipe: Callable[[int], RankMethod], *, moves: bool = True) -> Kind:
     """Make an arm of a recipe that takes ranks a layer."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
-        patterns = [f"{name}.*" for name in blocks_of(loaded.model).names]
-        method = recipe(rank_of(order.settings)).on(*patterns)
-        if method.probe is not None:
-            few = [_with_labels(order, step) for step in range(MEASURED)]
-            method = calibrate(loaded.model, few, method, loss=lambda model, batch: _loss(order, model, batch))
-        prepare(loaded.model, method, seed=order.seed)
-        optimizer = optimizer_of(loaded, order.rate)
-        schedule = every(max(1, order.steps // MOVES), until=SETTLE, total=max(2, order.steps))
-        handle = attach(loaded.model, optimizer, method, schedule=schedule, seed=order.seed, record=order.sink)
-        return Arm(loaded.model, optimizer, handle)
+        return beside(loaded, order, recipe(rank_of(order.settings)))
 
     return Kind(make, 3e-3, {"rank": 8}, rank_within, moves=moves)
+
+
+def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod) -> Arm:
+    """Put a method's ranks or deltas beside the linear layers of the blocks, measuring first where it asks for that."""
+    method = method.on(*(f"{name}.*" for name in blocks_of(loaded.model).names))
+    if method.measures:
+        few = [_with_labels(order, step) for step in range(MEASURED)]
+        method = calibrate(loaded.model, few, method, loss=lambda model, batch: _loss(order, model, batch))
+    prepare(loaded.model, method, seed=order.seed)
+    optimizer = optimizer_of(loaded, order.rate)
+    schedule = every(max(1, order.steps // MOVES), until=SETTLE, total=max(2, order.steps))
+    handle = attach(loaded.model, optimizer, method, schedule=schedule, seed=order.seed, record=order.sink)
+    return Arm(loaded.model, optimizer, handle)
 
 
 def _with_labels(order: Order, step: int) -> Batch:

@@ -9,6 +9,7 @@ from torch import nn
 
 from realloc.errors import ConfigError, nearest, plain
 from realloc.finetune.arms.arm import Kind
+from realloc.finetune.arms.deltas import DELTAS
 from realloc.finetune.arms.full import full
 from realloc.finetune.arms.layers import LAYERS
 from realloc.finetune.arms.peft_adalora import peft_adalora, peft_adalora_within
@@ -22,6 +23,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "full": Kind(full, 3e-4, {}),
     "peft_adalora": Kind(peft_adalora, 3e-3, {"rank": 8}, peft_adalora_within, moves=True),
     "peft_lora": Kind(peft_lora, 3e-3, {"rank": 8}, rank_within),
+    **DELTAS,
     **LAYERS,
     **RANKS,
 }

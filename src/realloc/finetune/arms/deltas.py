@@ -1,0 +1,61 @@
+"""Arms with sparse deltas over the linear layers of the blocks: in one pool, with a budget of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from realloc.errors import ConfigError
+from realloc.finetune.arms.arm import Arm, Kind, Order
+from realloc.finetune.arms.ranks import beside
+from realloc.finetune.weights import Loaded
+from realloc.methods.delta_method import DeltaMethod
+from realloc.methods.shira import shira
+from realloc.methods.spiel import spiel
+from realloc.sites.blocks import blocks_of
+from realloc.train.config import Setting
+
+RATE: Final = 3e-3
+SHARE: Final = 0.03  # of the weights of the layers: on MiniLM about what LoRA of rank 8 takes
+
+Recipe = Callable[[int | None, float | None, Mapping[str, Any]], DeltaMethod]
+
+
+def deltas(recipe: Recipe, more: Mapping[str, Setting], *, moves: bool) -> Kind:
+    """Make an arm of a recipe. ``parameters`` says how many the deltas hold; 0: the ``share`` of the layers' weights."""
+
+    def make(loaded: Loaded, order: Order) -> Arm:
+        settings: Mapping[str, Any] = order.settings
+        count = settings["parameters"]
+        if count < 0:
+            raise ConfigError(f"setting 'parameters' is {count}; take a whole number from 1, or 0 to go by 'share'")
+        return beside(loaded, order, recipe(count or None, None if count else settings["share"], settings))
+
+    return Kind(make, RATE, {"share": SHARE, "parameters": 0, **more}, parameters_within, moves=moves)
+
+
+def parameters_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
+    """So many parameters, or all that the layers have.
+
+    Raises:
+        ConfigError: none is left beside the head.
+    """
+    if most < 1:
+        raise ConfigError(f"the budget leaves {most:,} parameters beside the head; raise it by {1 - most:,} or more")
+    room = sum(
+        module.in_features * module.out_features
+        for block in blocks_of(loaded.base).modules
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    )
+    return {**settings, "parameters": min(most, max(room, 1))}
+
+
+DELTAS: Final[Mapping[str, Kind]] = {
+    "shira": deltas(lambda n, share, more: shira(n, density=share, by=more["by"]), {"by": "random"}, moves=False),
+    "spiel": deltas(
+        lambda n, share, more: spiel(n, density=share, drop=more["drop"], begin="gradient"), {"drop": 0.2}, moves=True
+    ),
+}
