@@ -28,7 +28,8 @@ ORDER = (
     "kernels", "cache",
     "scores", "allocate", "select",
     "sites", "pool", "observe",
-    "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas", "calibrate",
+    "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas",
+    "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
     "attach_layers", "attach",
@@ -97,8 +98,7 @@ ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
 DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])
 MADE_WITH: dict[str, dict[str, object]] = {
     "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "DeltaMethod": {"budget": 8},
-    "fixed": {"ranks": {"layer": 4}},
-    "focus": {"depths": DEPTHS},
+    "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
 }  # fmt: skip
 CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}
 

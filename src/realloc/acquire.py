@@ -17,7 +17,7 @@ from realloc.plan import Change
 from realloc.release import Drop, finite
 from realloc.scores.score import Score
 from realloc.select.pick import pick
-from realloc.select.streaming import Best
+from realloc.select.streaming import best_across, best_of
 from realloc.select.top_k import top_k
 from realloc.sites.places import among
 
@@ -93,9 +93,7 @@ def _among(site: Standing, drop: Drop, method: Method, generator: torch.Generato
 def _anywhere(site: Standing, drop: Drop, grow: int, method: Method, generator: torch.Generator) -> Gain:
     """Acquire from every place that is free, a block of rows at a time."""
     if method.acquire is top_k:
-        best = Best.none(grow, torch.float64)
-        for gain in _free(site, drop, method, generator):
-            best = best.merged(gain.wants, gain.places)
+        best = best_of(((gain.wants, gain.places) for gain in _free(site, drop, method, generator)), grow)
         return Gain(best.indices, best.scores)
     found = [*_free(site, drop, method, generator)]
     places, wants = torch.cat([gain.places for gain in found]), torch.cat([gain.wants for gain in found])
@@ -111,19 +109,16 @@ def across(
     generators: Sequence[torch.Generator],
 ) -> list[Gain]:
     """The most wanted places over all sites, so many in all, or all there are: the sites lie one after the other."""
-    best, first, ends = Best.none(count, torch.float64), 0, []
-    for site, drop, generator in zip(sites, drops, generators, strict=True):
-        if site.active and count:
-            few = drop.candidates is not None
-            for gain in [_among(site, drop, method, generator)] if few else _free(site, drop, method, generator):
-                best = best.merged(gain.wants.cpu(), gain.places.cpu() + first)
-        first += site.grid.units
-        ends.append(first)
-    cuts = torch.searchsorted(best.indices, torch.tensor(ends[:-1])).tolist()
-    parts = zip(
-        sites, [0, *ends], best.indices.tensor_split(cuts), best.scores.tensor_split(cuts), strict=False
-    )
-    return [Gain((places - begin).to(site.places.device), wants) for site, begin, places, wants in parts]
+
+    def offers() -> Iterator[tuple[int, Tensor, Tensor]]:
+        for number, (site, drop, generator) in enumerate(zip(sites, drops, generators, strict=True)):
+            if site.active and count:
+                few = drop.candidates is not None
+                for gain in [_among(site, drop, method, generator)] if few else _free(site, drop, method, generator):
+                    yield number, gain.wants.cpu(), gain.places.cpu()
+
+    found = best_across([site.grid.units for site in sites], offers(), count)
+    return [Gain(best.indices.to(site.places.device), best.scores) for site, best in zip(sites, found, strict=True)]
 
 
 def _free(site: Standing, drop: Drop, method: Method, generator: torch.Generator) -> Iterator[Gain]:

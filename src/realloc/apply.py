@@ -16,7 +16,17 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.masked import MaskedPool
 from realloc.pool.ranks import RankPool, new_rows
-from realloc.pool.state import SPACED, Moments, Newcomers, gather_pool, put, reset_masked, slotwise, starts_of, weight_so_far
+from realloc.pool.state import (
+    SPACED,
+    Moments,
+    Newcomers,
+    gather_pool,
+    put,
+    reset_masked,
+    slotwise,
+    starts_of,
+    weight_so_far,
+)
 
 
 @final

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
 from realloc.attach_layers import attach_layers
-from realloc.bind import begin_beside, check_optimizer_state, fresh_of, packed_weights, prepare_beside_under, prepare_under
+from realloc.bind import (
+    begin_beside,
+    check_optimizer_state,
+    fresh_of,
+    packed_weights,
+    prepare_beside_under,
+    prepare_under,
+)
 from realloc.engine import Engine
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
@@ -119,7 +126,8 @@ def attach(
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
         schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that never
-            chooses layers again (`methods.topk`), or never moves a rank or a weight (`methods.lora`, `methods.shira`), needs none.
+            chooses layers again (`methods.topk`), or never moves what it holds (`methods.lora`, `methods.shira`), needs
+            none.
         seed: of start places and random choices.
         record: a path to an event log, or an object with ``decision(event)``.
 

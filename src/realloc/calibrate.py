@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, final
+from typing import Any, final, overload
 
 import torch
 from torch import Tensor, nn
 
 import realloc.prepare_deltas as prepare_deltas
-from realloc.allocate.globally import globally
-from realloc.allocate.room import Room
 from realloc.choose_linear import Layer, choose_layers
 from realloc.errors import ConfigError, StateError
 from realloc.kernels.finite import all_finite
@@ -21,14 +19,27 @@ from realloc.modes import as_it_was
 from realloc.observe.rank_probe import Probed
 from realloc.pool.holdings import find
 from realloc.prepare_ranks import budget_of, seats_of
-from realloc.select.top_k import top_k
+from realloc.select.streaming import best_across
 from realloc.sites.listening import listening
 
 Loss = Callable[[nn.Module, Any], Tensor]
-Begins = TypeVar("Begins", RankMethod, DeltaMethod)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], method: Begins, *, loss: Loss | None = None) -> Begins:
+@overload
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], method: RankMethod, *, loss: Loss | None = None
+) -> RankMethod: ...
+
+
+@overload
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], method: DeltaMethod, *, loss: Loss | None = None
+) -> DeltaMethod: ...
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], method: RankMethod | DeltaMethod, *, loss: Loss | None = None
+) -> RankMethod | DeltaMethod:
     """Measure a few batches and fill in the ranks, or the places, of a method that chooses them before training.
 
     The model computes as in evaluation, without dropout; nothing of it changes. In a run of several processes give each
@@ -99,17 +110,16 @@ def _with_places(model: nn.Module, batches: Iterable[Any], method: DeltaMethod, 
     with as_it_was(model):
         model.eval()
         found = _gradients(model, layers, batches, ask)
-    sizes = [
-        torch.zeros(grid.units) if gradient is None else gradient.abs().flatten()
-        for grid, gradient in zip(grids, found, strict=True)
-    ]
-    rooms = [
-        Room(layer.name, (grid.rows, grid.columns), least=0, most=grid.units)
-        for layer, grid in zip(layers, grids, strict=True)
-    ]
-    counts = globally(sizes)(rooms, budget)
-    places = {layer.name: top_k(size, n) for layer, size, n in zip(layers, sizes, counts, strict=True)}
-    return replace(method, places=places)
+    offers = (
+        (number, gradient.abs().flatten(), torch.arange(gradient.numel()))
+        for number, gradient in enumerate(found)
+        if gradient is not None
+    )
+    best = best_across([grid.units for grid in grids], offers, budget)
+    held = sum(len(mine.indices) for mine in best)
+    if held < budget:
+        raise ConfigError(f"the loss of these batches depends on {held:,} weights, fewer than the budget of {budget:,}")
+    return replace(method, places={layer.name: mine.indices for layer, mine in zip(layers, best, strict=True)})
 
 
 _FIELDS = {"input": "spread", "gradient": "gradient"}

@@ -49,9 +49,9 @@ class Choice:
 def choose_layers(root: nn.Module, where: Beside, what: str = "ranks") -> Choice:
     """Split a model into layers with ranks, parts that train in full, and the frozen rest. Changes nothing.
 
-    ``what`` the layers are to hold, in words. By default every plain `nn.Linear` may hold it, except those of the task head and an output embedding. The head
-    is all that stands beside the base model of a transformers model; elsewhere, the last `nn.Linear` that the model
-    declares. An output embedding is no head: it stays frozen.
+    ``what`` the layers are to hold, in words. By default every plain `nn.Linear` may hold it, except those of the task
+    head and an output embedding. The head is all that stands beside the base model of a transformers model; elsewhere,
+    the last `nn.Linear` that the model declares. An output embedding is no head: it stays frozen.
 
     Raises:
         ConfigError: no layer to choose, a pattern without a match, or a named layer that cannot hold it.

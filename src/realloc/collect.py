@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 from realloc.decide import candidates_of
@@ -9,8 +10,9 @@ from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
 from realloc.observe.candidate_sums import sums_of
-from realloc.observe.gradients import CandidateGradient
+from realloc.observe.gradients import GradientSource
 from realloc.observe.ranks import Ranks
+from realloc.observe.standing import Standing
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings
 from realloc.pool.masked import MaskedPool
@@ -31,17 +33,29 @@ class Collect:
         self.window = method.candidates.steps  # steps before a move, and its own, whose gradients it looks at
         self._pools = [pool for pool in holdings.pools if isinstance(pool, FlatPool | MaskedPool)]
         self._sums = sums_of(holdings, method.candidates)
-        self._where = {site.name: (n, i) for n, pool in enumerate(self._pools) for i, site in enumerate(pool.sites)}
+        names = [[site.name for site in pool.sites] for pool in self._pools]
+        self._where = {name: (number, i) for number, mine in enumerate(names) for i, name in enumerate(mine)}
 
     def before_move(self, step: int) -> bool:
         """Whether a step is one of those that a coming move looks at."""
         due = self._schedule.upcoming(step)
         return due is not None and due - step < self.window
 
-    def candidates(self, name: str) -> CandidateGradient | None:
-        """What was collected of a site's candidates."""
-        number, index = self._where[name]
-        return self._sums[number].of(index) if self._sums else None
+    def standings(
+        self,
+        pool: FlatPool | MaskedPool,
+        step: int,
+        gradients: Mapping[str, GradientSource],
+        active: Mapping[str, bool],
+    ) -> list[Standing]:
+        """What a decision at a step may know of the sites of a pool."""
+        found = []
+        for site in pool.sites:
+            number, index = self._where[site.name]
+            candidates = self._sums[number].of(index) if self._sums else None
+            average, gradient = self.averages.of(site.name), gradients.get(site.name)
+            found.append(standing_of(pool, site, step, average, gradient, active[site.name], candidates))
+        return found
 
     def take(self, step: int) -> None:
         """Take in the gradients of a step, where anything is collected in it and they are sound."""
@@ -52,6 +66,8 @@ class Collect:
         if not finite(self._holdings.parameters, self._ranks) or overwritten(sites, self._ranks):
             return
         active = active_sites(sites, self._ranks)
+        if not any(active.values()):
+            return
         for number, pool in enumerate(self._pools):
             found = gradients_of(pool, self._ranks)
             gradients = {name: source for name, source in found.items() if active[name]}
@@ -59,11 +75,7 @@ class Collect:
             if watching and isinstance(self._method, Method):
                 sums = self._sums[number]
                 if not sums.steps:
-                    known = [
-                        standing_of(pool, s, step, self.averages.of(s.name), gradients.get(s.name), active[s.name])
-                        for s in pool.sites
-                    ]
-                    seed = self._holdings.book.read("seed")
+                    known, seed = self.standings(pool, step, gradients, active), self._holdings.book.read("seed")
                     sums.begin(candidates_of(known, self._method, step=step, seed=seed, most=sums.most))
                 sums.add(gradients)
 

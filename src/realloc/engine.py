@@ -25,7 +25,6 @@ from realloc.methods.rank_method import RankMethod
 from realloc.observe.backwards import Backwards
 from realloc.observe.closure import behind
 from realloc.observe.ranks import Ranks
-from realloc.observe.standing import Standing
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool
@@ -37,7 +36,7 @@ from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
 from realloc.sites.masked import MaskedSite
-from realloc.stand import active_sites, finite, gradients_of, overwritten, ranks_standing_of, standing_of
+from realloc.stand import active_sites, finite, gradients_of, overwritten, ranks_standing_of
 
 APART = (
     "model and optimizer hold different placements: one was loaded without the other. Load both, "
@@ -262,18 +261,10 @@ class Engine:
         return [pool for pool in self.holdings.pools if not isinstance(pool, RankPool)]
 
     def _decide(self, method: Method, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
-        averages, candidates, pools = self._collect.averages, self._collect.candidates, list[list[Standing]]()
+        pools = []
         for pool in self._weight_pools():
             gradients = gradients_of(pool, self.ranks) if method.looks else {}
-            pools.append(
-                [
-                    standing_of(
-                        pool, s, step, averages.of(s.name), gradients.get(s.name), self._active[s.name],
-                        candidates(s.name),
-                    )  # fmt: skip
-                    for s in pool.sites
-                ]
-            )
+            pools.append(self._collect.standings(pool, step, gradients, self._active))
         seed, phase = self.holdings.book.read("seed"), self.schedule.phase(step)
         held = [sum(site.places.numel() for site in pool) for pool in pools]
         least = [least_of(pool) for pool in pools]

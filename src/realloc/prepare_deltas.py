@@ -127,18 +127,14 @@ def describe_deltas(root: nn.Module, start: DeltaStart, method: DeltaMethod) -> 
     if len({_zone(layer, None) for layer in start.choice.layers}) > 1:
         notes.append("layers of several dtypes or devices: weights do not move between them")
     budget, room = sum(line.held for line in lines), sum(line.capacity for line in lines)
-    return StartPlan(
-        method.name, budget / room, budget, tuple(lines), start.choice.others, tuple(notes), method.asked
-    )
+    return StartPlan(method.name, budget / room, budget, tuple(lines), start.choice.others, tuple(notes), method.asked)
 
 
 def _zone(layer: Layer, group: GroupKey | None) -> Hashable:
     return pool_dtype(layer.weight), str(layer.weight.device), group(layer.name) if group else None
 
 
-def build_deltas(
-    root: nn.Module, start: DeltaStart, *, seed: int, group: GroupKey | None = None
-) -> Holdings:
+def build_deltas(root: nn.Module, start: DeltaStart, *, seed: int, group: GroupKey | None = None) -> Holdings:
     """Put a delta of zeros over each layer, and freeze the rest, in place."""
     zones: dict[Hashable, list[int]] = {}
     for i, layer in enumerate(start.choice.layers):

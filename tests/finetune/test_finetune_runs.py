@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import realloc.finetune.arms.table as arms
 from realloc.errors import ConfigError
-from realloc.finetune.bundled import REVIEW, reviews
+from realloc.finetune.bundled import REVIEW, model_folder, reviews
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.head import with_head
 from realloc.finetune.preview import preview
@@ -102,6 +102,13 @@ def test_a_budget_of_parameters_sets_rank_or_layers(tiny: Path, table: Path) -> 
     top = run(tiny, table, method="topk", budget="9k", epochs=1)
     assert top.settings == {"k": 1} and top.trainable <= 9_000
     assert run(tiny, table, method="lora", budget="30%", epochs=1).trainable <= 0.3 * wide.parameters
+    for name in ("spiel", "shira"):
+        exact = run(tiny, table, method=name, budget="1234", epochs=1)
+        assert exact.trainable == 1234 and exact.settings["parameters"] == 1234 - 99  # the head has 99
+    with pytest.raises(ConfigError, match="leaves -9 parameters beside the head; raise it by 10"):
+        run(tiny, table, method="spiel", budget="90")
+    with pytest.raises(ConfigError, match="setting 'parameters' is -1"):
+        run(tiny, table, method="shira", settings={"parameters": -1})
     with pytest.raises(ConfigError, match="one LoRA rank on every linear layer takes"):
         run(tiny, table, method="lora", budget="500")
     with pytest.raises(ConfigError, match="no setting"):
@@ -154,6 +161,22 @@ def test_real_weights_and_real_reviews(tmp_path: Path) -> None:
     )
     assert found.parameters > 22_000_000 and found.layers == {f"bert.encoder.layer.{i}": i > 3 for i in range(6)}
     assert found.cached_bytes > 0 and found.test_accuracy is not None and found.test_accuracy >= 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")  # three steps are too few for a move
+def test_a_sparse_delta_of_real_weights(tmp_path: Path) -> None:
+    """An exact number of parameters, and merged weights that stock transformers read to the same outputs."""
+    table, column = reviews("reviews:recommended")
+    real = [(text[:100], label) for _, (text, label) in columns_of(table, [REVIEW, column])[:40] if text]
+    train = write(tmp_path / "train.csv", real)
+    asked = {"model": "minilm", "data": str(train), "epochs": 2, "method": "spiel", "budget": "300k"}
+    found = finetune(finetune_config(asked), tmp_path / "out")
+    assert found.trainable == 300_000 and found.optimizer_bytes == pytest.approx(2_400_000, rel=1e-3)
+    folder = tmp_path / "out" / "model"
+    old, new = (transformers.AutoModel.from_pretrained(f) for f in (model_folder("minilm")[0], folder))
+    changed = sum(int((p != q).sum()) for p, q in zip(old.parameters(), new.parameters(), strict=True))
+    head = sum(value.numel() for value in load_file(folder / "head.safetensors").values())
+    assert 0.95 * (300_000 - head) < changed <= 300_000 - head  # a gradient of zero moves nothing
 
 
 # bad input ---------------------------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         "badam",
         "autofreeze",
         "egeria",
+        "spiel",
     ],
 )
 def test_a_run_that_is_cut_twice_ends_bit_equal(
@@ -118,7 +119,7 @@ def test_a_run_that_is_cut_twice_ends_bit_equal(
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("method", ["lora", "peft_lora", "topk"])
+@pytest.mark.parametrize("method", ["lora", "peft_lora", "spiel", "topk"])
 def test_a_checkpoint_holds_only_what_may_change_and_asks_for_the_same_rest(
     method: str, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

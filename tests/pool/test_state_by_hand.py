@@ -156,7 +156,9 @@ def fill(method: Method, cls: type = torch.optim.AdamW, **settings: object) -> t
         full = out.grad.t() @ x
         if number == 3:
             twin = cls([w := nn.Parameter(site.pool.parameter.detach().clone())], **settings)
-            twin.load_state_dict(copy.deepcopy(optimizer.state_dict()) | {"param_groups": twin.state_dict()["param_groups"]})
+            twin.load_state_dict(
+                copy.deepcopy(optimizer.state_dict()) | {"param_groups": twin.state_dict()["param_groups"]}
+            )
             w.grad = site.pool.parameter.grad.clone()
             twin.step()
             before = {k: v for k, v in twin.state[w].items() if v.numel() > 1}

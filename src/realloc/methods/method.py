@@ -47,8 +47,8 @@ class Method:
     One decision: ``keep`` ranks the held units, ``survive`` picks those that stay, the ``drop`` curve says which
     share is released, ``share`` says how many each site may acquire, ``want`` ranks the ``candidates`` and
     ``acquire`` picks among them. With ``across`` both rankings go over all sites at once, and ``survive``, ``share``
-    and ``acquire`` have nothing to say. Without a ``want`` nothing is released either, whatever ``drop`` says. A score gets
-    what it names in its ``needs``; the rest of what it sees is None.
+    and ``acquire`` have nothing to say. Without a ``want`` nothing is released either, whatever ``drop`` says. A score
+    gets what it names in its ``needs``; the rest of what it sees is None.
 
     Example (a stranger's method in a few lines)::
 

@@ -16,6 +16,8 @@ from realloc.observe.gradients import CandidateGradient, GradientSource
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings
 from realloc.pool.masked import MaskedPool
+from realloc.sites.masked import MaskedSite
+from realloc.sites.packed import PackedSite
 
 PARTS = ("candidates", "collected", "gradients")
 
@@ -31,7 +33,7 @@ class CandidateSums:
 
     def __init__(self, holdings: Holdings, pool: FlatPool | MaskedPool, number: int, candidates: Candidates) -> None:
         self._owner = holdings.owner
-        self._pool = pool
+        self._sites: Sequence[PackedSite | MaskedSite] = pool.sites
         self._names = {part: f"realloc_{part}{number}" for part in PARTS}
         if self._names["candidates"] in self._owner._buffers:  # registered before, so that a checkpoint could be loaded
             return
@@ -70,7 +72,7 @@ class CandidateSums:
     def add(self, gradients: Mapping[str, GradientSource]) -> None:
         """Take in one step, by site; a site that took no part in it has a gradient of zero."""
         sums = self._buffer("gradients")
-        for index, site in enumerate(self._pool.sites):
+        for index, site in enumerate(self._sites):
             first, last = self._bounds(index)
             if first < last and site.name in gradients:
                 found = gradients[site.name].at(self._places(index)).to(sums.dtype)
@@ -100,8 +102,9 @@ class CandidateSums:
     def _places(self, index: int) -> Tensor:
         first, last = self._bounds(index)
         places = self._buffer("candidates")[first:last]
-        units = self._pool.sites[index].grid.units
-        if places.numel() and not (0 <= int(places[0]) and int(places[-1]) < units and bool((places.diff() > 0).all())):
+        units = self._sites[index].grid.units
+        inside = not places.numel() or (int(places[0]) >= 0 and int(places[-1]) < units)
+        if not inside or bool((places.diff() <= 0).any()):
             raise StateError(DAMAGED)
         return places
 

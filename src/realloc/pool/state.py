@@ -38,9 +38,7 @@ def slotwise(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
 def weight_so_far(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> float:
     """``1 - beta2^t``, what Adam and its kin divide second moments by after t steps; 1 for other optimizers."""
     step = optimizer.state.get(parameter, {}).get("step")
-    betas = next(
-        (g.get("betas") for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None
-    )
+    betas = next((g.get("betas") for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
     return 1.0 if step is None or betas is None else 1.0 - float(betas[1]) ** float(step)
 
 

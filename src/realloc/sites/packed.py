@@ -17,7 +17,10 @@ from realloc.sites.grid import Grid
 from realloc.sites.seat import Slots
 
 Stored = Literal["packed", "delta"]
-LEAST: Final[Mapping[str, int]] = {"packed": 1, "delta": 0}  # units that a site must keep: without a delta its layer is what it was
+LEAST: Final[Mapping[str, int]] = {
+    "packed": 1,
+    "delta": 0,
+}  # units that a site must keep: without a delta its layer is what it was
 
 
 @final

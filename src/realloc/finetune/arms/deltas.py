@@ -18,20 +18,21 @@ from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
 RATE: Final = 3e-3
+APART: Final = 10  # steps between moves at least: a move looks at five
 SHARE: Final = 0.03  # of the weights of the layers: on MiniLM about what LoRA of rank 8 takes
 
 Recipe = Callable[[int | None, float | None, Mapping[str, Any]], DeltaMethod]
 
 
 def deltas(recipe: Recipe, more: Mapping[str, Setting], *, moves: bool) -> Kind:
-    """Make an arm of a recipe. ``parameters`` says how many the deltas hold; 0: the ``share`` of the layers' weights."""
+    """Make an arm of a recipe. ``parameters``: how many the deltas hold; 0: the ``share`` of the layers' weights."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
         settings: Mapping[str, Any] = order.settings
         count = settings["parameters"]
         if count < 0:
             raise ConfigError(f"setting 'parameters' is {count}; take a whole number from 1, or 0 to go by 'share'")
-        return beside(loaded, order, recipe(count or None, None if count else settings["share"], settings))
+        return beside(loaded, order, recipe(count or None, None if count else settings["share"], settings), APART)
 
     return Kind(make, RATE, {"share": SHARE, "parameters": 0, **more}, parameters_within, moves=moves)
 

@@ -27,7 +27,7 @@ from realloc.sites.blocks import blocks_of
 
 LABELS: Final = "labels"  # in a batch that is measured
 MEASURED: Final = 5  # batches, by those that choose ranks before training
-MOVES: Final = 20  # of ranks in a run
+MOVES: Final = 20  # in a run, at most
 SETTLE: Final = 0.6  # share of the run after which ranks stay
 SCALE: Final = 2.0  # alpha / r, as in peft's examples
 
@@ -41,15 +41,20 @@ def ranks(recipe: Callable[[int], RankMethod], *, moves: bool = True) -> Kind:
     return Kind(make, 3e-3, {"rank": 8}, rank_within, moves=moves)
 
 
-def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod) -> Arm:
-    """Put a method's ranks or deltas beside the linear layers of the blocks, measuring first where it asks for that."""
+def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod, apart: int = 1) -> Arm:
+    """Put a method's ranks or deltas beside the linear layers of the blocks, measuring first where it asks for that.
+
+    Moves are ``apart`` steps from each other at least, in a run that is long enough for two.
+    """
     method = method.on(*(f"{name}.*" for name in blocks_of(loaded.model).names))
     if method.measures:
         few = [_with_labels(order, step) for step in range(MEASURED)]
         method = calibrate(loaded.model, few, method, loss=lambda model, batch: _loss(order, model, batch))
     prepare(loaded.model, method, seed=order.seed)
     optimizer = optimizer_of(loaded, order.rate)
-    schedule = every(max(1, order.steps // MOVES), until=SETTLE, total=max(2, order.steps))
+    steps = max(2, order.steps)
+    gap = min(max(apart, steps // MOVES), max(1, int(SETTLE * steps) // 2))
+    schedule = every(gap, until=SETTLE, total=steps)
     handle = attach(loaded.model, optimizer, method, schedule=schedule, seed=order.seed, record=order.sink)
     return Arm(loaded.model, optimizer, handle)
 
