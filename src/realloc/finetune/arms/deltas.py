@@ -17,14 +17,13 @@ from realloc.methods.spiel import spiel
 from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
-RATE: Final = 3e-3
 APART: Final = 10  # steps between moves at least: a move looks at five
 SHARE: Final = 0.03  # of the weights of the layers: on MiniLM about what LoRA of rank 8 takes
 
 Recipe = Callable[[int | None, float | None, Mapping[str, Any]], DeltaMethod]
 
 
-def deltas(recipe: Recipe, more: Mapping[str, Setting], *, moves: bool) -> Kind:
+def deltas(recipe: Recipe, rate: float, more: Mapping[str, Setting], *, moves: bool) -> Kind:
     """Make an arm of a recipe. ``parameters``: how many the deltas hold; 0: the ``share`` of the layers' weights."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
@@ -34,7 +33,7 @@ def deltas(recipe: Recipe, more: Mapping[str, Setting], *, moves: bool) -> Kind:
             raise ConfigError(f"setting 'parameters' is {count}; take a whole number from 1, or 0 to go by 'share'")
         return beside(loaded, order, recipe(count or None, None if count else settings["share"], settings), APART)
 
-    return Kind(make, RATE, {"share": SHARE, "parameters": 0, **more}, parameters_within, moves=moves)
+    return Kind(make, rate, {"share": SHARE, "parameters": 0, **more}, parameters_within, moves=moves)
 
 
 def parameters_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
@@ -55,8 +54,12 @@ def parameters_within(settings: Mapping[str, Setting], most: int, loaded: Loaded
 
 
 DELTAS: Final[Mapping[str, Kind]] = {
-    "shira": deltas(lambda n, share, more: shira(n, density=share, by=more["by"]), {"by": "random"}, moves=False),
-    "spiel": deltas(
-        lambda n, share, more: spiel(n, density=share, drop=more["drop"], begin="gradient"), {"drop": 0.2}, moves=True
+    "shira": deltas(
+        lambda n, share, more: shira(n, density=share, by=more["by"]), 3e-3, {"by": "random"}, moves=False
     ),
-}
+    # places of large gradients change more of the function at each step, and diverge where random ones learn
+    "spiel": deltas(
+        lambda n, share, more: spiel(n, density=share, drop=more["drop"], begin="gradient"), 1e-3, {"drop": 0.2},
+        moves=True,
+    ),
+}  # fmt: skip
