@@ -1,4 +1,4 @@
-"""Pools of LoRA ranks under DDP: two processes decide alike, and as one with the doubled batch."""
+"""Pools of LoRA ranks, and of deltas, under DDP: two processes decide alike, and as one with the doubled batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 import realloc
 from realloc import methods
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.rank_method import RankMethod
 
 STEPS = 12
 RECIPES = {
     "random_ranks": methods.random_ranks(rank=3, drop=0.5), "adalora": methods.adalora(rank=3),
     "rank_gradient": methods.rank_gradient(rank=3), "para": methods.para(rank=2),
+    "spiel": methods.spiel(budget=80, drop=0.5, steps=2),
 }  # fmt: skip
 
 
-def _start(method: RankMethod, wrap: bool) -> Any:
+def _start(method: RankMethod | DeltaMethod, wrap: bool) -> Any:
     model = net(torch.float64)
     realloc.prepare(model, method)
     model = DistributedDataParallel(model) if wrap else model

@@ -25,10 +25,11 @@ TABLE = CostTable((40, 50, 60), (40, 45, 70), (30, 90, 35))
 METHODS = {
     "topk": lambda: methods.topk(1), "lisa": lambda: methods.lisa(2),
     "layer_gradient": lambda: methods.layer_gradient(0.7), "adalora": lambda: methods.adalora(rank=2),
-    "random_ranks": lambda: methods.random_ranks(rank=2),
+    "random_ranks": lambda: methods.random_ranks(rank=2), "spiel": lambda: methods.spiel(budget=300, steps=2),
     "egeria": lambda: methods.egeria(0.9, tests=1, window=2),
     "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
 }  # fmt: skip
+BESIDE = ("adalora", "random_ranks", "spiel")  # of these, what is beside frozen weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning"),  # of the frameworks, about loggers, workers and devices
@@ -76,7 +77,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def plain(name: str, *, accelerated: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     model: Any = bert().train()
     method = METHODS[name]()
-    if hasattr(method, "rank"):
+    if name in BESIDE:
         realloc.prepare(model, method)
     optimizer: Any = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
     batches: Any = loader()
@@ -162,7 +163,7 @@ def test_every_loop_decides_alike_and_trains_alike(name: str, tmp_path: Path) ->
     fitted, other = lit(name, 2)
     fitted.fit(module, loader())
     assert other.handle is not None
-    if name not in ("adalora", "random_ranks"):  # ranks start by random streams named like the site, prefix and all
+    if name not in BESIDE:  # these start by random streams named like the site, prefix and all
         alike(other.handle.state(), state, "model.")
     for mine in (found, weights(made.model)):
         for key, value in wanted.items():
@@ -181,7 +182,7 @@ def test_the_trainer_resumes_with_no_extra_call(name: str, tmp_path: Path) -> No
         assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
 
 
-@pytest.mark.parametrize("name", ["topk", "lisa", "adalora"])
+@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel"])
 def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) -> None:
     made, callback = trainer(
         name, tmp_path, save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4,
