@@ -18,3 +18,4 @@ def named(kind: str) -> list[str]:
 WEIGHTS = named("Method")
 LAYERS = named("LayerMethod")
 RANKS = named("RankMethod")
+ROWS = named("RowMethod")

@@ -28,9 +28,10 @@ from realloc.methods.snfs import snfs
 from realloc.methods.sparse_evolution import sparse_evolution
 from realloc.methods.static import static
 from realloc.methods.topk import topk
+from realloc.methods.touched_rows import touched_rows
 
 __all__ = [
     "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet", "gse",
     "itop", "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient",
-    "rigl", "smet", "snfs", "sparse_evolution", "static", "topk",
+    "rigl", "smet", "snfs", "sparse_evolution", "static", "topk", "touched_rows",
 ]  # fmt: skip
