@@ -110,6 +110,9 @@ def _hook(root: nn.Module, link: Link, engine: RowEngine) -> None:
         engine.undo = None
 
     engine.undo = undo
+    if not engine.marked:  # else its state was loaded already
+        engine.restamp()
+        engine.unchecked = False
 
 
 def _hook_model(root: nn.Module, table: StartPlan) -> Link:

@@ -150,6 +150,11 @@ class RowEngine:
         if not self.unchecked:
             self.restamp()
 
+    @property
+    def marked(self) -> bool:
+        """Whether the optimizer says which ids its moments belong to."""
+        return any(MARK in group for group in self.optimizer.param_groups)
+
     def restamp(self) -> None:
         """Write it, whatever was there."""
         mine, stamp = {id(pool.parameter) for pool in self.pools}, self.stamp()
@@ -194,13 +199,13 @@ class RowEngine:
         for pool in self.pools:
             restart(self.optimizer, pool.parameter)
         self.restamp()
-        self.unchecked = True
 
     def complain(self) -> None:
-        """Promise P6: say it once where training looked nothing up."""
+        """Promise P6: say it once where training looked nothing up, in a table that another method has not frozen."""
+        self.require()
         for pool in self.pools:
             steps = pool.read("steps")
-            if steps >= SOON and not pool.read("acquired"):
+            if steps >= SOON and pool.parameter.requires_grad and not pool.read("acquired"):
                 self._say(
                     "RA102",
                     f"no row of {plain(pool.site.name)} was touched in {steps} steps: is this the model you train, and "
@@ -227,7 +232,6 @@ class RowEngine:
     def detach(self) -> None:
         """Give the plain model back."""
         self.require()
-        self.complain()
         for pool in self.pools:
             pool.sure()
         if self.ranks.several:

@@ -76,7 +76,7 @@ class Ranks:
         torch.distributed.all_gather(everyone, mine, group=self.group)
         whole = torch.cat([part[:, :size] for part, size in zip(everyone, sizes, strict=True)], 1)
         found, places = torch.unique(whole[0], return_inverse=True)
-        totals = torch.zeros_like(found).index_add_(0, places, whole[1])
+        totals = torch.zeros_like(found).index_add(0, places, whole[1])
         return found.to(ids.device), totals.to(ids.device)
 
     def agree(self, plan: Plan, stamp: int) -> Plan:

@@ -31,7 +31,7 @@ def check_room(name: str, ids: Tensor, rows: int) -> None:
     if ids.numel() > rows:
         raise ConfigError(
             f"{plain(name)}: {ids.numel():,} rows have moments or a gradient already, the budget is {rows:,}; raise "
-            "it, or attach() before training (under weight decay that is coupled with the gradient every row has moments)"
+            "it, or attach() before training (weight decay that is coupled with the gradient gives every row moments)"
         )
 
 

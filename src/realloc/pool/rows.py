@@ -183,7 +183,8 @@ class RowPool:
         self.restamp()
 
     def _write_back(self, ids: Tensor) -> None:
-        self.table[ids] = self.parameter[self.slots[ids].long()]
+        if ids.numel():  # else the table's version would rise for nothing
+            self.table[ids] = self.parameter[self.slots[ids].long()]
 
     @torch.no_grad()
     def whole(self) -> Tensor:
