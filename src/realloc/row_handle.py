@@ -54,9 +54,9 @@ class RowHandle:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps really taken since `attach`."""
+        """Optimizer steps really taken since `attach` while a table was not frozen."""
         self._engine.require()
-        return self._engine.pools[0].read("steps")
+        return max(pool.read("steps") for pool in self._engine.pools)
 
     @property
     def acquired_rows(self) -> int:

@@ -132,7 +132,8 @@ class RowEngine:
         if found_inf is not None and float(found_inf) > 0:
             return
         for pool in self.pools:
-            pool.add("steps")
+            if pool.parameter.requires_grad:  # else nothing below a frozen end may change, not even a count
+                pool.add("steps")
         if self.pools[0].read("steps") == SOON:
             self.complain()
 
@@ -207,14 +208,14 @@ class RowEngine:
             steps = pool.read("steps")
             if steps >= SOON and pool.parameter.requires_grad and not pool.read("acquired"):
                 self._say(
-                    "RA102",
+                    "RA202",
                     f"no row of {plain(pool.site.name)} was touched in {steps} steps: is this the model you train, and "
                     "are its gradients on?",
                 )
 
     def _say_full(self, site: RowSite, left: int) -> None:
         self._say(
-            "RA101",
+            "RA201",
             f"{plain(site.name)}: the ids of one step need more than its {site.rows:,} rows; {left:,} of them stay as "
             "the table has them in this step. Raise rows=, or take smaller batches",
         )

@@ -346,7 +346,7 @@ def test_detach_leaves_nothing() -> None:
 def test_a_model_that_is_not_trained_is_said_loudly() -> None:
     _, optimizer, handle = made(50)
     other = net()
-    with pytest.warns(ReallocWarning, match=r"RA102.*no row of 0\.weight was touched in 10 steps"):
+    with pytest.warns(ReallocWarning, match=r"RA202.*no row of 0\.weight was touched in 10 steps"):
         for number in range(12):
             loss_of(other, *batch(number)).backward()
             optimizer.step()

@@ -33,6 +33,8 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
             if old.exists():
                 shutil.rmtree(old)
         disk.make_folder(temporary)
+        if arm.rows is not None:
+            arm.rows.detach()
         if isinstance(arm.handle, Handle):
             below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
             peft(loaded.model, temporary, base_model_name=loaded.name, below=below)

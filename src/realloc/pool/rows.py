@@ -33,7 +33,7 @@ class RowPool:
     which ids without a row read. Buffers:
         realloc_slots int32 [V]: the slot of each id, -1 where it has none.
         realloc_touched int64 [R]: the step in which each slot's row took part last, counted from 1; -1: parked.
-        realloc_counts int64 [5]: format, steps, rows acquired, rows released, ids left without a row.
+        realloc_counts int64 [5]: format, steps while it trained, rows acquired, rows released, ids left without a row.
         realloc_stamp int64 [1]: digest of the slots.
     """
 
