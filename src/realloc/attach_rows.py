@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Final, final
 
 import torch
@@ -21,6 +22,7 @@ from realloc.rows import RowEngine
 
 LINK: Final = "realloc_row_link"
 WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
+_SERVES: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # of a model whose rows are attached
 
 
 @final
@@ -60,6 +62,11 @@ def attach_rows(
         StateError: attached already, or wrapped before it was prepared.
     """
     pools = pools_of(root)
+    if optimizer in _SERVES and not (pools and _link_of(root)):
+        raise StateError(
+            "this optimizer serves the rows of another model; detach() that handle first, or put both models into one "
+            "nn.ModuleDict and attach that"
+        )
     if pools:
         link = _link_of(root)
         if link is None or link.table is None or link.engine is not None:
@@ -99,6 +106,7 @@ def _hook(root: nn.Module, link: Link, engine: RowEngine) -> None:
     for pool in engine.pools:
         pool.site.hear = engine.hear
     link.engine = engine
+    _SERVES.add(optimizer)
 
     def undo() -> None:
         for hook in (*hooks, *link.hooks):
@@ -107,6 +115,7 @@ def _hook(root: nn.Module, link: Link, engine: RowEngine) -> None:
             take_out(pool, optimizer, engine.fresh[pool.site.name])
         root.__dict__.pop(LINK, None)
         engine.unmark()
+        _SERVES.discard(optimizer)
         engine.undo = None
 
     engine.undo = undo

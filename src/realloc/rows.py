@@ -177,10 +177,14 @@ class RowEngine:
         for module, parameter in self._trained:
             if module._parameters.get(KEY) is not parameter:
                 raise StateError(REPLACED)
-        stamp = self.stamp()
-        if any(group.get(MARK, stamp) != stamp for group in self.optimizer.param_groups):
+        if self.apart():
             raise StateError(APART)
         self.unchecked = False
+
+    def apart(self) -> bool:
+        """Whether the optimizer's moments belong to other ids."""
+        stamp = self.stamp()
+        return any(group.get(MARK, stamp) != stamp for group in self.optimizer.param_groups)
 
     # rare acts --------------------------------------------------------------------------------------------------
 
@@ -235,6 +239,8 @@ class RowEngine:
         self.require()
         for pool in self.pools:
             pool.sure()
+            if self.unchecked and self.apart():  # moments of other ids
+                restart(self.optimizer, pool.parameter)
         if self.ranks.several:
             warn(
                 "RA005", "detach() under DDP changes the shape of parameters that DDP synchronises: wrap the model anew"

@@ -24,7 +24,7 @@ from realloc.finetune.table import columns_of
 from realloc.train.loop import Clock
 
 VOCABULARY = 1500
-ARMS = ["full", "lisa", "autofreeze"]
+ARMS = ["full", "lisa", "autofreeze", "egeria"]
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,7 @@ def test_the_run_is_that_of_the_whole_table(method: str, wide: Path, table: Path
     budget = arm.rows.budget // 32
     assert arm.rows.left_rows == arm.rows.released_rows == 0 and 0 < arm.rows.held <= arm.rows.budget
     assert 70 < budget <= 85
-    if method != "autofreeze":  # which has stopped its embeddings by then
+    if method in ("full", "lisa"):  # the others may have stopped their embeddings by then
         assert bytes_of(plain.optimizer) - bytes_of(arm.optimizer) == 2 * 4 * 32 * (VOCABULARY - budget)
     if arm.handle is not None:
         arm.handle.detach(), plain.handle.detach()

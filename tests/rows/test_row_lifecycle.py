@@ -98,6 +98,11 @@ def test_one_loaded_without_the_other_is_refused() -> None:
             step_on(model, optimizer, 4)
     model.load_state_dict(early[0])
     step_on(model, optimizer, 4)
+    twin, its, other = made(50)
+    step_on(twin, its, 0)
+    twin.load_state_dict(middle[0])
+    other.detach()
+    assert not its.state[twin[0].weight], "moments of other ids are not given to these"
     model.load_state_dict(kept(model)[0], assign=True)
     with pytest.raises(StateError, match="load without assign"):
         step_on(model, optimizer, 5)
@@ -448,6 +453,10 @@ def test_other_refusals() -> None:
         attach(rows(20))
     with pytest.raises(StateError, match="on pools already"):
         realloc.prepare(model, rows(20))
+    second = Tied()
+    optimizer.add_param_group({"params": [*second.parameters()]})
+    with pytest.raises(StateError, match=r"serves the rows of another model.*ModuleDict"):
+        realloc.attach(second, optimizer, rows(20))
     other = Tied()
     realloc.prepare(other, rows(20))
     with pytest.raises(StateError, match="prepared for 20 rows, attach got 30"):

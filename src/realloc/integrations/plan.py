@@ -17,11 +17,14 @@ from realloc.layer_handle import LayerHandle
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.row_method import RowMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.record.sink import Sink
+from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, every
 
-AnyMethod = Method | RankMethod | LayerMethod
+AnyMethod = Method | RankMethod | LayerMethod | RowMethod
+AnyHandle = Handle | LayerHandle | RowHandle
 
 
 @final
@@ -37,8 +40,8 @@ class Terms:
     record: Sink | str | Path | None
 
     def __post_init__(self) -> None:
-        moves = self.method.moves if isinstance(self.method, Method | LayerMethod) else True
-        if self.every is None and moves:
+        timed = isinstance(self.method, RankMethod) or (self.method.moves and not isinstance(self.method, RowMethod))
+        if self.every is None and timed:
             raise ConfigError(f"{self.method.name} moves; say how often: every=100 optimizer steps")
 
     def prepare(self, model: nn.Module) -> None:
@@ -48,7 +51,7 @@ class Terms:
         else:
             prepare(model, self.method, seed=self.seed)
 
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> Handle | LayerHandle:
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> AnyHandle:
         """Once the optimizer exists and a checkpoint, if there is one, is loaded.
 
         Raises:

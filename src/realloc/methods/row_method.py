@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from realloc.errors import ConfigError
 
@@ -24,6 +24,8 @@ class RowMethod:
     rows: int
     reference: str = ""
     tables: tuple[str, ...] | None = None
+
+    moves: ClassVar[bool] = True  # with the ids, not by a schedule
 
     def __post_init__(self) -> None:
         if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1:

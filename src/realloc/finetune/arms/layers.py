@@ -68,7 +68,7 @@ LAYERS: Final[Mapping[str, Kind]] = {
     "badam": Kind(layers(lambda s, _: badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
     "egeria": Kind(  # the rate falls to zero in a line, which is no drop: nothing thaws
         layers(lambda s, cache: egeria(s["tolerance"], tests=s["tests"], thaw=math.inf, cache=cache), TESTS), 3e-4,
-        {"tolerance": 0.2, "tests": 3}, moves=True,
+        {"tolerance": 0.2, "tests": 3, ROWS: True}, moves=True,
     ),
     "layer_gradient": Kind(
         layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
