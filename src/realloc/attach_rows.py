@@ -22,6 +22,7 @@ from realloc.rows import RowEngine
 
 LINK: Final = "realloc_row_link"
 WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
+IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: ranks give rows alike, so nothing is broadcast
 _SERVES: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # of a model whose rows are attached
 
 
@@ -61,17 +62,18 @@ def attach_rows(
         ConfigError: the model or the optimizer does not allow it. Nothing was changed then.
         StateError: attached already, or wrapped before it was prepared.
     """
-    pools = pools_of(root)
-    if optimizer in _SERVES and not (pools and _link_of(root)):
+    pools, link = pools_of(root), _link_of(root)
+    if pools and (link is None or link.table is None or link.engine is not None):
+        raise StateError(
+            "this model's embeddings are on pools already; detach() the first handle, or attach the model that was "
+            "prepared, not a copy of it"
+        )
+    if optimizer in _SERVES:
         raise StateError(
             "this optimizer serves the rows of another model; detach() that handle first, or put both models into one "
             "nn.ModuleDict and attach that"
         )
-    if pools:
-        link = _link_of(root)
-        if link is None or link.table is None or link.engine is not None:
-            raise StateError("this model's embeddings are on pools already; detach() the first handle, or attach the "
-                             "model that was prepared, not a copy of it")  # fmt: skip
+    if link is not None and link.table is not None:
         bound, table = bind_rows(pools, optimizer, method), link.table
     else:
         if type(model).__name__ in WRAPPERS:
@@ -109,11 +111,11 @@ def _hook(root: nn.Module, link: Link, engine: RowEngine) -> None:
     _SERVES.add(optimizer)
 
     def undo() -> None:
-        for hook in (*hooks, *link.hooks):
+        for hook in hooks:
             hook.remove()
+        _unhook_model(root, link)
         for pool in engine.pools:
             take_out(pool, optimizer, engine.fresh[pool.site.name])
-        root.__dict__.pop(LINK, None)
         engine.unmark()
         _SERVES.discard(optimizer)
         engine.undo = None
@@ -132,9 +134,17 @@ def _hook_model(root: nn.Module, table: StartPlan) -> Link:
     ]
     root.__dict__[LINK] = link
     ours = [pool.site.name.removesuffix("weight") + key for pool in pools_of(root) for key in BUFFERS]
-    ignored = [*getattr(root, "_ddp_params_and_buffers_to_ignore", []), *ours]
-    root._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
+    root.__dict__[IGNORED] = [*root.__dict__.get(IGNORED, []), *ours]
     return link
+
+
+def _unhook_model(root: nn.Module, link: Link) -> None:
+    for hook in link.hooks:
+        hook.remove()
+    root.__dict__.pop(LINK, None)
+    rest = [name for name in root.__dict__.pop(IGNORED, []) if not name.endswith(BUFFERS)]
+    if rest:
+        root.__dict__[IGNORED] = rest
 
 
 def _link_of(root: nn.Module) -> Link | None:
