@@ -29,7 +29,7 @@ def touched(loaded: Loaded, optimizer: torch.optim.Optimizer, order: Order) -> R
     """
     table: Any = loaded.base.get_input_embeddings()  # type: ignore[operator]
     rows = distinct(order)
-    if not order.settings[ROWS] or type(table) is not nn.Embedding or 4 * rows >= 3 * table.num_embeddings:
+    if not order.settings.get(ROWS, True) or type(table) is not nn.Embedding or 4 * rows >= 3 * table.num_embeddings:
         return None
     name = next(name for name, module in loaded.model.named_modules() if module is table)
     try:
