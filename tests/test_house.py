@@ -29,10 +29,10 @@ ORDER = (
     "scores", "allocate", "select",
     "sites", "pool", "observe",
     "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas",
-    "calibrate",
+    "choose_tables", "prepare_rows", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
     "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
-    "attach_layers", "attach",
+    "attach_layers", "rows", "row_handle", "attach_rows", "attach",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
 
@@ -44,6 +44,7 @@ FROM_PACKAGE = {
 }
 HOOKS = {
     "attach": "installs those of units with slots", "attach_layers": "installs those of layers",
+    "attach_rows": "installs those of embedding rows",
     "time_layers": "sees once what enters each layer, and takes its hooks off before it returns",
 }  # fmt: skip
 LONG = {  # over 60 lines, never over 100

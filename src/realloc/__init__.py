@@ -7,6 +7,7 @@ from realloc.calibrate import calibrate
 from realloc.depths import probe_depths
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
+from realloc.row_handle import RowHandle
 from realloc.schedule import every
 from realloc.shorten import shorten
 from realloc.time_layers import cost_table
@@ -15,6 +16,7 @@ __all__ = [
     "Cache",
     "Handle",
     "LayerHandle",
+    "RowHandle",
     "attach",
     "calibrate",
     "cost_table",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
 from realloc.attach_layers import attach_layers
+from realloc.attach_rows import attach_rows, prepare_rows
 from realloc.bind import (
     begin_beside,
     check_optimizer_state,
@@ -29,6 +30,7 @@ from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.row_method import RowMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_out, inner, replace, sort_groups
@@ -37,12 +39,13 @@ from realloc.pool.restore import densify
 from realloc.prepare import build, describe, plan_start
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
+from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule
 
 
 def prepare(
     model: nn.Module,
-    method: Method | RankMethod | DeltaMethod,
+    method: Method | RankMethod | DeltaMethod | RowMethod,
     *,
     seed: int = 0,
     dry_run: bool = False,
@@ -67,11 +70,13 @@ def prepare(
     _check_model(model, method, seed)
     if isinstance(method, LayerMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
-    if find(model) is not None:
-        raise StateError("this model is prepared already; attach() it, or detach() its handle first")
     root = root_of(model)
     if root is not model:
         raise StateError(f"prepare the model before {type(model).__name__} wraps it")
+    if isinstance(method, RowMethod):
+        return prepare_rows(root, method, dry_run=dry_run)
+    if find(model) is not None:
+        raise StateError("this model is prepared already; attach() it, or detach() its handle first")
     if isinstance(method, RankMethod | DeltaMethod):
         started = begin_beside(model, method, seed)
         if not dry_run:
@@ -110,15 +115,27 @@ def attach(
 ) -> LayerHandle: ...
 
 
+@overload
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod | DeltaMethod | LayerMethod,
+    method: RowMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
     record: Sink | str | Path | None = None,
-) -> Handle | LayerHandle:
+) -> RowHandle: ...
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | RankMethod | DeltaMethod | LayerMethod | RowMethod,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    record: Sink | str | Path | None = None,
+) -> Handle | LayerHandle | RowHandle:
     """Let a fixed budget move to where it pays while an unchanged loop trains the model.
 
     Args:
@@ -126,8 +143,8 @@ def attach(
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
         schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that never
-            chooses layers again (`methods.topk`), or never moves what it holds (`methods.lora`, `methods.shira`), needs
-            none.
+            chooses layers again (`methods.topk`), never moves what it holds (`methods.lora`, `methods.shira`), or moves
+            rows as their ids come (`methods.touched_rows`), needs none.
         seed: of start places and random choices.
         record: a path to an event log, or an object with ``decision(event)``.
 
@@ -151,12 +168,14 @@ def attach(
     _check_model(model, method, seed)
     if schedule is None and isinstance(method, RankMethod | DeltaMethod) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
-    still = isinstance(method, LayerMethod) and schedule is None
+    still = isinstance(method, RowMethod) or (isinstance(method, LayerMethod) and schedule is None)
     if not still and not isinstance(schedule, Schedule):
         raise ConfigError(f"schedule is {schedule!r}; make one with realloc.every(n, until=..., total=...)")
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if isinstance(method, RowMethod):
+        return attach_rows(model, root_of(model), optimizer, method, _sink_of(record))
     sink = _sink_of(record)
     root, holdings = root_of(model), find(model)
     if isinstance(method, LayerMethod):
@@ -187,10 +206,12 @@ def attach(
     return _hook(model, Target(holdings, optimizer, fresh, moving.moments), moving, schedule, table, sink)
 
 
-def _check_model(model: nn.Module, method: Method | RankMethod | DeltaMethod | LayerMethod, seed: int) -> None:
+def _check_model(
+    model: nn.Module, method: Method | RankMethod | DeltaMethod | LayerMethod | RowMethod, seed: int
+) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if not isinstance(method, Method | RankMethod | DeltaMethod | LayerMethod):
+    if not isinstance(method, Method | RankMethod | DeltaMethod | LayerMethod | RowMethod):
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")

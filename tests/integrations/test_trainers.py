@@ -28,6 +28,7 @@ METHODS = {
     "random_ranks": lambda: methods.random_ranks(rank=2), "spiel": lambda: methods.spiel(budget=300, steps=2),
     "egeria": lambda: methods.egeria(0.9, tests=1, window=2),
     "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
+    "touched_rows": lambda: methods.touched_rows(30),
 }  # fmt: skip
 BESIDE = ("adalora", "random_ranks", "spiel")  # of these, what is beside frozen weights
 
@@ -182,7 +183,7 @@ def test_the_trainer_resumes_with_no_extra_call(name: str, tmp_path: Path) -> No
         assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
 
 
-@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel"])
+@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel", "touched_rows"])
 def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) -> None:
     made, callback = trainer(
         name, tmp_path, save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4,
@@ -213,7 +214,7 @@ def test_lightning_resumes_with_no_extra_call(name: str, tmp_path: Path) -> None
     lit_again, second = lit(name, 2)
     lit_again.fit(again, loader(), ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True)
     assert first.handle is not None and second.handle is not None
-    if name in ("topk", "layer_gradient", "timed"):  # whose choices do not hang on the length that each was told
+    if name in ("topk", "layer_gradient", "timed", "touched_rows"):  # whose choices do not hang on the length told
         alike(second.handle.state(), first.handle.state())
         for (key, mine), theirs in zip(weights(again).items(), weights(whole).values(), strict=True):
             assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key

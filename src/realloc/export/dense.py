@@ -8,6 +8,7 @@ from torch import nn
 
 from realloc.pool.holdings import find, root_of
 from realloc.pool.restore import densify
+from realloc.pool.rows import pools_of, take_out
 
 
 def dense(model: nn.Module) -> nn.Module:
@@ -33,4 +34,7 @@ def dense(model: nn.Module) -> nn.Module:
         densify(holdings)
         for name in [n for n in twin._buffers if n.startswith("realloc_")]:
             del twin._buffers[name]
+    for pool in pools_of(twin):
+        pool.sure()
+        take_out(pool, None, {})
     return twin

@@ -34,6 +34,8 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
             if old.exists():
                 shutil.rmtree(old)
         disk.make_folder(temporary)
+        if arm.rows is not None:
+            arm.rows.detach()
         below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
         pooled = {site.storage for site in arm.handle.sites.values()} if isinstance(arm.handle, Handle) else set()
         if "rank" in pooled:

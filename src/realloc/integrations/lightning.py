@@ -8,9 +8,7 @@ from typing import Any, final
 import lightning
 
 from realloc.errors import ConfigError
-from realloc.handle import Handle
-from realloc.integrations.plan import AnyMethod, Terms
-from realloc.layer_handle import LayerHandle
+from realloc.integrations.plan import AnyHandle, AnyMethod, Terms
 from realloc.record.sink import Sink
 
 
@@ -43,7 +41,7 @@ class ReallocCallback(lightning.Callback):  # type: ignore[misc]
         record: Sink | str | Path | None = None,
     ) -> None:
         self.terms = Terms(method, every, begin, until, seed, record)
-        self.handle: Handle | LayerHandle | None = None
+        self.handle: AnyHandle | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Before the optimizers are made."""

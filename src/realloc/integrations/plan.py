@@ -18,11 +18,14 @@ from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.row_method import RowMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.record.sink import Sink
+from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, every
 
-AnyMethod = Method | RankMethod | DeltaMethod | LayerMethod
+AnyMethod = Method | RankMethod | DeltaMethod | LayerMethod | RowMethod
+AnyHandle = Handle | LayerHandle | RowHandle
 
 
 @final
@@ -38,8 +41,8 @@ class Terms:
     record: Sink | str | Path | None
 
     def __post_init__(self) -> None:
-        moves = self.method.moves if isinstance(self.method, Method | LayerMethod | DeltaMethod) else True
-        if self.every is None and moves:
+        timed = isinstance(self.method, RankMethod) or (self.method.moves and not isinstance(self.method, RowMethod))
+        if self.every is None and timed:
             raise ConfigError(f"{self.method.name} moves; say how often: every=100 optimizer steps")
 
     def prepare(self, model: nn.Module) -> None:
@@ -49,7 +52,7 @@ class Terms:
         else:
             prepare(model, self.method, seed=self.seed)
 
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> Handle | LayerHandle:
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> AnyHandle:
         """Once the optimizer exists and a checkpoint, if there is one, is loaded.
 
         Raises:

@@ -8,9 +8,7 @@ from typing import Any, final
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realloc.errors import StateError
-from realloc.handle import Handle
-from realloc.integrations.plan import AnyMethod, Terms
-from realloc.layer_handle import LayerHandle
+from realloc.integrations.plan import AnyHandle, AnyMethod, Terms
 from realloc.record.sink import Sink
 
 
@@ -50,7 +48,7 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
         record: Sink | str | Path | None = None,
     ) -> None:
         self.terms = Terms(method, every, begin, until, seed, record)
-        self.handle: Handle | LayerHandle | None = None
+        self.handle: AnyHandle | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The Trainer is made: prepare its model."""

@@ -30,9 +30,10 @@ from realloc.methods.sparse_evolution import sparse_evolution
 from realloc.methods.spiel import spiel
 from realloc.methods.static import static
 from realloc.methods.topk import topk
+from realloc.methods.touched_rows import touched_rows
 
 __all__ = [
     "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet", "gse",
     "itop", "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient",
-    "rigl", "shira", "smet", "snfs", "sparse_evolution", "spiel", "static", "topk",
+    "rigl", "shira", "smet", "snfs", "sparse_evolution", "spiel", "static", "topk", "touched_rows",
 ]  # fmt: skip

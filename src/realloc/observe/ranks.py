@@ -62,6 +62,23 @@ class Ranks:
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX, group=self.group)
         return tensor.tolist()
 
+    def union(self, ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids of all ranks, int64, ascending, each once, and how often each came in all. Called by all, or by none."""
+        if not self.several:
+            return ids, counts
+        world = torch.distributed.get_world_size(self.group)
+        sizes = self.largest(
+            [ids.numel() if rank == torch.distributed.get_rank(self.group) else 0 for rank in range(world)]
+        )
+        mine = torch.zeros(2, max(1, *sizes), dtype=torch.int64)
+        mine[0, : ids.numel()], mine[1, : ids.numel()] = ids.cpu(), counts.cpu()
+        everyone = [torch.empty_like(mine) for _ in range(world)]
+        torch.distributed.all_gather(everyone, mine, group=self.group)
+        whole = torch.cat([part[:, :size] for part, size in zip(everyone, sizes, strict=True)], 1)
+        found, places = torch.unique(whole[0], return_inverse=True)
+        totals = torch.zeros_like(found).index_add(0, places, whole[1])
+        return found.to(ids.device), totals.to(ids.device)
+
     def agree(self, plan: Plan, stamp: int) -> Plan:
         """Rank 0's plan, on every rank.
 

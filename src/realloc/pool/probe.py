@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from realloc.errors import ConfigError
 
 Group = dict[str, Any]
+MASKED = 'Use masked storage instead: method.on(storage="masked"), or an elementwise optimizer such as AdamW or SGD'
 
 
-def fresh_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor) -> dict[str, float]:
+def fresh_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor, remedy: str = MASKED) -> dict[str, float]:
     """What a fresh instance writes into the state of a slot at value zero with gradient zero, by key.
 
     Raises:
@@ -28,7 +29,7 @@ def fresh_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor) ->
     """
     name = type(optimizer).__name__
     try:
-        _compare_whole_and_parts(optimizer, group, like)
+        _compare_whole_and_parts(optimizer, group, like, remedy)
         slot = _parameter(torch.zeros(2, 1, dtype=like.dtype, device=like.device))
         twin = _twin(optimizer, group, [slot])
         slot.grad = torch.zeros_like(slot)
@@ -37,18 +38,15 @@ def fresh_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor) ->
     except ConfigError:
         raise
     except Exception as error:  # a foreign optimizer may raise anything; it becomes one refusal with its reason
-        raise refusal(name, f"a trial step of it failed: {type(error).__name__}: {error}") from error
+        raise refusal(name, f"a trial step of it failed: {type(error).__name__}: {error}", remedy) from error
 
 
-def refusal(name: str, reason: str) -> ConfigError:
+def refusal(name: str, reason: str, remedy: str = MASKED) -> ConfigError:
     """The one message for optimizers whose slots cannot be moved."""
-    return ConfigError(
-        f"optimizer {name} cannot share a pool: {reason}. "
-        'Use masked storage instead: method.on(storage="masked"), or an elementwise optimizer such as AdamW or SGD'
-    )
+    return ConfigError(f"optimizer {name} cannot share a pool: {reason}. {remedy}")
 
 
-def _compare_whole_and_parts(optimizer: torch.optim.Optimizer, group: Group, like: Tensor) -> None:
+def _compare_whole_and_parts(optimizer: torch.optim.Optimizer, group: Group, like: Tensor, remedy: str) -> None:
     name = type(optimizer).__name__
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(12, 1, generator=generator, dtype=torch.float64).to(like)
@@ -61,12 +59,11 @@ def _compare_whole_and_parts(optimizer: torch.optim.Optimizer, group: Group, lik
         two.step()
     for key, value in one.state[whole].items():
         if torch.is_tensor(value) and value.numel() > 1 and value.shape != whole.shape:
-            raise refusal(
-                name, f"its state {key!r} has shape {tuple(value.shape)} for a parameter {tuple(whole.shape)}"
-            )
+            reason = f"its state {key!r} has shape {tuple(value.shape)} for a parameter {tuple(whole.shape)}"
+            raise refusal(name, reason, remedy)
     tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 5e-2
     if not torch.allclose(whole, torch.cat([p.detach() for p in parts]), rtol=tolerance, atol=tolerance * 1e-2):
-        raise refusal(name, "a tensor stepped whole and stepped in two parts ends differently")
+        raise refusal(name, "a tensor stepped whole and stepped in two parts ends differently", remedy)
 
 
 def _parameter(values: Tensor) -> nn.Parameter:

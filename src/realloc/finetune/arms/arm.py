@@ -17,6 +17,7 @@ from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.record.sink import Sink
 from realloc.record.state import Stateful
+from realloc.row_handle import RowHandle
 from realloc.train.config import Setting
 
 HEAD_RATE: Final = 1e-3  # the least a new head trains at
@@ -31,6 +32,7 @@ class Arm:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     handle: Handle | LayerHandle | None = None
+    rows: RowHandle | None = None  # of the token table, beside whatever else moves
     adapter: Any = None  # peft's model, where there is one
     penalty: Callable[[], Tensor] | None = None  # added to the loss
     moved: Callable[[int], None] | None = None  # called with the step's number, gradients still alive

@@ -10,6 +10,7 @@ from realloc.attach import attach
 from realloc.cache.settings import Cache
 from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
+from realloc.finetune.arms.rows import ROWS, touched
 from realloc.finetune.weights import Loaded
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
@@ -35,9 +36,10 @@ def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]
     def make(loaded: Loaded, order: Order) -> Arm:
         optimizer = optimizer_of(loaded, order.rate)
         chosen = recipe(order.settings, order.cache)
+        rows = touched(loaded, optimizer, order) if ROWS in order.settings else None
         schedule = every(max(1, order.steps // turns), total=max(2, order.steps)) if chosen.moves else None
         handle = attach(loaded.model, optimizer, chosen, schedule=schedule, seed=order.seed, record=order.sink)
-        return Arm(loaded.model, optimizer, handle)
+        return Arm(loaded.model, optimizer, handle, rows)
 
     return make
 
@@ -60,18 +62,18 @@ def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
 
 LAYERS: Final[Mapping[str, Kind]] = {
     "autofreeze": Kind(
-        layers(lambda s, cache: autofreeze(s["percentile"], cache=cache)), 3e-4, {"percentile": 50.0},
+        layers(lambda s, cache: autofreeze(s["percentile"], cache=cache)), 3e-4, {"percentile": 50.0, ROWS: True},
         moves=True,
     ),
     "badam": Kind(layers(lambda s, _: badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
     "egeria": Kind(  # the rate falls to zero in a line, which is no drop: nothing thaws
         layers(lambda s, cache: egeria(s["tolerance"], tests=s["tests"], thaw=math.inf, cache=cache), TESTS), 3e-4,
-        {"tolerance": 0.2, "tests": 3}, moves=True,
+        {"tolerance": 0.2, "tests": 3, ROWS: True}, moves=True,
     ),
     "layer_gradient": Kind(
         layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
     ),
-    "lisa": Kind(layers(lambda s, _: lisa(s["layers"])), 3e-4, {"layers": 2}, moves=True),
+    "lisa": Kind(layers(lambda s, _: lisa(s["layers"])), 3e-4, {"layers": 2, ROWS: True}, moves=True),
     "random_layers": Kind(
         layers(lambda s, _: random_layers(s["share"])), 1e-3, {"share": 0.6}, moves=True
     ),

@@ -1,0 +1,176 @@
+"""Attaching a method over embedding rows: the hooks that go on the model and on its optimizer."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.bind import check_optimizer_state
+from realloc.errors import StateError
+from realloc.methods.row_method import RowMethod
+from realloc.observe.ranks import ranks_of
+from realloc.plan import StartPlan
+from realloc.pool.rows import BUFFERS, KEY, check_rows, loaded, pools_of, take_out
+from realloc.prepare_rows import bind_rows, build_rows, describe_rows, plan_rows, rows_under
+from realloc.record.events import EventLog
+from realloc.record.sink import Sink
+from realloc.row_handle import RowHandle
+from realloc.rows import RowEngine
+
+LINK: Final = "realloc_row_link"
+WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
+IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: ranks give rows alike, so nothing is broadcast
+_SERVES: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # of a model whose rows are attached
+
+
+@final
+class Link:
+    """The way from a model to its engine; a copy or a pickle has none."""
+
+    def __init__(self, table: StartPlan | None = None) -> None:
+        self.table = table
+        self.hooks: list[Any] = []
+        self.engine: RowEngine | None = None
+        self.plain: list[bool] = []  # of a load under way: by table, whether the state is a plain model's
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        return Link()
+
+    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
+        return (Link, ())
+
+
+def prepare_rows(root: nn.Module, method: RowMethod, *, dry_run: bool) -> StartPlan:
+    """Put the tables on pools before DDP wraps the model; called by `prepare`, which has checked the types."""
+    choice = plan_rows(root, method)
+    table = describe_rows(choice, method)
+    if not dry_run:
+        build_rows(choice, method)
+        _hook_model(root, table)
+    return table
+
+
+def attach_rows(
+    model: nn.Module, root: nn.Module, optimizer: torch.optim.Optimizer, method: RowMethod, sink: Sink | None
+) -> RowHandle:
+    """Let tables train their touched rows; called by `attach`, which has checked the types.
+
+    Raises:
+        ConfigError: the model or the optimizer does not allow it. Nothing was changed then.
+        StateError: attached already, or wrapped before it was prepared.
+    """
+    pools, link = pools_of(root), _link_of(root)
+    if pools and (link is None or link.table is None or link.engine is not None):
+        raise StateError(
+            "this model's embeddings are on pools already; detach() the first handle, or attach the model that was "
+            "prepared, not a copy of it"
+        )
+    if optimizer in _SERVES:
+        raise StateError(
+            "this optimizer serves the rows of another model; detach() that handle first, or put both models into one "
+            "nn.ModuleDict and attach that"
+        )
+    if link is not None and link.table is not None:
+        bound, table = bind_rows(pools, optimizer, method), link.table
+    else:
+        if type(model).__name__ in WRAPPERS:
+            raise StateError(f"prepare() the model before {type(model).__name__} wraps it: it has read the shapes")
+        bound, choice = rows_under(root, optimizer, method)
+        table = describe_rows(choice, method)
+        link = _hook_model(root, table)
+    ranks = ranks_of(model)
+    engine = RowEngine(
+        bound.pools, optimizer, bound.fresh, ranks=ranks,
+        sink=None if isinstance(sink, EventLog) and not ranks.first else sink,
+    )  # fmt: skip
+    ranks.check_stamp(engine.stamp(), "after attach")
+    _hook(root, link, engine)
+    return RowHandle(engine, table)
+
+
+def _hook(root: nn.Module, link: Link, engine: RowEngine) -> None:
+    optimizer = engine.optimizer
+    fresh = {pool.parameter: engine.fresh[pool.site.name] for pool in engine.pools}
+
+    def before_load(_: Any, state: dict[str, Any]) -> None:
+        check_optimizer_state(optimizer, state, fresh)
+        engine.unchecked = True
+
+    hooks: list[Any] = [
+        optimizer.register_step_pre_hook(engine.before_step),
+        optimizer.register_step_post_hook(engine.after_step),
+        optimizer.register_state_dict_pre_hook(lambda _: engine.mark()),
+        optimizer.register_load_state_dict_pre_hook(before_load),
+    ]
+    for pool in engine.pools:
+        pool.site.hear = engine.hear
+    link.engine = engine
+    _SERVES.add(optimizer)
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+        _unhook_model(root, link)
+        for pool in engine.pools:
+            take_out(pool, optimizer, engine.fresh[pool.site.name])
+        engine.unmark()
+        _SERVES.discard(optimizer)
+        engine.undo = None
+
+    engine.undo = undo
+    if not engine.marked:  # else its state was loaded already
+        engine.restamp()
+        engine.unchecked = False
+
+
+def _hook_model(root: nn.Module, table: StartPlan) -> Link:
+    link = Link(table)
+    link.hooks = [
+        root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
+    ]
+    root.__dict__[LINK] = link
+    ours = [pool.site.name.removesuffix("weight") + key for pool in pools_of(root) for key in BUFFERS]
+    root.__dict__[IGNORED] = [*root.__dict__.get(IGNORED, []), *ours]
+    return link
+
+
+def _unhook_model(root: nn.Module, link: Link) -> None:
+    for hook in link.hooks:
+        hook.remove()
+    root.__dict__.pop(LINK, None)
+    rest = [name for name in root.__dict__.pop(IGNORED, []) if not name.endswith(BUFFERS)]
+    if rest:
+        root.__dict__[IGNORED] = rest
+
+
+def _link_of(root: nn.Module) -> Link | None:
+    link = root.__dict__.get(LINK)
+    return link if isinstance(link, Link) else None
+
+
+def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    link = _link_of(module)
+    if link is None:
+        return
+    pools = pools_of(module)
+    link.plain = [check_rows(pool, state, prefix + pool.site.name.removesuffix("weight")) for pool in pools]
+    for pool in pools:
+        name = prefix + pool.site.name.removesuffix("weight")
+        if name + KEY not in state:  # a plain model's state says nothing of them: they stay
+            state.update({name + KEY: pool.parameter, **{name + key: pool.module.get_buffer(key) for key in BUFFERS}})
+    if link.engine is not None:
+        link.engine.mark()
+
+
+def _after_load(module: nn.Module, incompatible: Any) -> None:
+    link = _link_of(module)
+    if link is None:
+        return
+    for pool, plain in zip(pools_of(module), link.plain, strict=True):
+        loaded(pool, plain)
+    if link.engine is not None:
+        link.engine.unchecked = True
