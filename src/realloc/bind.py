@@ -67,11 +67,11 @@ def prepare_ranks_under(root: nn.Module, optimizer: torch.optim.Optimizer, metho
     The weights stay where they are in the groups; frozen, they get no gradient, so the optimizer skips them.
     """
     start = plan_ranks(root, method)
-    group_index = _groups_of({layer.name: layer.weight for layer in start.choice.layers}, optimizer)
+    group_index = _groups_of({layer.name: layer.parameter for layer in start.choice.layers}, optimizer)
     _check_beside({name: root.get_parameter(name) for name in start.choice.trained}, optimizer)
     table = describe_ranks(root, start, method)
     probes = {
-        index: fresh_state(optimizer, optimizer.param_groups[index], start.choice.layers[0].weight)
+        index: fresh_state(optimizer, optimizer.param_groups[index], start.choice.layers[0].parameter)
         for index in set(group_index.values())
     }
     order: list[Tensor | str] = [p for group in optimizer.param_groups for p in group["params"]]
@@ -79,8 +79,7 @@ def prepare_ranks_under(root: nn.Module, optimizer: torch.optim.Optimizer, metho
     fresh = {}
     for pool in holdings.flats:
         first = pool.sites[0].name
-        weight = next(layer.weight for layer in start.choice.layers if layer.name == first)
-        assert isinstance(weight, nn.Parameter)
+        weight = next(layer.parameter for layer in start.choice.layers if layer.name == first)
         replace(optimizer, [(first, weight)], [(pool.key, pool.parameter), (first, weight)])
         fresh[pool.parameter] = probes[group_index[first]]
     return Bound(table, holdings, fresh, {}, order)

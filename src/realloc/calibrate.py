@@ -18,6 +18,7 @@ from realloc.observe.rank_probe import Probed
 from realloc.pool.holdings import find
 from realloc.prepare_ranks import budget_of, seats_of
 from realloc.sites.listening import listening
+from realloc.sites.turned import upright
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -103,7 +104,7 @@ def _losses(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Iterator[tu
 
 def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], loss: Loss) -> list[Tensor | None]:
     """Mean gradient of each layer's weight; None where the loss does not depend on it."""
-    weights = [layer.weight for layer in layers]
+    weights = [layer.parameter for layer in layers]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for weight in weights:
@@ -116,7 +117,10 @@ def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]
             if gradient is not None:
                 sums[i] = gradient.float() if known is None else known + gradient
         count += 1
-    return [None if total is None else total / count for total in sums]
+    return [
+        None if total is None else upright(layer.module, total) / count
+        for layer, total in zip(layers, sums, strict=True)
+    ]
 
 
 @final

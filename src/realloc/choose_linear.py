@@ -14,6 +14,7 @@ from realloc.errors import ConfigError, nearest, plain
 from realloc.kernels.finite import all_finite
 from realloc.methods.rank_method import RankWhere
 from realloc.sites.adopt import Adopted, adopted_layers
+from realloc.sites.turned import is_linear, turned, upright
 
 PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 
@@ -21,18 +22,23 @@ PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 @final
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer that may hold ranks."""
+    """A linear layer that may hold ranks: an `nn.Linear`, or the `Conv1D` of transformers."""
 
     name: str  # of its weight
-    module: nn.Linear
+    module: nn.Module
     adopted: Adopted | None = None  # what a peft model has there
 
     @property
-    def weight(self) -> Tensor:
-        """Its weight ``[out, in]``."""
+    def parameter(self) -> nn.Parameter:
+        """Its weight as it is stored."""
         found = self.module._parameters["weight"]
         assert found is not None
         return found
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight ``[out, in]``, a view."""
+        return upright(self.module, self.parameter)
 
 
 @final
@@ -48,7 +54,8 @@ class Choice:
 def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
     """Split a model into layers with ranks, parts that train in full, and the frozen rest. Changes nothing.
 
-    By default every plain `nn.Linear` may hold ranks, except those of the task head and an output embedding. The head
+    By default every plain `nn.Linear` and every `Conv1D` of transformers may hold ranks, except those of the task head
+    and an output embedding. The head
     is all that stands beside the base model of a transformers model; elsewhere, the last `nn.Linear` that the model
     declares. An output embedding is no head: it stays frozen.
 
@@ -59,7 +66,7 @@ def choose_layers(root: nn.Module, where: RankWhere) -> Choice:
     if adopted:
         return _adopt(root, where, adopted)
     modules = dict(root.named_modules())
-    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
+    linear = {name: m for name, m in modules.items() if is_linear(m)}
     output = _output_embedding(root)
     head = _head(root, linear, output) if where.train is None else _matched(modules, where.train, "train")
     within = {name for name in modules if any(name == h or name.startswith(f"{h}.") for h in head)}
@@ -112,7 +119,7 @@ def _trained(root: nn.Module, within: set[str], layers: Sequence[Layer]) -> tupl
     return tuple(found)
 
 
-def _head(root: nn.Module, linear: dict[str, nn.Linear], output: nn.Module | None) -> set[str]:
+def _head(root: nn.Module, linear: dict[str, nn.Module], output: nn.Module | None) -> set[str]:
     base = getattr(root, "base_model_prefix", "")
     if base and isinstance(root._modules.get(base), nn.Module):
         beside = [(name, child) for name, child in root.named_children() if name != base and child is not output]
@@ -136,9 +143,9 @@ def _shared(root: nn.Module) -> dict[int, int]:
     return counts
 
 
-def _unfit(module: nn.Linear, shared: dict[int, int]) -> str | None:
+def _unfit(module: nn.Module, shared: dict[int, int]) -> str | None:
     weight = module._parameters.get("weight")
-    if type(module) not in PLAIN:
+    if type(module) not in PLAIN and not turned(module):
         return f"a {type(module).__name__} is no plain nn.Linear (quantised, lazy or of another library)"
     if weight is None:
         return "it has no weight of its own (a parametrization holds it)"
@@ -154,12 +161,12 @@ def _unfit(module: nn.Linear, shared: dict[int, int]) -> str | None:
 def _checked(layer: Layer) -> Layer:
     if layer.weight.is_meta:
         raise ConfigError(f"{plain(layer.name)} is on the meta device; materialise the model first")
-    if not all_finite(layer.weight.detach()):
+    if not all_finite(layer.parameter.detach()):
         raise ConfigError(f"{plain(layer.name)} has NaN or Inf among its weights; load the model anew")
     return layer
 
 
-def _named(modules: dict[str, nn.Module], linear: dict[str, nn.Linear], patterns: tuple[str, ...]) -> set[str]:
+def _named(modules: dict[str, nn.Module], linear: dict[str, nn.Module], patterns: tuple[str, ...]) -> set[str]:
     """Linear layers that patterns name. A pattern that matches modules, but no linear one, says which."""
     found: set[str] = set()
     for pattern in patterns:
@@ -174,7 +181,7 @@ def _named(modules: dict[str, nn.Module], linear: dict[str, nn.Linear], patterns
     return found
 
 
-def _matched(modules: dict[str, nn.Linear] | dict[str, nn.Module], patterns: tuple[str, ...], word: str) -> set[str]:
+def _matched(modules: dict[str, nn.Module], patterns: tuple[str, ...], word: str) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         hits = _hits(modules, pattern)
@@ -184,7 +191,7 @@ def _matched(modules: dict[str, nn.Linear] | dict[str, nn.Module], patterns: tup
     return found
 
 
-def _hits(modules: dict[str, nn.Linear] | dict[str, nn.Module], pattern: str) -> set[str]:
+def _hits(modules: dict[str, nn.Module], pattern: str) -> set[str]:
     if not isinstance(pattern, str):
         raise ConfigError(f"layer pattern {pattern!r} is no string; use names such as '*query*' or 'encoder.*'")
     return {name for name in modules if fnmatchcase(name, pattern) or fnmatchcase(f"{name}.weight", pattern)}

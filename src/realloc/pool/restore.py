@@ -10,7 +10,7 @@ from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.ranks import RankPool
 from realloc.sites.packed import PackedLinear, PackedSite, unpack
-from realloc.sites.rank import RankLinear, drop_ranks
+from realloc.sites.rank import Ranked, drop_ranks, frozen_weight
 
 ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_params_and_buffers_to_ignore")
 
@@ -32,7 +32,7 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     for module in list(holdings.owner.modules()):
         if isinstance(module, PackedLinear):
             unpack(module, by_site[id(module.realloc_site)].parameter)
-        elif isinstance(module, RankLinear):
+        elif isinstance(module, Ranked):
             _merge(module)
     named = dict(holdings.owner.named_parameters())
     for name in holdings.frozen:
@@ -47,10 +47,9 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     return taken
 
 
-def _merge(module: RankLinear) -> None:
+def _merge(module: Ranked) -> None:
     a, b = module.realloc_site.factors()
-    base = module._parameters["weight"]
-    assert base is not None
+    base = frozen_weight(module)
     part = (b.t() @ a).mul_(module.realloc_site.scale)
     base.copy_(base.to(part.dtype) + part)
     drop_ranks(module)
