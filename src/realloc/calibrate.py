@@ -23,7 +23,9 @@ from realloc.sites.turned import upright
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, loss: Loss | None = None) -> RankMethod:
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], method: RankMethod, *, loss: Loss | None = None, seed: int = 0
+) -> RankMethod:
     """Measure a few batches and fill in the ranks of a method that chooses them before training.
 
     The model computes as in evaluation, without dropout; nothing of it changes. In a run of several processes give each
@@ -34,6 +36,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, l
         batches: a few, such as five; each a dict of what the model takes, with labels, unless ``loss`` knows better.
         method: such as `methods.eva(rank=8)`.
         loss: ``(model, batch) -> loss``; by default ``model(**batch).loss``.
+        seed: of the rows of A, where a method draws them here, since B depends on them (`methods.gora`).
 
     Returns:
         The same method with its ranks, for `prepare` and `attach`.
@@ -73,9 +76,11 @@ def calibrate(model: nn.Module, batches: Iterable[Any], method: RankMethod, *, l
         for s, layer, found in zip(seats, layers, measured, strict=True)
     ]
     budget = budget_of(method, seats)
-    allotted = probe.choose(probed, budget)
+    allotted = probe.choose(probed, budget, seed)
     ranks = tuple((s.name.removesuffix(".weight"), n) for s, n in zip(seats, allotted.ranks, strict=True))
-    return replace(method, rank=None, budget=budget, ranks=ranks, rows=allotted.rows, probe=None)
+    return replace(
+        method, rank=None, budget=budget, ranks=ranks, rows=allotted.rows, rows_b=allotted.rows_b, probe=None
+    )
 
 
 _FIELDS = {"input": "spread", "gradient": "gradient"}

@@ -63,6 +63,7 @@ class RankMethod:
     ranks: tuple[tuple[str, int], ...] = ()  # of each layer by name, instead of `rank`; `budget` may be more
     probe: RankProbe | None = None  # chooses `ranks` from a few batches: `realloc.calibrate`
     rows: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of A, where ranks start with given ones
+    rows_b: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of B beside them; else it is zero
     where: RankWhere = field(default_factory=RankWhere)
 
     moments: ClassVar[Literal["zero"]] = "zero"  # a new rank starts with none
