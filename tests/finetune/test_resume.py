@@ -174,8 +174,8 @@ def test_bad_input_gives_the_folder_up_again(tiny: Path, judging: Path, tmp_path
     with pytest.raises(ConfigError, match="every label"):
         finetune(config(tiny, flat, judging, "full"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="one LoRA rank"):  # found after the weights are loaded
-        finetune(config(tiny, judging, judging, "lora", budget="500"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="cheapest LoRA rank"):  # found after the weights are loaded
+        finetune(config(tiny, judging, judging, "lora", budget="150"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

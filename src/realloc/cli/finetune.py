@@ -14,7 +14,7 @@ import realloc.finetune.arms.table as arms
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
 from realloc.finetune.config import FinetuneConfig, finetune_config
-from realloc.finetune.preview import preview
+from realloc.finetune.preview import account, preview
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.run import check_same
 from realloc.finetune.run import finetune as finetune_run
@@ -123,6 +123,7 @@ def _told(result: FinetuneResult) -> str:
         [f"test {result.metric}", text.measure(result.metric, result.test_metric)],
         ["held out", ", ".join(f"{key} {value:.4f}" for key, value in result.held.items())],
         ["trained", f"{result.trainable:,} of {result.parameters:,} parameters, learning rate {result.lr:g}"],
+        *([] if result.ledger is None else [["ledger", account(result.ledger)]]),
         ["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps, {result.epochs:.3g} epochs"],
         ["memory", f"{text.size(result.peak_bytes)} over the loaded weights; optimizer state "
                    f"{text.size(result.optimizer_bytes)}, cache {text.size(result.cached_bytes)}"],

@@ -10,7 +10,7 @@ from typing import Any, Final, final
 import torch
 
 from realloc.errors import plain
-from realloc.finetune.arms.arm import Arm
+from realloc.finetune.arms.arm import Arm, ledger_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import decide
 from realloc.finetune.scene import Scene, prepared
@@ -46,6 +46,7 @@ class Preview:
     steps: int
     trainable: int
     parameters: int
+    ledger: Mapping[str, int] | None
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
@@ -71,11 +72,18 @@ class Preview:
             f"  texts: {self.texts:,} to train on, {self.held_out:,} held out, {self.judged:,} to judge by",
             f"  budget: {self.budget or 'none'}; {self.steps:,} steps; trains {self.trainable:,} of "
             f"{self.parameters:,} parameters, the head among them",
+            *([] if self.ledger is None else [f"  ledger: {account(self.ledger)}"]),
             *(f"    {plain(name)}: {word}" for name, word in self.layers.items()),
             f"  memory: {memory}",
             f"  time: about {self.seconds:.0f} s, from a few timed steps on batches of three lengths",
         ]
         return "\n".join(lines)
+
+
+def account(ledger: Mapping[str, int]) -> str:
+    """The ledger in words."""
+    parts = " + ".join(f"{ledger[name]:,} {name}" for name in ("head", "held", "parked"))
+    return f"{ledger['budget']:,} parameters = {parts}"
 
 
 def _mb(value: int) -> str:
@@ -92,6 +100,7 @@ def preview(config: FinetuneConfig) -> Preview:
         names = blocks_of(scene.loaded.base).names
         deciding = time.perf_counter() - began
         arm = begun(scene, decided)
+        ledger = ledger_of(arm)  # before the timed steps: ranks may move in them
         first, later = _timed(scene, arm)
     seconds, steps = decided.length.seconds, decided.length.steps
     if seconds is None:
@@ -100,7 +109,7 @@ def preview(config: FinetuneConfig) -> Preview:
     else:
         steps = max(1, int(seconds / (later * scene.train.tokens / scene.train.per_epoch)))
     blocks = blocks_of(scene.loaded.base)
-    ranked = arm.handle.sites if isinstance(arm.handle, Handle) else {}
+    ranked = [s.name for s in arm.handle.sites.values() if s.held] if isinstance(arm.handle, Handle) else []
     words = dict.fromkeys(names, "dropped")
     for name, module in zip(blocks.names, blocks.modules, strict=True):
         held = any(p.requires_grad for p in module.parameters())
@@ -112,8 +121,9 @@ def preview(config: FinetuneConfig) -> Preview:
         method=config.method, used=decided.method, settings=dict(decided.settings), budget=config.budget,
         why=decided.why, layers=words, texts=len(scene.train.rows),
         held_out=len(scene.held.rows), judged=0 if scene.test is None else len(scene.test.rows), steps=steps,
-        trainable=numbers, parameters=whole, weight_bytes=FLOAT * whole, gradient_bytes=FLOAT * numbers,
-        optimizer_bytes=2 * FLOAT * numbers, activation_bytes=rest, peak_bytes=peak.bytes, seconds=seconds,
+        trainable=numbers, parameters=whole, ledger=ledger, weight_bytes=FLOAT * whole,
+        gradient_bytes=FLOAT * numbers, optimizer_bytes=2 * FLOAT * numbers, activation_bytes=rest,
+        peak_bytes=peak.bytes, seconds=seconds,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 import realloc.finetune.arms.table as arms
 from realloc.cache.settings import Cache
 from realloc.finetune.aim import Judged
-from realloc.finetune.arms.arm import Arm, Order
+from realloc.finetune.arms.arm import Arm, Order, ledger_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
@@ -130,7 +130,7 @@ def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Jud
         train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
         save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
         trainable=sum(p.numel() for p in arm.model.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in arm.model.parameters()),
+        parameters=sum(p.numel() for p in arm.model.parameters()), ledger=ledger_of(arm),
         optimizer_bytes=moments_bytes(arm.optimizer, arm.model.parameters()),
         cached_bytes=0 if handle is None else handle.cached_bytes,
         peak_bytes=account.peak_bytes, train_peak_bytes=account.train_peak_bytes, mapped_bytes=account.mapped_bytes,

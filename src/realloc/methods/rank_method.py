@@ -109,6 +109,19 @@ class RankMethod:
                 raise ConfigError(f"{name} is the string {value!r}; use a tuple of patterns: ({value!r},)")
         return replace(self, where=RankWhere(layers or None, tuple(exclude), None if train is None else tuple(train)))
 
+    def at_most(self) -> RankMethod:
+        """The same method with its budget as the most that it ever holds, also where it starts with more than it keeps.
+
+        >>> from realloc.schedule import linear
+        >>> cut = RankMethod("cut", budget=90, held=linear(1.5, 1.0)).at_most()
+        >>> cut.share(0.0) * 90, cut.share(1.0) * 90
+        (90.0, 60.0)
+        """
+        peak = max(self.share(0.0), self.share(1.0))
+        if self.held is None or peak == 1.0 or not peak:
+            return self
+        return replace(self, held=replace(self.held, start=self.held.start / peak, end=self.held.end / peak))
+
     @property
     def asked(self) -> str:
         """What it was asked for, in words."""

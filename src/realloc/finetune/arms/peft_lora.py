@@ -67,16 +67,17 @@ def rank_of(settings: Mapping[str, Setting], key: str = "rank") -> int:
 
 def targets(loaded: Loaded) -> dict[str, Any]:
     """Which layers get adapters, in peft's words: every linear layer of the blocks, by its full name."""
-    found = _linear(loaded)
+    found = linear_of(loaded)
     return {"target_modules": [name for name, _ in found], "fan_in_fan_out": any(turned(m) for _, m in found)}
 
 
 def one_rank(loaded: Loaded) -> int:
     """Parameters that one rank takes on every layer."""
-    return sum(sum(module.weight.shape) for _, module in _linear(loaded))
+    return sum(sum(module.weight.shape) for _, module in linear_of(loaded))
 
 
-def _linear(loaded: Loaded) -> list[tuple[str, Any]]:
+def linear_of(loaded: Loaded) -> list[tuple[str, Any]]:
+    """The linear layers of the blocks of the base, by name."""
     blocks = blocks_of(loaded.base)
     found = [
         (f"{name}.{inner}", module)
