@@ -147,9 +147,17 @@ def test_a_budget_of_parameters_sets_peft_s_rank_or_layers_at_most(tiny: Path, t
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "topk", "focus", "lisa"])
-def test_a_budget_of_seconds_ends_the_run_with_a_rate_of_zero(name: str, tiny: Path, table: Path) -> None:
-    found = run(tiny, table, method=name, budget="2s", epochs=None)
-    assert 1.5 < found.train_seconds < 4 and found.steps > 3
+def test_a_budget_of_seconds_holds_all_that_train_seconds_counts(name: str, tiny: Path, table: Path) -> None:
+    found = run(tiny, table, method=name, budget="3s", epochs=None)
+    assert 2.4 < found.train_seconds <= 3.0 and found.steps > 3
+
+
+def test_a_budget_of_seconds_that_pays_for_no_step_is_refused(tiny: Path, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0\.001 s pays for no step: .* and judging 24 held-out texts will take"):
+        run(tiny, table, tmp_path / "out", method="full", budget="0.001s", epochs=None)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="pays for no step"):
+        preview(config(tiny, table, method="full", budget="0.001s", epochs=None))
 
 
 def test_regression_foretells_numbers_in_their_own_unit(tiny: Path, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from realloc.errors import plain
 from realloc.finetune.arms.arm import Arm, ledger_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import decide
+from realloc.finetune.guide import Guide
 from realloc.finetune.scene import Scene, prepared
 from realloc.finetune.session import begun
 from realloc.handle import Handle
 from realloc.sites.blocks import blocks_of
+from realloc.train.loop import Clock
 from realloc.train.memory import Peak
 
 FLOAT: Final = 4  # bytes of a float32
@@ -31,7 +33,7 @@ class Preview:
     ``weight``, ``gradient`` and ``optimizer`` bytes are counted: 4, 4 and 8 for each parameter that they concern.
     ``peak_bytes`` is measured over the timed steps, as anonymous memory over the loaded weights; ``activation_bytes``
     is what remains of it without gradients and optimizer: activations, the arm's own weights, and all else.
-    ``seconds``: of the run, without the judgement of the held-out texts.
+    ``seconds``: of the run, without the judgement of the held-out texts; with a budget of seconds, all of that.
     """
 
     method: str
@@ -95,19 +97,22 @@ def preview(config: FinetuneConfig) -> Preview:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     scene = prepared(config)
     with torch.random.fork_rng(devices=[]), Peak() as peak:
-        began = time.perf_counter()
+        clock = Clock()
+        clock.start()
         decided = decide(scene)
         names = blocks_of(scene.loaded.base).names
-        deciding = time.perf_counter() - began
         arm = begun(scene, decided)
+        clock.stop()
+        guide = Guide(decided.length, clock)
+        guide.start(len(scene.held.rows))
         ledger = ledger_of(arm)  # before the timed steps: ranks may move in them
         first, later = _timed(scene, arm)
     seconds, steps = decided.length.seconds, decided.length.steps
     if seconds is None:
         epochs = steps / scene.train.per_epoch
-        seconds = deciding + scene.train.tokens * (first * min(1.0, epochs) + later * max(0.0, epochs - 1))
+        seconds = clock.seconds + scene.train.tokens * (first * min(1.0, epochs) + later * max(0.0, epochs - 1))
     else:
-        steps = max(1, int(seconds / (later * scene.train.tokens / scene.train.per_epoch)))
+        steps = max(1, int(guide.left / (later * scene.train.tokens / scene.train.per_epoch)))
     blocks = blocks_of(scene.loaded.base)
     ranked = [s.name for s in arm.handle.sites.values() if s.held] if isinstance(arm.handle, Handle) else []
     words = dict.fromkeys(names, "dropped")

@@ -15,6 +15,7 @@ from realloc.finetune.arms.arm import Arm, Order, ledger_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
+from realloc.finetune.guide import Guide
 from realloc.finetune.keep import Account, Keep
 from realloc.finetune.moving import frozen_names
 from realloc.finetune.result import FinetuneResult
@@ -88,13 +89,17 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
         if keep:
             keep.write_decided(decided)
     arm = begun(scene, decided, keep)
-    watch = Watch(scene, decided, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
+    guide = Guide(decided.length, clock, keep.course() if keep else None, keep.write_course if keep else None)
+    watch = Watch(scene, guide, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
     torch.manual_seed(scene.config.seed)
     if keep and found:
         watch.resume(keep.restore(found, arm))
         clock.start()
-    peak.training()
-    steps = fit(arm, scene.train, scene.aim, decided.length, clock, found.step if found else 0, watch)
+    else:
+        guide.start(len(scene.held.rows))
+    with clock.apart("setup"):  # it collects garbage, which may take half a second
+        peak.training()
+    steps = fit(arm, scene.train, scene.aim, guide, found.step if found else 0, watch)
     held = scene.aim.judge(arm.model, scene.held)
     clock.stop()
     peak.look()
