@@ -14,6 +14,7 @@ from realloc.modes import as_it_was
 
 SAMPLE: Final = 16  # held-out rows that are timed
 MARGIN: Final = 1.3  # of judging: adapters that are not there yet, and a machine that is not always as fast
+SLACK: Final = 0.005  # of the seconds, for what nobody measures
 STEP: Final = 2.5  # passes forward that a step is thought to cost, before one was taken
 LEAST: Final = 100  # steps of the first guess: a run that turns out shorter has not left its warm-up too soon
 
@@ -37,4 +38,4 @@ def foreseen(scene: Scene, seconds: float) -> Length:
         scene.aim.losses(model, batch, labels)
         token = (time.perf_counter() - began) / batch["input_ids"].numel()
     step = STEP * token * scene.train.tokens / scene.train.per_epoch
-    return Length(max(LEAST, int(seconds / step)), seconds, MARGIN * token * sum(sizes))
+    return Length(max(LEAST, int(seconds / step)), seconds, MARGIN * token * sum(sizes) + SLACK * seconds)

@@ -72,10 +72,8 @@ class Guide:
         assert self._mark is not None
         taken, spent = step - self._mark[0], now - self._mark[1]
         ahead = self.course.total - self._mark[0]
-        if self.course.over(step):
-            return
-        if self.left < SPARE * self._longest:
-            self._revise(step, step)
+        if self.course.over(step) or self.left < SPARE * self._longest:
+            self._revise(step, step)  # the end is written down too: a resume of what was cut after it takes no other
         elif taken >= FEW and (self._new or spent >= SHARE * self._left or taken >= SHARE * ahead):
             self._revise(step, step + int(self.left * taken / spent))
             self._measure_from(step, now, spent / taken)
