@@ -1,6 +1,6 @@
 """Models that take long to read, kept as stock libraries write them, in the user's cache folder.
 
-Reading SmolLM2 from its gguf file takes more than twenty seconds, of which three are arithmetic: the rest is its list of
+Reading SmolLM2 from its gguf file takes over twenty seconds, of which three are arithmetic: the rest is its list of
 words, parsed four times over, and its tensors' names. Kept, it takes two. It is kept in float32, so no bit differs.
 """
 
