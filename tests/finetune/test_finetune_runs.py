@@ -149,7 +149,7 @@ def test_a_budget_of_parameters_sets_peft_s_rank_or_layers_at_most(tiny: Path, t
 @pytest.mark.parametrize("name", ["full", "lora", "topk", "focus", "lisa"])
 def test_a_budget_of_seconds_holds_all_that_train_seconds_counts(name: str, tiny: Path, table: Path) -> None:
     found = run(tiny, table, method=name, budget="3s", epochs=None)
-    assert 2.4 < found.train_seconds <= 3.06 and found.steps > 3
+    assert 2.0 < found.train_seconds <= 3.06 and found.steps > 3
 
 
 def test_a_budget_of_seconds_that_pays_for_no_step_is_refused(tiny: Path, table: Path, tmp_path: Path) -> None:

@@ -27,11 +27,29 @@ class Hand:
         yield
 
 
+class Even:
+    """Batches of as many tokens each."""
+
+    per_epoch = 10
+
+    def padded(self, step: int) -> int:
+        return 64
+
+
+class Uneven:
+    """Batches of 10 to 100 tokens, in an order that repeats."""
+
+    per_epoch = 7
+
+    def padded(self, step: int) -> int:
+        return (10, 100, 30, 80, 50, 20, 60)[step % 7]
+
+
 def ran(
-    seconds: float, reserve: float, of: Callable[[int], float], guess: int = 100
+    seconds: float, reserve: float, of: Callable[[int], float], guess: int = 100, batches: Any = None
 ) -> tuple[Guide, Any, list[Course]]:
     clock, written = Hand(), list[Course]()
-    guide = Guide(Length(guess, seconds, reserve), clock, None, written.append)  # type: ignore[arg-type]
+    guide = Guide(Length(guess, seconds, reserve), clock, batches or Even(), None, written.append)  # type: ignore[arg-type]
     step = 0
     while not step or not guide.course.over(step):
         clock.seconds += of(step)
@@ -93,11 +111,20 @@ def test_steady_steps_are_counted_right_from_the_first_revision_on() -> None:
     assert 8.9 < clock.seconds <= 9.0
 
 
+@given(seconds=st.floats(2.0, 60.0), token=st.floats(1e-3, 5e-3))
+def test_steps_of_known_length_are_foreseen_to_the_last(seconds: float, token: float) -> None:
+    """A step's time goes with its tokens: the batches to come are known, and so is where the seconds end."""
+    _, clock, written = ran(seconds, 0.5, lambda i: token * Uneven().padded(i), batches=Uneven())
+    left = seconds - 0.5 - clock.seconds
+    assert 0 <= left <= 1.2 * token * 100 + 1e-9
+    assert len({course.total for course in written}) <= 2, "the first revision is right"
+
+
 def test_a_resume_follows_what_is_written_and_then_measures_for_itself() -> None:
     guide, _, _ = ran(10.0, 1.0, lambda i: 0.05)
     written = Course(guide.course.totals[:4])
     clock = Hand()
-    again = Guide(Length(100, 10.0, 1.0), clock, written)  # type: ignore[arg-type]
+    again = Guide(Length(100, 10.0, 1.0), clock, Even(), written)  # type: ignore[arg-type]
     for step in range(1, written.revised + 1):
         clock.seconds += 1.0 if step == 3 else 0.05  # a slow machine changes nothing of what is decided
         again.after(step)
@@ -113,7 +140,7 @@ def test_a_resume_follows_what_is_written_and_then_measures_for_itself() -> None
 
 def test_a_number_of_steps_is_never_revised() -> None:
     clock = Hand()
-    guide = Guide(Length(7), clock)  # type: ignore[arg-type]
+    guide = Guide(Length(7), clock, Even())  # type: ignore[arg-type]
     for step in range(1, 8):
         clock.seconds += 1e6
         guide.after(step)

@@ -191,7 +191,7 @@ def test_a_budget_of_seconds_is_spent_over_all_processes(
     before = json.loads((max((tmp_path / "a" / "checkpoints").glob("0*")) / "state.json").read_text())
     assert before["extra"]["train_seconds"] > 0
     result = resume(tmp_path / "a")
-    assert result.resumed_from == 12 and 2.4 < result.train_seconds <= 3.06
+    assert result.resumed_from == 12 and 2.0 < result.train_seconds <= 3.06
 
 
 @pytest.mark.filterwarnings("ignore:.RA003")

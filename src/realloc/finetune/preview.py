@@ -103,7 +103,7 @@ def preview(config: FinetuneConfig) -> Preview:
         names = blocks_of(scene.loaded.base).names
         arm = begun(scene, decided)
         clock.stop()
-        guide = Guide(decided.length, clock)
+        guide = Guide(decided.length, clock, scene.train)
         guide.start(len(scene.held.rows))
         ledger = ledger_of(arm)  # before the timed steps: ranks may move in them
         first, later = _timed(scene, arm)

@@ -89,7 +89,8 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
         if keep:
             keep.write_decided(decided)
     arm = begun(scene, decided, keep)
-    guide = Guide(decided.length, clock, keep.course() if keep else None, keep.write_course if keep else None)
+    course, write = (keep.course(), keep.write_course) if keep else (None, None)
+    guide = Guide(decided.length, clock, scene.train, course, write)
     watch = Watch(scene, guide, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
     torch.manual_seed(scene.config.seed)
     if keep and found:
