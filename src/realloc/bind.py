@@ -73,11 +73,11 @@ def prepare_beside_under(
     """
     started = begin_beside(root, method, seed)
     choice = started.choice
-    group_index = _groups_of({layer.name: layer.weight for layer in choice.layers}, optimizer)
+    group_index = _groups_of({layer.name: layer.parameter for layer in choice.layers}, optimizer)
     beside = {name: root.get_parameter(name) for name in choice.trained}
     _check_beside(beside, optimizer, "rank" if isinstance(method, RankMethod) else "delta")
     probes = {
-        index: fresh_state(optimizer, optimizer.param_groups[index], choice.layers[0].weight)
+        index: fresh_state(optimizer, optimizer.param_groups[index], choice.layers[0].parameter)
         for index in set(group_index.values())
     }
     order: list[Tensor | str] = [p for group in optimizer.param_groups for p in group["params"]]
@@ -85,8 +85,7 @@ def prepare_beside_under(
     fresh = {}
     for pool in holdings.flats:
         first = pool.sites[0].name
-        weight = next(layer.weight for layer in choice.layers if layer.name == first)
-        assert isinstance(weight, nn.Parameter)
+        weight = next(layer.parameter for layer in choice.layers if layer.name == first)
         replace(optimizer, [(first, weight)], [(pool.key, pool.parameter), (first, weight)])
         fresh[pool.parameter] = probes[group_index[first]]
     return Bound(started.table, holdings, fresh, {}, order)

@@ -21,24 +21,30 @@ from realloc.pool.holdings import find
 from realloc.prepare_ranks import budget_of, seats_of
 from realloc.select.streaming import best_across
 from realloc.sites.listening import listening
+from realloc.sites.turned import upright
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @overload
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], method: RankMethod, *, loss: Loss | None = None
+    model: nn.Module, batches: Iterable[Any], method: RankMethod, *, loss: Loss | None = None, seed: int = 0
 ) -> RankMethod: ...
 
 
 @overload
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], method: DeltaMethod, *, loss: Loss | None = None
+    model: nn.Module, batches: Iterable[Any], method: DeltaMethod, *, loss: Loss | None = None, seed: int = 0
 ) -> DeltaMethod: ...
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], method: RankMethod | DeltaMethod, *, loss: Loss | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    method: RankMethod | DeltaMethod,
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
 ) -> RankMethod | DeltaMethod:
     """Measure a few batches and fill in the ranks, or the places, of a method that chooses them before training.
 
@@ -50,6 +56,7 @@ def calibrate(
         batches: a few, such as five; each a dict of what the model takes, with labels, unless ``loss`` knows better.
         method: such as `methods.eva(rank=8)` or `methods.spiel(budget=300_000, begin="gradient")`.
         loss: ``(model, batch) -> loss``; by default ``model(**batch).loss``.
+        seed: of the rows of A, where a method draws them here, since B depends on them (`methods.gora`).
 
     Returns:
         The same method with its ranks or places, for `prepare` and `attach`.
@@ -77,10 +84,10 @@ def calibrate(
     ask = loss if loss is not None else _own_loss
     if isinstance(method, DeltaMethod):
         return _with_places(model, batches, method, ask)
-    return _with_ranks(model, batches, method, ask)
+    return _with_ranks(model, batches, method, ask, seed)
 
 
-def _with_ranks(model: nn.Module, batches: Iterable[Any], method: RankMethod, ask: Loss) -> RankMethod:
+def _with_ranks(model: nn.Module, batches: Iterable[Any], method: RankMethod, ask: Loss, seed: int) -> RankMethod:
     layers = choose_layers(model, method.where).layers
     if any(layer.adopted for layer in layers):
         raise ConfigError(f"a peft model has its ranks already; {method.name} chooses them for a plain one")
@@ -97,9 +104,11 @@ def _with_ranks(model: nn.Module, batches: Iterable[Any], method: RankMethod, as
         for s, layer, found in zip(seats, layers, measured, strict=True)
     ]
     budget = budget_of(method, seats)
-    allotted = probe.choose(probed, budget)
+    allotted = probe.choose(probed, budget, seed)
     ranks = tuple((s.name.removesuffix(".weight"), n) for s, n in zip(seats, allotted.ranks, strict=True))
-    return replace(method, rank=None, budget=budget, ranks=ranks, rows=allotted.rows, probe=None)
+    return replace(
+        method, rank=None, budget=budget, ranks=ranks, rows=allotted.rows, rows_b=allotted.rows_b, probe=None
+    )
 
 
 def _with_places(model: nn.Module, batches: Iterable[Any], method: DeltaMethod, ask: Loss) -> DeltaMethod:
@@ -148,7 +157,7 @@ def _losses(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Iterator[tu
 
 def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], loss: Loss) -> list[Tensor | None]:
     """Mean gradient of each layer's weight; None where the loss does not depend on it."""
-    weights = [layer.weight for layer in layers]
+    weights = [layer.parameter for layer in layers]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for weight in weights:
@@ -161,7 +170,10 @@ def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]
             if gradient is not None:
                 sums[i] = gradient.float() if known is None else known + gradient
         count += 1
-    return [None if total is None else total / count for total in sums]
+    return [
+        None if total is None else upright(layer.module, total) / count
+        for layer, total in zip(layers, sums, strict=True)
+    ]
 
 
 @final

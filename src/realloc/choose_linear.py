@@ -15,6 +15,7 @@ from realloc.errors import ConfigError, nearest, plain
 from realloc.kernels.finite import all_finite
 from realloc.methods.beside import Beside
 from realloc.sites.adopt import Adopted, adopted_layers
+from realloc.sites.turned import is_linear, turned, upright
 
 PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 
@@ -22,18 +23,23 @@ PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
 @final
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer that may take part."""
+    """A linear layer that may take part: an `nn.Linear`, or the `Conv1D` of transformers."""
 
     name: str  # of its weight
-    module: nn.Linear
+    module: nn.Module
     adopted: Adopted | None = None  # what a peft model has there
 
     @property
-    def weight(self) -> Tensor:
-        """Its weight ``[out, in]``."""
+    def parameter(self) -> nn.Parameter:
+        """Its weight as it is stored."""
         found = self.module._parameters["weight"]
         assert found is not None
         return found
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight ``[out, in]``, a view."""
+        return upright(self.module, self.parameter)
 
 
 @final
@@ -49,9 +55,10 @@ class Choice:
 def choose_layers(root: nn.Module, where: Beside, what: str = "ranks") -> Choice:
     """Split a model into layers with ranks, parts that train in full, and the frozen rest. Changes nothing.
 
-    ``what`` the layers are to hold, in words. By default every plain `nn.Linear` may hold it, except those of the task
-    head and an output embedding. The head is all that stands beside the base model of a transformers model; elsewhere,
-    the last `nn.Linear` that the model declares. An output embedding is no head: it stays frozen.
+    ``what`` the layers are to hold, in words. By default every plain `nn.Linear` and every `Conv1D` of transformers may
+    hold it, except those of the task head and an output embedding. The head is all that stands beside the base model of
+    a transformers model; elsewhere, the last `nn.Linear` that the model declares. An output embedding is no head: it
+    stays frozen.
 
     Raises:
         ConfigError: no layer to choose, a pattern without a match, or a named layer that cannot hold it.
@@ -62,7 +69,7 @@ def choose_layers(root: nn.Module, where: Beside, what: str = "ranks") -> Choice
     if adopted:
         return _adopt(root, where, adopted)
     modules = dict(root.named_modules())
-    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
+    linear = {name: m for name, m in modules.items() if is_linear(m)}
     output = _output_embedding(root)
     head = _head(root, linear, output) if where.train is None else _matched(modules, where.train, "train")
     within = {name for name in modules if any(name == h or name.startswith(f"{h}.") for h in head)}
@@ -84,9 +91,6 @@ def choose_layers(root: nn.Module, where: Beside, what: str = "ranks") -> Choice
             others.append((plain(name), reason))
     if not layers:
         why = "; ".join(f"{n}: {r}" for n, r in others[:4]) or "there is no nn.Linear"
-        turned = next((name for name, m in modules.items() if type(m).__name__ == "Conv1D"), None)
-        if turned is not None:
-            why = f"{plain(turned)} is a Conv1D of transformers, whose weight lies the other way round; {why}"
         raise ConfigError(
             f'no layer of this {type(root).__name__} may hold {what} ({why}); name layers with method.on("*"), or take '
             "a model with nn.Linear layers"
@@ -144,7 +148,7 @@ def _trained(root: nn.Module, within: set[str], layers: Sequence[Layer]) -> tupl
     return tuple(found)
 
 
-def _head(root: nn.Module, linear: dict[str, nn.Linear], output: nn.Module | None) -> set[str]:
+def _head(root: nn.Module, linear: dict[str, nn.Module], output: nn.Module | None) -> set[str]:
     base = getattr(root, "base_model_prefix", "")
     if base and isinstance(root._modules.get(base), nn.Module):
         beside = [(name, child) for name, child in root.named_children() if name != base and child is not output]
@@ -168,9 +172,9 @@ def _shared(root: nn.Module) -> dict[int, int]:
     return counts
 
 
-def _unfit(module: nn.Linear, shared: dict[int, int]) -> str | None:
+def _unfit(module: nn.Module, shared: dict[int, int]) -> str | None:
     weight = module._parameters.get("weight")
-    if type(module) not in PLAIN:
+    if type(module) not in PLAIN and not turned(module):
         return f"a {type(module).__name__} is no plain nn.Linear (quantised, lazy or of another library)"
     if weight is None:
         return "it has no weight of its own (a parametrization holds it)"
@@ -186,20 +190,19 @@ def _unfit(module: nn.Linear, shared: dict[int, int]) -> str | None:
 def _checked(layer: Layer) -> Layer:
     if layer.weight.is_meta:
         raise ConfigError(f"{plain(layer.name)} is on the meta device; materialise the model first")
-    if not all_finite(layer.weight.detach()):
+    if not all_finite(layer.parameter.detach()):
         raise ConfigError(f"{plain(layer.name)} has NaN or Inf among its weights; load the model anew")
     return layer
 
 
 def _named(
-    modules: dict[str, nn.Module], linear: dict[str, nn.Linear], patterns: tuple[str, ...], what: str
+    modules: dict[str, nn.Module], linear: dict[str, nn.Module], patterns: tuple[str, ...], what: str
 ) -> set[str]:
     """Linear layers that patterns name. A pattern that matches modules, but no linear one, says which."""
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name in _hits(modules, pattern) if name in linear}
         odd = [name for name in _hits(modules, pattern) if name not in linear and not [*modules[name].children()]]
-        odd.sort(key=lambda name: not hasattr(modules[name], "nf"))  # a Conv1D of transformers says most
         if not hits and odd:
             kind = type(modules[odd[0]]).__name__
             raise ConfigError(f"{plain(odd[0])} is a {kind}, no nn.Linear, and cannot hold {what}; name linear layers")
@@ -209,7 +212,7 @@ def _named(
     return found
 
 
-def _matched(modules: dict[str, nn.Linear] | dict[str, nn.Module], patterns: tuple[str, ...], word: str) -> set[str]:
+def _matched(modules: dict[str, nn.Module], patterns: tuple[str, ...], word: str) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         hits = _hits(modules, pattern)
@@ -219,7 +222,7 @@ def _matched(modules: dict[str, nn.Linear] | dict[str, nn.Module], patterns: tup
     return found
 
 
-def _hits(modules: dict[str, nn.Linear] | dict[str, nn.Module], pattern: str) -> set[str]:
+def _hits(modules: dict[str, nn.Module], pattern: str) -> set[str]:
     if not isinstance(pattern, str):
         raise ConfigError(f"layer pattern {pattern!r} is no string; use names such as '*query*' or 'encoder.*'")
     return {name for name in modules if fnmatchcase(name, pattern) or fnmatchcase(f"{name}.weight", pattern)}

@@ -28,6 +28,7 @@ from realloc.rng import stream
 from realloc.scores.random import random
 from realloc.scores.seen import Seen
 from realloc.select.top_k import top_k
+from realloc.sites.grid import Grid
 from realloc.sites.packed import pack
 
 GroupKey = Callable[[str], Hashable]
@@ -64,22 +65,22 @@ def plan_start(root: nn.Module, method: Method, seed: int) -> Start:
             f"use density >= {math.ceil(need * 1e6) / 1e6}, or fewer layers with method.on(...)"
         )
     counts = allot(method.start, rooms, budget, f"start of {method.name}", ConfigError)
-    places = tuple(place(c, n, method, seed) for c, n in zip(chosen, counts, strict=True))
+    found = zip(chosen, counts, strict=True)
+    places = tuple(place(c.name, c.parameter.detach(), c.grid, n, method, seed) for c, n in found)
     return Start(tuple(chosen), places, tuple(dense))
 
 
-def place(chosen: Chosen, count: int, method: Method, seed: int) -> Tensor:
+def place(name: str, weight: Tensor, grid: Grid, count: int, method: Method, seed: int) -> Tensor:
     """The places that a weight starts with, int64 ``[count]``, ascending.
 
     Raises:
         ConfigError: the weight has NaN or Inf.
     """
-    grid, weight = chosen.grid, chosen.parameter.detach()
     if not all_finite(weight):
-        raise ConfigError(f"{chosen.name} has NaN or Inf among its weights; initialise or load it before attach")
+        raise ConfigError(f"{name} has NaN or Inf among its weights; initialise or load it before attach")
     if count == grid.units:
         return torch.arange(grid.units)
-    generator = stream(seed, "start", chosen.name)
+    generator = stream(seed, "start", name)
     if method.place is random:  # the same law as ranking random scores, without one for every unit
         return draw([Lot(grid.units, count, generator, torch.empty(0, dtype=torch.int64))])[0]
     values = grid.fold(weight.reshape(grid.height, grid.width)) if "values" in method.place.needs else None

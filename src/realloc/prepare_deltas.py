@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from realloc.allocate.room import Room, allot
-from realloc.choose import Chosen
 from realloc.choose_linear import Choice, Layer, choose_layers, freeze_others, notes_of, pool_dtype
 from realloc.errors import ConfigError, plain
 from realloc.kernels.dispatch import choose_compute, not_supported
@@ -62,7 +61,7 @@ def plan_deltas(root: nn.Module, method: DeltaMethod, seed: int) -> DeltaStart:
     ]
     counts = allot(rule.start, rooms, budget, f"start of {method.name}", ConfigError)
     found = [
-        place(_chosen(layer, grid), count, rule, seed)
+        place(layer.name, layer.weight.detach(), grid, count, rule, seed)
         for layer, grid, count in zip(choice.layers, grids, counts, strict=True)
     ]
     return DeltaStart(choice, grids, tuple(found), rule)
@@ -87,12 +86,6 @@ def budget_of(method: DeltaMethod, grids: Sequence[Grid]) -> int:
             f"{len(grids)} layers; give 1 to {room:,}, or name other layers"
         )
     return budget
-
-
-def _chosen(layer: Layer, grid: Grid) -> Chosen:
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    return Chosen(layer.name, weight, ((layer.module, "weight"),), "delta", grid)
 
 
 def _given(method: DeltaMethod, choice: Choice, grids: Sequence[Grid], budget: int) -> tuple[Tensor, ...]:

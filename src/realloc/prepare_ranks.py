@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -18,6 +18,7 @@ from realloc.observe.average import Averages
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.ranks import RankPool, RankSeat, new_rows
+from realloc.scores.singular import jump
 from realloc.sites.rank import add_ranks
 
 GroupKey = Callable[[str], Hashable]
@@ -129,12 +130,18 @@ def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int) ->
 
 def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> StartPlan:
     """The table that `prepare` returns."""
+    jumps = {name: jump(method.rows[name], b, method.scale) for name, b in method.rows_b.items() if name in method.rows}
     lines = [
-        SiteLine(s.name, s.shape, s.cap * s.cost, n * s.cost, "rank", "dense", f"rank {n} of at most {s.cap}")
+        SiteLine(s.name, s.shape, s.cap * s.cost, n * s.cost, "rank", "dense", _words(n, s.cap, jumps.get(s.name)))
         for s, n in zip(start.seats, start.counts, strict=True)
     ]
     held = sum(line.held for line in lines)
     notes = notes_of(root, start.choice, "ranks")
+    if jumps:
+        notes.append(
+            f"the start is not the model as it was: {len(jumps)} weights change by {math.hypot(*jumps.values()):.3g} "
+            "in all (Frobenius norm); detach() keeps that"
+        )
     if start.capacity > held:
         notes.append(f"{start.capacity - held:,} parameters are parked at the start")
     if start.final < start.capacity:
@@ -145,6 +152,10 @@ def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> Sta
     return StartPlan(
         method.name, start.final / whole, start.capacity, tuple(lines), start.choice.others, tuple(notes), method.asked
     )
+
+
+def _words(count: int, cap: int, moved: float | None) -> str:
+    return f"rank {count} of at most {cap}" + ("" if moved is None else f", jump {moved:.3g}")
 
 
 def _zone(layer: Layer, group: GroupKey | None) -> Hashable:
@@ -168,7 +179,7 @@ def build_ranks(
         device = start.choice.layers[members[0]].weight.device
         layers = [start.choice.layers[i] for i in members]
         pool.register(
-            _values(seats, counts, length, seed, layers, method.rows).to(device, key[0]), means=method.betas is not None
+            _values(seats, counts, length, seed, layers, method).to(device, key[0]), means=method.betas is not None
         )
         pool.budget = length if start.budget == start.capacity else start.budget * length // start.capacity
         pool.write([torch.arange(n, device=device) for n in counts])
@@ -208,16 +219,16 @@ def _zones(
 
 def _values(
     seats: Sequence[RankSeat], counts: Sequence[int], length: int, seed: int, layers: Sequence[Layer],
-    rows: Mapping[str, Tensor],
+    method: RankMethod,
 ) -> Tensor:  # fmt: skip
-    """Start values ``(n, 1)``: those of a peft model; else B zero, A as given or as peft starts it. Parked: zero."""
+    """Start values ``(n, 1)``: of a peft model; else A and B as given, or A as peft starts it and B zero. Parked: 0."""
     parts: list[Tensor] = []
     for seat, count, layer in zip(seats, counts, layers, strict=True):
         found, fan_out = layer.adopted, seat.shape[0]
-        a = rows.get(seat.name) if found is None else found.a
+        a, b = (method.rows.get(seat.name), method.rows_b.get(seat.name)) if found is None else (found.a, found.b)
         if a is None or len(a) != count:
-            a = new_rows(count, seat.shape[1], seed, seat.name, 0)
-        b = torch.zeros(count, fan_out) if found is None else found.b
+            a, b = new_rows(count, seat.shape[1], seed, seat.name, 0), None
+        b = torch.zeros(count, fan_out) if b is None else b
         parts += [a.reshape(-1).cpu().double(), b.reshape(-1).cpu().double()]
     held = torch.cat(parts)
     return torch.cat([held, held.new_zeros(length - held.numel())]).unsqueeze(1)

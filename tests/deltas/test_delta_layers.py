@@ -14,6 +14,7 @@ import realloc
 from realloc import methods
 from realloc.errors import StateError
 from realloc.methods.delta_method import DeltaMethod
+from realloc.sites.delta import base_of
 
 
 def filled(dtype=DOUBLE, density=0.3, shape=(5, 7), bias=True):
@@ -51,7 +52,7 @@ def test_gradcheck_also_of_a_weight_and_a_bias_that_train():
     for parameter in layer.parameters():
         parameter.requires_grad_(True)
     x = torch.randn(4, 5, dtype=DOUBLE, requires_grad=True)
-    parameters = [layer.base, layer.bias, model.realloc_pool0]
+    parameters = [base_of(layer), layer.bias, model.realloc_pool0]
 
     def call(x, *_):
         return model(x)
@@ -99,7 +100,7 @@ def test_a_small_delta_is_not_lost_beside_half_precision_weights():
     assert model.realloc_pool0.dtype == torch.float32
     sign = torch.tensor([1.0, -1.0]).repeat(32)
     with torch.no_grad():
-        model[0].base.fill_(1.0)
+        base_of(model[0]).fill_(1.0)
         model.realloc_pool0.copy_(1e-3 * sign[:, None])
     x = sign.to(torch.bfloat16)[None].requires_grad_()
     out = model(x)  # of W comes nothing, of S 64 times 0.001

@@ -14,6 +14,7 @@ from realloc import methods
 from realloc.errors import ConfigError, RecordError, StateError
 from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.method import Method
+from realloc.sites.delta import base_of
 
 EVERY = realloc.every(3, total=30)
 
@@ -48,7 +49,7 @@ def test_an_optimizer_that_trained_before_gets_all_back():
     handle = realloc.attach(model, optimizer, method(), schedule=EVERY)
     for number in range(3, 9):
         step_on(model, optimizer, number)
-    assert torch.equal(model[0].base, body), "a frozen weight moved"
+    assert torch.equal(base_of(model[0]), body), "a frozen weight moved"
     x = batch(9)[0]
     wanted, delta = model(x).detach(), handle.sites["0.weight"].weight().detach()
     handle.detach()
@@ -135,15 +136,38 @@ def test_places_by_a_few_batches_are_the_largest_mean_gradients_over_all_layers(
         realloc.prepare(other, realloc.calibrate(net(), [1], make(budget=30, **more), loss=loss_of).on("0"))
 
 
+def test_gpt2_whose_weights_lie_the_other_way_round():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    plain = copy.deepcopy(model)
+    ids = torch.randint(30, (2, 9))
+    asked = methods.spiel(budget=200, drop=0.4, steps=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    handle = realloc.attach(model, optimizer, asked, schedule=EVERY)
+    assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-6)
+    for _ in range(9):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    name = "transformer.h.0.mlp.c_fc"
+    layer, site = model.get_submodule(name), handle.sites[f"{name}.weight"]
+    assert layer.weight.shape == (8, 32) and site.shape == (32, 8) and handle.moves == 3 and handle.held == 200
+    out = model(ids).logits.detach()
+    merged = realloc.export.merged(model)
+    plain.load_state_dict(merged.state_dict())
+    assert torch.allclose(plain(ids).logits, out, atol=1e-5)
+    changed = merged.get_submodule(name).weight != layer._parameters["weight"]
+    assert torch.equal(changed.t(), site.mask() & changed.t())
+    handle.detach()
+    assert type(model.get_submodule(name)) is type(plain.get_submodule(name))
+    assert torch.allclose(model(ids).logits, out, atol=1e-5)
+
+
 # refusals ---------------------------------------------------------------------------------------------------------
-
-
-class Conv1D(nn.Module):
-    """As GPT-2 of transformers has it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nf, self.weight = 4, nn.Parameter(torch.zeros(6, 4))
 
 
 class Odd(nn.Linear):
@@ -159,8 +183,8 @@ class Two(nn.Module):
 @pytest.mark.parametrize(
     ("model", "asked", "word"),
     [
-        (lambda: Two(Conv1D(), nn.Linear(4, 2)), method(), r"no layer of this Two may hold deltas.*one is a Conv1D of"),
-        (lambda: Two(Conv1D(), nn.Linear(4, 2)), method().on("one"), r"one is a Conv1D, no nn\.Linear, and cannot"),
+        (lambda: Two(nn.Conv1d(4, 4, 1), nn.Linear(4, 2)), method(), r"no layer of this Two may hold deltas"),
+        (lambda: Two(nn.Conv1d(4, 4, 1), nn.Linear(4, 2)), method().on("one"), r"one is a Conv1d, no nn\.Linear, and"),
         (lambda: Two(Odd(4, 4), nn.Linear(4, 2)), method().on("one"), r"one cannot hold deltas: a Odd is no plain"),
         (net, method(201), r"was asked for 201 parameters.*of the 200 weights of 2 layers; give 1 to 200"),
         (net, methods.shira(density=0.001), r"that is 0 of the 200 weights"),

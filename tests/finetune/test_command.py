@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,70 @@ def test_help_does_not_wait_for_transformers() -> None:
     code = "import sys, realloc.cli.main; print(sorted({'transformers', 'peft', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# several seeds -----------------------------------------------------------------------------------------------------
+
+
+def test_seeds_run_one_after_the_other_and_are_summed_up(common: list[str], judging: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = [*common, "--eval", str(judging), "--seeds", "1,4", "--out", str(out)]
+    done = call(*words, "--json")
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["seed"] for one in found] == [1, 4] and found[0]["held"] != found[1]["held"]
+    values = [one["test_accuracy"] for one in found]
+    mean, reach = sum(values) / 2, 12.706 * abs(values[0] - values[1]) / 2  # t of one degree of freedom
+    for part in (f"mean {100 * mean:.2f} %", f"{100 * (mean - reach):.2f} % to {100 * (mean + reach):.2f} %", "n = 2"):
+        assert part in done.stderr.splitlines()[-1]
+    assert {p.name for p in out.iterdir()} == {"seeds.json", "seed1", "seed4"}
+    assert (out / "seed4" / "model" / "head.safetensors").is_file()
+    single = [word for word in common if word not in ("--seeds", "1,4")]
+    alone = last(call(*single, "--eval", str(judging), "--seed", "4", "--json").stdout)
+    assert alone["held"] == found[1]["held"] and alone["test"] == found[1]["test"]
+    told = call("resume", str(out)).stdout
+    assert "seed  trains  test accuracy" in told and f"mean {100 * mean:.2f} %" in told and "n = 2" in told
+    assert call("inspect", str(out)).stdout.count("finished") == 2
+    shown = call(*common, "--seeds", "3", "--dry-run")
+    assert "3 runs, seeds 0, 1, 2, one after the other" in shown.stdout
+    assert last(call(*common, "--seeds", "2", "--dry-run", "--json").stdout)["seeds"] == [0, 1]
+    for given, says, code in (
+        (words, "holds runs already; go on with them by --resume", 1),
+        (["finetune", "--resume", "--out", str(out), "--lr", "0.5"], "was started with lr None, not 0.5", 2),
+        (["finetune", "--resume", "--out", str(out), "--seeds", "1,5"], "with seeds 1, 4, not 1, 5", 2),
+        ([*common, "--seeds", "1,1"], "seed 1 is named twice", 2),
+        ([*common, "--seeds", "1,x"], "seeds '1,x' are not whole numbers", 2),
+        ([*common, "--seeds", "3000000000,1"], "seed 3000000000 is not allowed", 2),
+        ([*common, "--seeds", "3", "--seed", "1"], "--seed 1 and --seeds 3 both name seeds", 2),
+        ([*common, "--seed", "0,1"], "seed 0,1 is not allowed; take a whole number", 2),
+        ([*common, "--seeds", "2", "--out", str(out / "seed1")], "holds a single run; choose another --out", 2),
+    ):
+        wrong = call(*given)
+        assert wrong.exit_code == code and says in wrong.stderr, wrong.output
+
+
+def test_seeds_that_were_cut_go_on_where_they_stopped(common: list[str], tmp_path: Path) -> None:
+    words = [*common[: common.index("--epochs")], "--epochs", "40", "--threads", "1", "--seeds", "2"]
+    out = tmp_path / "runs"
+    command = [sys.executable, "-m", "realloc.cli.main", *words, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 120
+        while not list((out / "seed1" / "checkpoints").glob("0*")) and time.monotonic() < deadline:
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130 and stdout == "" and f"go on with: realloc resume {out}" in stderr
+    before = (out / "seed0" / "result.json").stat().st_mtime_ns
+    done = call("finetune", "--resume", "--out", str(out), "--json")
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["seed"] for one in found] == [0, 1] and found[0]["resumed_from"] is None and found[1]["resumed_from"]
+    assert (out / "seed0" / "result.json").stat().st_mtime_ns == before, "what is finished is read"
+
+
+def test_bad_input_of_several_seeds_leaves_nothing(common: list[str], tmp_path: Path) -> None:
+    words = [word if word != "topk" else "badam" for word in common if word not in ("--set", "k=1")]
+    wrong = call(*words, "--budget", "9k", "--seeds", "2", "--out", str(tmp_path / "runs"))
+    assert wrong.exit_code == 2 and "has no setting for a number of parameters" in wrong.stderr
+    assert not (tmp_path / "runs").exists()

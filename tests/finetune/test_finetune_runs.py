@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import realloc.finetune.arms.table as arms
 from realloc.errors import ConfigError
+from realloc.finetune.arms.ranks import RANKS
 from realloc.finetune.bundled import REVIEW, model_folder, reviews
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.head import with_head
@@ -96,29 +97,67 @@ def test_focus_trains_every_layer_where_no_depth_knows_more(tiny: Path, table: P
     assert found.predicted_lora_seconds is not None and found.costs is not None
 
 
-def test_a_budget_of_parameters_sets_rank_or_layers(tiny: Path, table: Path) -> None:
-    wide = run(tiny, table, method="lora", budget="20k", epochs=1)
-    assert wide.trainable <= 20_000 < wide.trainable * 8 / 7
+@pytest.mark.filterwarnings("ignore:.RA003")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+@pytest.mark.parametrize(("name", "budget"), [*((name, "20001") for name in RANKS), ("lora", "20k"), ("eva", "30%")])
+def test_a_budget_of_parameters_is_exact_where_ranks_are_our_own(
+    name: str, budget: str, tiny: Path, table: Path, tmp_path: Path
+) -> None:
+    whole = sum(p.numel() for p in transformers.AutoModel.from_pretrained(tiny).parameters()) + 99
+    wanted = {"20k": 20_000, "20001": 20_001, "30%": int(0.3 * whole)}[budget]
+    told = preview(config(tiny, table, method=name, budget=budget, epochs=1))
+    made = run(tiny, table, tmp_path / "out", method=name, budget=budget, epochs=1)
+    ledger = made.ledger
+    assert ledger is not None and told.ledger is not None
+    assert ledger["budget"] == ledger["head"] + ledger["held"] + ledger["parked"] == wanted == made.trainable
+    assert ledger["head"] == 99 and told.ledger["budget"] == told.trainable == wanted
+    assert f"ledger: {wanted:,} parameters = 99 head + " in str(told)
+    assert told.ledger["parked"] < 64 or name == "rank_gradient"  # which starts with half
+    share = {"adalora": 2 / 3, "para": 1 / 2}.get(name, 1.0)  # what they keep of what they start with
+    assert share * (wanted - 99) - 80 < ledger["held"] <= share * (wanted - 99)
+    from peft import PeftModel
+
+    base = PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(tiny), tmp_path / "out" / "model")
+    saved = sum(p.numel() for key, p in base.named_parameters() if "lora_" in key)
+    assert saved == ledger["held"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
+def test_a_budget_of_parameters_sets_peft_s_rank_or_layers_at_most(tiny: Path, table: Path) -> None:
+    for name in ("peft_lora", "peft_adalora"):
+        wide = run(tiny, table, method=name, budget="20k", epochs=1)
+        assert 10_000 < wide.trainable <= 20_000 and wide.ledger is None
     top = run(tiny, table, method="topk", budget="9k", epochs=1)
     assert top.settings == {"k": 1} and top.trainable <= 9_000
-    assert run(tiny, table, method="lora", budget="30%", epochs=1).trainable <= 0.3 * wide.parameters
-    for name in ("spiel", "shira"):
-        exact = run(tiny, table, method=name, budget="1234", epochs=1)
-        assert exact.trainable == 1234 and exact.settings["parameters"] == 1234 - 99  # the head has 99
-    with pytest.raises(ConfigError, match="leaves -9 parameters beside the head; raise it by 10"):
-        run(tiny, table, method="spiel", budget="90")
-    with pytest.raises(ConfigError, match="setting 'parameters' is -1"):
-        run(tiny, table, method="shira", settings={"parameters": -1})
-    with pytest.raises(ConfigError, match="one LoRA rank on every linear layer takes"):
-        run(tiny, table, method="lora", budget="500")
+    for name, budget, says in (
+        ("peft_lora", "500", "one LoRA rank on every linear layer takes"),
+        ("lora", "150", "leaves 51 parameters beside the head, and the cheapest LoRA rank takes 64; raise .* by 13 or"),
+        ("lora", "50", "leaves -49 parameters beside the head"),
+        ("lora", "90k", "all ranks of all linear layers hold 39,936; lower the budget by 49,965 or more"),
+        ("adalora", "170", "below one rank"),
+        ("gora", "500", "raise the budget, or lower least"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run(tiny, table, method=name, budget=budget)
+    with pytest.raises(ConfigError, match="setting 'rank=4' and the budget 20k both say"):
+        run(tiny, table, method="lora", budget="20k", settings={"rank": 4})
     with pytest.raises(ConfigError, match="no setting"):
         run(tiny, table, method="badam", budget="9k")
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "topk", "focus", "lisa"])
-def test_a_budget_of_seconds_ends_the_run_with_a_rate_of_zero(name: str, tiny: Path, table: Path) -> None:
-    found = run(tiny, table, method=name, budget="2s", epochs=None)
-    assert 1.5 < found.train_seconds < 4 and found.steps > 3
+def test_a_budget_of_seconds_holds_all_that_train_seconds_counts(name: str, tiny: Path, table: Path) -> None:
+    found = run(tiny, table, method=name, budget="3s", epochs=None)
+    assert 2.0 < found.train_seconds <= 3.06 and found.steps > 3
+
+
+def test_a_budget_of_seconds_that_pays_for_no_step_is_refused(tiny: Path, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0\.001 s pays for no step: .* and judging 24 held-out texts will take"):
+        run(tiny, table, tmp_path / "out", method="full", budget="0.001s", epochs=None)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="pays for no step"):
+        preview(config(tiny, table, method="full", budget="0.001s", epochs=None))
 
 
 def test_regression_foretells_numbers_in_their_own_unit(tiny: Path, tmp_path: Path) -> None:
@@ -161,6 +200,21 @@ def test_real_weights_and_real_reviews(tmp_path: Path) -> None:
     )
     assert found.parameters > 22_000_000 and found.layers == {f"bert.encoder.layer.{i}": i > 3 for i in range(6)}
     assert found.cached_bytes > 0 and found.test_accuracy is not None and found.test_accuracy >= 0.5
+
+
+@pytest.mark.parametrize("name", ["spiel", "shira"])
+def test_a_budget_of_parameters_is_exact_for_deltas(name: str, tiny: Path, table: Path) -> None:
+    made = run(tiny, table, method=name, budget="1234", epochs=1)
+    assert made.trainable == 1234 and made.settings["parameters"] == 1234 - 99  # the head has 99
+    assert made.ledger == {"budget": 1234, "head": 99, "held": 1234 - 99, "parked": 0}
+    for budget, says in (
+        ("90", "leaves -9 parameters beside the head; raise it by 10 or more"),
+        ("90k", "the linear layers have .* weights; lower the budget"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run(tiny, table, method=name, budget=budget)
+    with pytest.raises(ConfigError, match="setting 'parameters' is -1"):
+        run(tiny, table, method=name, settings={"parameters": -1})
 
 
 @pytest.mark.filterwarnings("ignore:.RA003")  # three steps are too few for a move

@@ -29,6 +29,7 @@ from realloc.finetune.run import finetune, resume
 from realloc.record.checkpoint import load_latest
 from realloc.record.events import read
 from realloc.record.folder import read_result
+from realloc.record.sealed import seal
 
 TIMES = (
     "train_seconds", "evaluate_seconds", "save_seconds", "setup_seconds", "peak_bytes", "train_peak_bytes",
@@ -53,13 +54,13 @@ def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process dies right after this step and its checkpoint."""
     whole = session_module.fit
 
-    def fit(arm: Any, batches: Any, aim: Any, length: Any, clock: Any, first: int, after: Any) -> int:
+    def fit(arm: Any, batches: Any, aim: Any, guide: Any, first: int, after: Any) -> int:
         def cut(number: int, loss: float) -> None:
             after(number, loss)
             if number == step:
                 raise Cut
 
-        return whole(arm, batches, aim, length, clock, first, cut)
+        return whole(arm, batches, aim, guide, first, cut)
 
     monkeypatch.setattr(session_module, "fit", fit)
 
@@ -175,8 +176,8 @@ def test_bad_input_gives_the_folder_up_again(tiny: Path, judging: Path, tmp_path
     with pytest.raises(ConfigError, match="every label"):
         finetune(config(tiny, flat, judging, "full"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="one LoRA rank"):  # found after the weights are loaded
-        finetune(config(tiny, judging, judging, "lora", budget="500"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="cheapest LoRA rank"):  # found after the weights are loaded
+        finetune(config(tiny, judging, judging, "lora", budget="150"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -187,11 +188,55 @@ def test_a_budget_of_seconds_is_spent_over_all_processes(
     monkeypatch.setattr(watch, "SAVE_SHARE", 0)
     with monkeypatch.context() as patch, pytest.raises(Cut):
         cut_at(12, patch)
-        finetune(config(tiny, table, judging, "full", epochs=None, budget="1s"), tmp_path / "a")
+        finetune(config(tiny, table, judging, "full", epochs=None, budget="3s"), tmp_path / "a")
     before = json.loads((max((tmp_path / "a" / "checkpoints").glob("0*")) / "state.json").read_text())
     assert before["extra"]["train_seconds"] > 0
     result = resume(tmp_path / "a")
-    assert result.resumed_from == 12 and result.train_seconds >= 1.0
+    assert result.resumed_from == 12 and 2.0 < result.train_seconds <= 3.06
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")
+@pytest.mark.parametrize("method", ["full", "adalora", "topk"])
+def test_a_run_of_seconds_that_is_cut_follows_what_was_written_and_ends_bit_equal(
+    method: str, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = session_module.fit
+
+    def fit(arm: Any, batches: Any, aim: Any, guide: Any, first: int, after: Any) -> int:
+        def kept(number: int, loss: float) -> None:
+            after(number, loss)
+            if number in (2, 15):  # before anything is written, and between two revisions
+                after.save(number)
+                with guide.clock.apart("copy"):
+                    shutil.copytree(tmp_path / "straight", tmp_path / f"cut{number}")
+
+        return whole(arm, batches, aim, guide, first, kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "fit", fit)
+        straight = finetune(config(tiny, table, judging, method, epochs=None, budget="2s"), tmp_path / "straight")
+    course = tmp_path / "straight" / "course.json"
+    totals = json.loads(course.read_text())["totals"]
+    assert len(totals) > 3 and totals[-1][1] == straight.steps > 15 and straight.train_seconds <= 2.04
+    for number in (2, 15):
+        folder = tmp_path / f"cut{number}"
+        shutil.copy(course, folder / course.name)
+        result = resume(folder)
+        assert result.resumed_from == number and facts(result) == facts(straight)
+        one, other = weights(tmp_path / "straight"), weights(folder)
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("totals", [None, [], [[1, 9]], [[0, 9], [4, 2]], [[0, 9], [10, 12]], [[0, 9.5]], [[0]], "x"])
+def test_a_course_that_is_none_is_refused(
+    totals: Any, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(9, patch)
+        finetune(config(tiny, table, judging, "full", epochs=None, budget="2s"), tmp_path / "a")
+    (tmp_path / "a" / "course.json").write_bytes(seal({"totals": totals}))
+    with pytest.raises(RecordError, match="the course of the run"):
+        resume(tmp_path / "a")
 
 
 # the command line --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -66,7 +67,38 @@ def test_gora_shares_by_weight_times_gradient():
     assert 120 - 16 < held <= 120 and ranks["0"] != ranks["2"]
 
 
-@pytest.mark.parametrize("make", [methods.eva, methods.gora])
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_gora_begins_one_step_down_the_slope_and_says_so(scale):
+    """B is the gradient times the pseudo-inverse of A, as the paper has it; the step has gamma times the norm of G."""
+    wide = net(sizes=(6, 300, 200, 4))  # a random A keeps sqrt(r / in) of a gradient only on average
+    method = realloc.calibrate(wide, BATCHES, methods.gora(rank=4, gamma=0.1, scale=scale), loss=loss, seed=3)
+    total = sum(loss(wide, pair) for pair in BATCHES) / 3
+    weights = {name: wide[int(name)].weight for name in ("0", "2")}
+    grads = dict(zip(weights, torch.autograd.grad(total, [*weights.values()]), strict=True))
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    table = realloc.prepare(wide, method, seed=8)
+    moved = []
+    for name, gradient in grads.items():
+        site = wide[int(name)].realloc_site
+        a, b = site.factors()
+        step = wide[int(name)].weight.detach() - before[name]
+        onto = a.t() @ torch.linalg.inv(a @ a.t()) @ a
+        wanted = -0.1 * (a.shape[1] / a.shape[0]) ** 0.5 * gradient @ onto
+        assert torch.allclose(step, wanted, rtol=0, atol=1e-6 * float(wanted.norm()))
+        assert torch.allclose(b, (wanted @ torch.linalg.pinv(a)).t() / scale, atol=1e-7)
+        line = next(line for line in table.sites if line.name == f"{name}.weight")
+        assert f"jump {float(step.norm()):.3g}" in line.note
+        moved.append(float(step.norm()))
+    assert moved[1] / float(grads["2"].norm()) == pytest.approx(0.1, rel=0.3)
+    assert f"change by {(moved[0] ** 2 + moved[1] ** 2) ** 0.5:.3g} in all" in str(table)
+    assert sum(loss(wide, pair).item() for pair in BATCHES) / 3 < total.item()
+    again = realloc.calibrate(net(sizes=(6, 300, 200, 4)), BATCHES, methods.gora(rank=4, gamma=0.1), loss=loss, seed=3)
+    other = realloc.calibrate(net(sizes=(6, 300, 200, 4)), BATCHES, methods.gora(rank=4, gamma=0.1), loss=loss, seed=4)
+    assert torch.equal(again.rows["0.weight"], method.rows["0.weight"])
+    assert not torch.equal(again.rows["0.weight"], other.rows["0.weight"])
+
+
+@pytest.mark.parametrize("make", [methods.eva, partial(methods.gora, gamma=0), methods.gora])
 def test_calibration_changes_nothing_and_repeats(make):
     model = net().train()
     model[2].requires_grad_(False)
@@ -83,8 +115,9 @@ def test_calibration_changes_nothing_and_repeats(make):
     assert all(p.grad is None for p in model.parameters()) and type(model[0]) is nn.Linear
     x = batch(0)[0]
     wanted = model.eval()(x)
-    realloc.prepare(model, one)
-    assert torch.allclose(model(x), wanted, rtol=0, atol=1e-14)
+    table = realloc.prepare(model, one)
+    same = torch.allclose(model(x), wanted, rtol=0, atol=1e-14)
+    assert same != bool(one.rows_b) and ("the start is not the model as it was" in str(table)) != same
 
 
 def test_the_same_input_is_looked_at_once_and_padding_never():
@@ -128,6 +161,10 @@ def test_what_cannot_be_calibrated_is_refused():
         ),
         "realloc.calibrate": lambda: realloc.prepare(model, methods.gora(rank=2)),
         "least is -1": lambda: methods.gora(rank=2, least=-1),
+        "gamma is 2": lambda: methods.gora(rank=2, gamma=2),
+        "least=1 ranks in each of 2 layers take 40; raise": lambda: realloc.calibrate(
+            model, BATCHES, methods.gora(budget=39), loss=loss
+        ),
     }.items():
         with pytest.raises(ConfigError, match=word):
             call()

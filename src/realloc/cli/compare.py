@@ -13,14 +13,12 @@ import realloc.cli.views as views
 from realloc.cli.screen import Screen
 from realloc.compare.contest import Contest, contest
 from realloc.compare.contest import compare as run_contest
-from realloc.errors import ConfigError, plain
 from realloc.train.config import RunConfig
 from realloc.train.preview import preview
 from realloc.train.progress import Tell
 from realloc.train.stop import Interrupted
 
 ARMS = "small_dense,static,random_moves,rigl"
-MOST_SEEDS = 1000
 
 
 def compare(
@@ -53,7 +51,7 @@ def compare(
         }  # fmt: skip
         base = flags.config_of(values, budget)
         named = [word.strip() for part in method or [ARMS] for word in part.split(",") if word.strip()]
-        found = contest(base, named, seeds_of(seeds), flags.settings_of(settings, of_arms=True))
+        found = contest(base, named, flags.seeds_of(seeds), flags.settings_of(settings, of_arms=True))
         if dry_run:
             _preview(found, json)
         else:
@@ -76,25 +74,6 @@ def present(found: Contest, out: Path | None, json: bool) -> None:
                 outcome.talk("nothing is kept without --out FOLDER; with it, the same command goes on where it stopped")
             raise
     outcome.data_json(outcome_table.as_json()) if json else outcome.data(views.comparison(outcome_table))
-
-
-def seeds_of(text: str) -> tuple[int, ...]:
-    """Read ``3`` (so many, from 0) or ``0,1,2`` (these).
-
-    >>> seeds_of("3"), seeds_of("4,7")
-    ((0, 1, 2), (4, 7))
-    """
-    words = [word.strip() for word in text.split(",")]
-    if len(words) > 1 and not words[-1]:
-        words.pop()
-    if not all(word.isascii() and word.isdigit() and len(word) < 11 for word in words):
-        raise ConfigError(f"seeds '{plain(text)}' are not whole numbers; write how many (3), or which (0,1,2)")
-    numbers = tuple(int(word) for word in words)
-    if "," in text:
-        return numbers
-    if not 0 < numbers[0] <= MOST_SEEDS:
-        raise ConfigError(f"seeds {numbers[0]} is how many, from 1 to {MOST_SEEDS:,}; write {numbers[0]}, for one seed")
-    return tuple(range(numbers[0]))
 
 
 def why(config: RunConfig) -> str:

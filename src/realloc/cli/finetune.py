@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,16 +10,19 @@ import typer
 
 import realloc.cli.flags as flags
 import realloc.cli.outcome as outcome
+import realloc.cli.several as several
 import realloc.cli.text as text
 import realloc.finetune.arms.table as arms
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
 from realloc.finetune.config import FinetuneConfig, finetune_config
-from realloc.finetune.preview import preview
+from realloc.finetune.preview import account, preview
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.run import check_same
 from realloc.finetune.run import finetune as finetune_run
 from realloc.finetune.run import resume as resume_run
+from realloc.finetune.seeds import check_same as same_series
+from realloc.finetune.seeds import is_series, series
 from realloc.train.progress import LOADING, Progress, Tell
 
 Words = str | None
@@ -53,6 +57,9 @@ def finetune(
     rows: Annotated[Words, _option("--rows", "training texts to take", "all")] = None,
     eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take, the first ones", "all")] = None,
     seed: flags.Seed = None,
+    seeds: Annotated[
+        Words, _option("--seeds", "how many (3), or which (0,1,2): one run each, in a folder of its own in --out")
+    ] = None,
     threads: flags.Threads = None,
     out: flags.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, if there is one")] = False,
@@ -68,21 +75,39 @@ def finetune(
             "eval_rows": eval_rows, "threads": threads,
         }  # fmt: skip
         given = {key: value for key, value in given.items() if value is not None}
+        if seed is not None and seeds is not None:
+            raise ConfigError(f"--seed {plain(seed)} and --seeds {plain(seeds)} both name seeds; give one of the two")
+        several_seeds = None if seeds is None else flags.seeds_of(seeds)
         if resume and out is None:
             raise ConfigError("--resume needs the run's folder; write --out FOLDER")
-        if resume and out is not None and (out / "config.json").exists():
-            check_same(out, given)
-            go_on(out, json)
-            return
-        for flag in ("model", "data"):
-            if flag not in given:
-                raise ConfigError(f"--{flag} is missing; for a first try: --model minilm --data reviews:department")
-        config = finetune_config(given)
-        arms.check(config.method, config.settings)
-        if dry_run:
-            found = preview(config)
-            outcome.data_json(found.as_json()) if json else outcome.data(str(found))
-            return
+        if not (resume and out is not None and _gone_on(out, given, several_seeds, json)):
+            _begin(given, several_seeds, out, dry_run, json)
+
+
+def _gone_on(out: Path, given: dict[str, Any], seeds: tuple[int, ...] | None, json: bool) -> bool:
+    """Go on with what a folder holds, if it holds anything."""
+    if is_series(out):
+        several.present(same_series(out, given, seeds), out, json, resumed=True)
+        return True
+    if seeds is None and (out / "config.json").exists():
+        check_same(out, given)
+        go_on(out, json)
+        return True
+    return False
+
+
+def _begin(given: dict[str, Any], seeds: tuple[int, ...] | None, out: Path | None, dry_run: bool, json: bool) -> None:
+    for flag in ("model", "data"):
+        if flag not in given:
+            raise ConfigError(f"--{flag} is missing; for a first try: --model minilm --data reviews:department")
+    config = finetune_config(given)
+    arms.check(config.method, config.settings)
+    runs = None if seeds is None else series(config, seeds)
+    if dry_run:
+        _foretell(config if runs is None else runs.configs[0], seeds, json)
+    elif runs is not None:
+        several.present(runs, out, json)
+    else:
         with Screen() as screen:
             result = finetune_run(config, out, _announced(screen.show(config.method), config, out))
         present(result, json)
@@ -93,6 +118,18 @@ def go_on(folder: Path, json: bool) -> None:
     with Screen() as screen:
         result = resume_run(folder, screen.show(folder.name))
     present(result, json)
+
+
+def _foretell(config: FinetuneConfig, seeds: Sequence[int] | None, json: bool) -> None:
+    found = preview(config)
+    if json:
+        outcome.data_json(found.as_json() | ({} if seeds is None else {"seeds": list(seeds)}))
+        return
+    lines = [str(found)]
+    if seeds is not None:
+        many = "s" * (len(seeds) != 1)
+        lines.append(f"  {len(seeds)} run{many}, seed{many} {', '.join(map(str, seeds))}, one after the other")
+    outcome.data("\n".join(lines))
 
 
 def _announced(tell: Tell, config: FinetuneConfig, out: Path | None) -> Tell:
@@ -123,6 +160,7 @@ def _told(result: FinetuneResult) -> str:
         [f"test {result.metric}", text.measure(result.metric, result.test_metric)],
         ["held out", ", ".join(f"{key} {value:.4f}" for key, value in result.held.items())],
         ["trained", f"{result.trainable:,} of {result.parameters:,} parameters, learning rate {result.lr:g}"],
+        *([] if result.ledger is None else [["ledger", account(result.ledger)]]),
         ["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps, {result.epochs:.3g} epochs"],
         ["memory", f"{text.size(result.peak_bytes)} over the loaded weights; optimizer state "
                    f"{text.size(result.optimizer_bytes)}, cache {text.size(result.cached_bytes)}"],

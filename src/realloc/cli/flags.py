@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 import realloc.train.data as sources
+from realloc.errors import ConfigError, plain
 from realloc.train.config import EPOCHS, RunConfig, Setting, run_config, seconds, setting, share
 from realloc.train.length import LEAST_STEPS, MOVES
 from realloc.train.optimizers import OPTIMIZERS
 
+MOST_SEEDS = 1000
 _FIELDS = RunConfig.model_fields
 _ADAMW = OPTIMIZERS["adamw"].rate
 # Numbers come as words and are read by the run's config, so that a wrong one gets the same message everywhere.
@@ -99,3 +101,22 @@ def config_of(values: dict[str, Any], budget: str | None) -> RunConfig:
 def settings_of(words: list[str] | None, *, of_arms: bool = False) -> dict[str, Setting]:
     """Read every ``--set``; a later one stands over an earlier one."""
     return dict(setting(word, of_arms=of_arms) for word in words or [])
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Read ``3`` (so many, from 0) or ``0,1,2`` (these).
+
+    >>> seeds_of("3"), seeds_of("4,7")
+    ((0, 1, 2), (4, 7))
+    """
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > 1 and not words[-1]:
+        words.pop()
+    if not all(word.isascii() and word.isdigit() and len(word) < 11 for word in words):
+        raise ConfigError(f"seeds '{plain(text)}' are not whole numbers; write how many (3), or which (0,1,2)")
+    numbers = tuple(int(word) for word in words)
+    if "," in text:
+        return numbers
+    if not 0 < numbers[0] <= MOST_SEEDS:
+        raise ConfigError(f"seeds {numbers[0]} is how many, from 1 to {MOST_SEEDS:,}; write {numbers[0]}, for one seed")
+    return tuple(range(numbers[0]))

@@ -8,19 +8,23 @@ from typing import Any
 import realloc.cli.text as text
 import realloc.compare.contest as contest
 from realloc.finetune.run import KEY
+from realloc.finetune.seeds import is_series
+from realloc.finetune.seeds import read as read_series
 from realloc.record.checkpoint import listing
 from realloc.record.events import read
 from realloc.record.folder import read_config, read_result
 
 
 def story(folder: Path) -> dict[str, Any]:
-    """Collect what a folder tells of its run, as data; of a comparison, what each of its runs has reached."""
+    """Collect what a folder tells of its run, as data; of several runs, what each of them has reached."""
     if (folder / contest.CONTEST).exists():
         found = contest.read(folder)
         runs = {
             f"{name}-seed{seed}": _state(folder / f"{name}-seed{seed}") for seed in found.seeds for name in found.names
         }
         return {"comparison": runs}
+    if is_series(folder):
+        return {"comparison": {f"seed{seed}": _state(folder / f"seed{seed}") for seed in read_series(folder).seeds}}
     config, result = read_config(folder), read_result(folder)
     config = config.get(KEY, config)
     log = folder / "events.jsonl"

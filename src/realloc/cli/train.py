@@ -10,6 +10,7 @@ import typer
 import realloc.cli.finetune as finetune
 import realloc.cli.flags as flags
 import realloc.cli.outcome as outcome
+import realloc.cli.several as several
 import realloc.cli.views as views
 import realloc.compare.contest as contest
 import realloc.train.arms as arms
@@ -17,6 +18,8 @@ from realloc.cli.compare import present
 from realloc.cli.screen import Screen
 from realloc.errors import ConfigError, plain
 from realloc.finetune.run import is_finetune
+from realloc.finetune.seeds import is_series
+from realloc.finetune.seeds import read as read_series
 from realloc.train.config import RunConfig
 from realloc.train.preview import preview
 from realloc.train.progress import COMPILING, LOADING, Progress, Tell
@@ -79,6 +82,9 @@ def resume(folder: Folder, json: flags.Json = False) -> None:
             raise ConfigError(f"run folder '{plain(str(folder))}' does not exist; check the path")
         if (folder / contest.CONTEST).exists():
             present(contest.read(folder), folder, json)
+            return
+        if is_series(folder):
+            several.present(read_series(folder), folder, json, resumed=True)
             return
         if is_finetune(folder):
             finetune.go_on(folder, json)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from realloc.errors import ConfigError, ReallocError, RecordError, StateError, warn
 from realloc.record.folder import read_config, read_result
@@ -18,6 +18,7 @@ from realloc.train.result import RunResult, from_json
 from realloc.train.stop import Interrupted, Stop
 from realloc.train.watch import RunError
 
+CHILD: Final = "realloc.compare.child"
 _ERRORS: Mapping[str, type[ReallocError]] = {e.__name__: e for e in (ConfigError, RecordError, StateError)}
 
 
@@ -32,10 +33,21 @@ def run_apart(config: RunConfig, folder: Path, tell: Tell) -> RunResult:
     done = finished(config, folder)
     if done is not None:
         return done
-    job = json.dumps({"config": config.model_dump(mode="json"), "folder": str(folder)})
+    job = {"config": config.model_dump(mode="json"), "folder": str(folder)}
+    return from_json(heard(CHILD, job, folder.name, tell))
+
+
+def heard(module: str, job: Mapping[str, Any], name: str, tell: Tell) -> dict[str, Any]:
+    """Have a module do a job in a process of its own, by `realloc.compare.child.serve`, and return its result's JSON.
+
+    Raises:
+        ConfigError: bad input; or StateError, RecordError, as the child says.
+        RunError: the run failed, or the process died.
+        Interrupted: Ctrl-C, which was passed on.
+    """
     # -P: a file in the working folder must not stand in for a module. Its own session: Ctrl-C reaches it through us,
     # once, and a second one ends it. When we die, its next word to us fails and it ends too.
-    command = [sys.executable, "-P", "-m", "realloc.compare.child"]
+    command = [sys.executable, "-P", "-m", module]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -43,20 +55,21 @@ def run_apart(config: RunConfig, folder: Path, tell: Tell) -> RunResult:
         child = _Child(process, tell)
         try:
             with Stop(child.interrupt) as stop:
-                process.stdin.write(job)
+                process.stdin.write(json.dumps(job))
                 process.stdin.close()
                 found = child.listen(process.stdout)
         except BaseException:
             process.kill()
             raise
     if stop.asked or "interrupted" in found:
-        raise Interrupted(f"in {folder.name}", None)
+        raise Interrupted(f"in {name}", None)
     if "error" in found:
         kind, message = found["error"]["kind"], found["error"]["message"]
         raise _ERRORS.get(kind, RunError)(message)
     if "result" not in found:
-        raise RunError(f"the run in {folder} ended with code {process.returncode} and no result; its words stand above")
-    return from_json(found["result"])
+        raise RunError(f"{name} ended with code {process.returncode} and no result; its words stand above")
+    result: dict[str, Any] = found["result"]
+    return result
 
 
 def finished(config: RunConfig, folder: Path) -> RunResult | None:

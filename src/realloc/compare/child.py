@@ -9,24 +9,30 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from realloc.errors import ReallocError, ReallocWarning
 from realloc.train.config import run_config
-from realloc.train.progress import Progress
+from realloc.train.progress import Progress, Tell
 from realloc.train.run import run_in
 from realloc.train.stop import Interrupted
 
 
 def main() -> None:
     """Run the job."""
+    serve(lambda job, tell: run_in(Path(job["folder"]), run_config(job["config"]), tell).as_json())
+
+
+def serve(run: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]]) -> None:
+    """Take one job from stdin, and say on stdout what becomes of it; ``run`` gives the result as JSON can hold it."""
     warnings.showwarning = _warned
     warnings.simplefilter("always", ReallocWarning)
     job = json.loads(sys.stdin.read())
     try:
-        _say("result", run_in(Path(job["folder"]), run_config(job["config"]), _told).as_json())
+        _say("result", run(job, _told))
     except ReallocError as error:
         _say("error", {"kind": type(error).__name__, "message": str(error)})
     except (Interrupted, KeyboardInterrupt):

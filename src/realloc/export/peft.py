@@ -14,7 +14,7 @@ import realloc.record.disk as disk
 from realloc.errors import ConfigError, nearest, plain
 from realloc.pool.holdings import find, root_of
 from realloc.record.tensors import chunks
-from realloc.sites.rank import RankLinear, RankSite
+from realloc.sites.rank import RankConv1D, Ranked, RankSite
 
 PREFIX: Final = "base_model.model."
 TASKS: Final = {
@@ -55,7 +55,7 @@ def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "", bel
     """
     holdings = find(model)
     root = _part(root_of(model), below)
-    layers = {name: m.realloc_site for name, m in root.named_modules() if isinstance(m, RankLinear)}
+    layers = {name: m.realloc_site for name, m in root.named_modules() if isinstance(m, Ranked)}
     if holdings is None or not layers:
         raise ConfigError(f"this {type(root).__name__} has no ranks; prepare it with methods.lora(rank=8) or another")
     holdings.stamp()  # refuses a copy whose values and places do not belong together
@@ -103,6 +103,7 @@ def _config(root: nn.Module, held: dict[str, RankSite], beside: Sequence[str], b
     rank, alpha = max(ranks.values()), max(alphas.values(), key=abs)
     even = set(ranks.values()) == {rank} and set(alphas.values()) == {alpha}
     saved = [inner(name) for name in beside]
+    turned = any(isinstance(root.get_submodule(name), RankConv1D) for name in held)
     for name in names:
         if any(name.endswith(head) and name != head and name not in saved for head in saved):
             taken = next(head for head in saved if name.endswith(head))
@@ -114,7 +115,7 @@ def _config(root: nn.Module, held: dict[str, RankSite], beside: Sequence[str], b
         "peft_type": "LORA", "task_type": _task(root, saved), "base_model_name_or_path": base or None, "r": rank,
         "lora_alpha": alpha, "target_modules": _targets([*ranks], names), "modules_to_save": saved or None,
         "rank_pattern": {} if even else _pattern(ranks), "alpha_pattern": {} if even else _pattern(alphas),
-        "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
+        "bias": "none", "fan_in_fan_out": turned, "init_lora_weights": True, "inference_mode": True,
         "lora_dropout": 0.0, "use_rslora": False, "use_dora": False,
     }  # fmt: skip
 
@@ -145,7 +146,7 @@ def _task(root: nn.Module, saved: Sequence[str]) -> str | None:
 
 
 def _twice(root: nn.Module) -> bool:
-    every = [module for _, module in root.named_modules(remove_duplicate=False) if isinstance(module, RankLinear)]
+    every = [module for _, module in root.named_modules(remove_duplicate=False) if isinstance(module, Ranked)]
     return len(every) > len({id(module) for module in every})
 
 

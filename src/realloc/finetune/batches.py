@@ -63,10 +63,18 @@ class Batches:
 
     def at(self, step: int) -> tuple[Batch, Tensor]:
         """The batch of a step, from 0: ``input_ids`` and ``attention_mask`` ``[b, t]``, and its labels."""
+        return self.of(self._index(step))
+
+    def padded(self, step: int) -> int:
+        """Tokens of the batch of a step, padding included: what its time goes with."""
+        index = self._index(step)
+        return len(index) * max(len(self.rows[i]) for i in index)
+
+    def _index(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._ordered(epoch)
-        return self.of(self._order[place])
+        return self._order[place]
 
     def _ordered(self, epoch: int) -> list[list[int]]:
         draw = stream(self._seed, "order", "", epoch)

@@ -68,7 +68,7 @@ RANGES: Mapping[str, str] = {
     "epochs": "take a number above 0, such as 3",
     "batch_size": "take a whole number from 1 to 100,000",
     "lr": "take a number above 0 and at most 1000, such as 0.001",
-    "seed": "take a whole number from 0 to 2147483647",
+    "seed": "take a whole number from 0 to 2147483647, or several by --seeds 0,1,2",
     "tokens": "take a whole number from 2 to 100,000",
     "rows": "take a whole number of training texts, from 1",
     "eval_rows": "take a whole number of evaluation texts, from 1",

@@ -12,11 +12,13 @@ from torch import Tensor
 import realloc.finetune.arms.table as arms
 import realloc.finetune.focus as focus
 from realloc.errors import ConfigError
+from realloc.finetune.config import FinetuneConfig
+from realloc.finetune.foresee import foreseen
 from realloc.finetune.pace import Length
 from realloc.finetune.scene import Scene
+from realloc.finetune.weights import Loaded
 
 EPOCHS: Final = 3.0
-ENDLESS: Final = 10**7  # steps, where seconds end the run
 
 
 @final
@@ -46,7 +48,7 @@ def from_json(values: Mapping[str, Any]) -> Decided:
     """Read back what ``as_json`` gave.
 
     >>> from_json(Decided("full", {}, Length(3), 3).as_json()).length
-    Length(steps=3, seconds=None)
+    Length(steps=3, seconds=None, reserve=0.0)
     """
     return Decided(**{**values, "length": Length(**values["length"])})
 
@@ -65,12 +67,12 @@ def decide(scene: Scene) -> Decided:
         method, settings = ("lora", {"rank": 8}) if choice.k is None else ("topk", {"k": choice.k})
         epochs = choice.epochs
     if most is not None:
-        settings = arms.within(method, settings, most, loaded)
+        settings = _within(config, method, settings, most, loaded)
     steps = max(1, math.ceil(epochs * scene.train.per_epoch))
-    length = Length(steps if spend.seconds is None else ENDLESS, spend.seconds)
-    if spend.seconds is not None and arms.KINDS[method].moves:
-        step = focus.measure(loaded, scene.train).lora(scene.train.tokens) / scene.train.per_epoch
-        steps = max(1, int(spend.seconds / step))
+    length = Length(steps)
+    if spend.seconds is not None:
+        length = foreseen(scene, spend.seconds)
+        steps = length.steps
     if choice is None:
         return Decided(method, settings, length, steps)
     return Decided(
@@ -84,6 +86,18 @@ def decide(scene: Scene) -> Decided:
         asdict(choice.costs),
         choice.kept,
     )
+
+
+def _within(
+    config: FinetuneConfig, method: str, settings: Mapping[str, Any], most: int, loaded: Loaded
+) -> dict[str, Any]:
+    found = arms.within(method, settings, most, loaded)
+    for key, value in config.settings.items():
+        if key in settings and found.get(key) != value:
+            raise ConfigError(
+                f"setting '{key}={value}' and the budget {config.budget} both say how many parameters train; give one"
+            )
+    return found
 
 
 def _targets(scene: Scene) -> Tensor:

@@ -10,16 +10,14 @@ from torch import nn
 from realloc.finetune.aim import Aim
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.batches import Batches
-from realloc.finetune.pace import Length, set_rate
-from realloc.train.loop import Clock
+from realloc.finetune.guide import Guide
+from realloc.finetune.pace import set_rate
 
 CLIP: Final = 1.0
 
 
-def fit(
-    arm: Arm, batches: Batches, aim: Aim, length: Length, clock: Clock, first: int, after: Callable[[int, float], None]
-) -> int:
-    """Train from step ``first`` to the end of ``length``; ``after`` gets the steps taken and the loss. Returns them.
+def fit(arm: Arm, batches: Batches, aim: Aim, guide: Guide, first: int, after: Callable[[int, float], None]) -> int:
+    """Train from step ``first`` as long as ``guide`` says; ``after`` gets the steps taken and the loss. Returns them.
 
     At least one step is taken, however short the time is.
     """
@@ -27,9 +25,9 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
     step = first
-    while not step or not length.over(step, clock.seconds):
+    while not step or not guide.course.over(step):
         batch, labels = batches.at(step)
-        set_rate(optimizer, length.progress(step, clock.seconds))
+        set_rate(optimizer, guide.course.progress(step))
         losses, _ = aim.losses(model, batch, labels)
         loss = losses.mean()
         whole = loss if arm.penalty is None else loss + arm.penalty()
@@ -40,5 +38,6 @@ def fit(
         step += 1
         if arm.moved is not None:
             arm.moved(step)
+        guide.after(step)
         after(step, float(loss.detach()))
     return step

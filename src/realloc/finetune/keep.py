@@ -12,12 +12,14 @@ from realloc.errors import RecordError
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.decided import Decided, from_json
 from realloc.finetune.moving import Moving, check_digest, digest
+from realloc.finetune.pace import Course, course_of
 from realloc.record.checkpoint import Checkpoint, load_latest, save
 from realloc.record.events import EventLog
 from realloc.record.folder import RunFolder
 from realloc.record.state import pack, unpack
 
 DECIDED: Final = "decided.json"
+COURSE: Final = "course.json"  # of a run with a budget of seconds: how many steps it pays for, as often as revised
 CACHE: Final = "activations"
 
 
@@ -67,6 +69,15 @@ class Keep:
     def write_decided(self, decided: Decided) -> None:
         """Write the decision down, once."""
         self._held.write(DECIDED, decided.as_json())
+
+    def course(self) -> Course | None:
+        """Read how many steps the seconds were found to pay for, or None."""
+        values = self._held.read(COURSE, 1 << 16)
+        return None if values is None else course_of(values.get("totals"))
+
+    def write_course(self, course: Course) -> None:
+        """Write it down, before a step is taken by it."""
+        self._held.write(COURSE, {"totals": [list(row) for row in course.totals]})
 
     def latest(self) -> Checkpoint | None:
         """Find the checkpoint to go on from; without one, empty the log for a new start."""

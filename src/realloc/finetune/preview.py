@@ -10,13 +10,15 @@ from typing import Any, Final, final
 import torch
 
 from realloc.errors import plain
-from realloc.finetune.arms.arm import Arm
+from realloc.finetune.arms.arm import Arm, ledger_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import decide
+from realloc.finetune.guide import Guide
 from realloc.finetune.scene import Scene, prepared
 from realloc.finetune.session import begun
 from realloc.handle import Handle
 from realloc.sites.blocks import blocks_of
+from realloc.train.loop import Clock
 from realloc.train.memory import Peak
 
 FLOAT: Final = 4  # bytes of a float32
@@ -31,7 +33,7 @@ class Preview:
     ``weight``, ``gradient`` and ``optimizer`` bytes are counted: 4, 4 and 8 for each parameter that they concern.
     ``peak_bytes`` is measured over the timed steps, as anonymous memory over the loaded weights; ``activation_bytes``
     is what remains of it without gradients and optimizer: activations, the arm's own weights, and all else.
-    ``seconds``: of the run, without the judgement of the held-out texts.
+    ``seconds``: of the run, without the judgement of the held-out texts; with a budget of seconds, all of that.
     """
 
     method: str
@@ -46,6 +48,7 @@ class Preview:
     steps: int
     trainable: int
     parameters: int
+    ledger: Mapping[str, int] | None
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
@@ -71,11 +74,18 @@ class Preview:
             f"  texts: {self.texts:,} to train on, {self.held_out:,} held out, {self.judged:,} to judge by",
             f"  budget: {self.budget or 'none'}; {self.steps:,} steps; trains {self.trainable:,} of "
             f"{self.parameters:,} parameters, the head among them",
+            *([] if self.ledger is None else [f"  ledger: {account(self.ledger)}"]),
             *(f"    {plain(name)}: {word}" for name, word in self.layers.items()),
             f"  memory: {memory}",
             f"  time: about {self.seconds:.0f} s, from a few timed steps on batches of three lengths",
         ]
         return "\n".join(lines)
+
+
+def account(ledger: Mapping[str, int]) -> str:
+    """The ledger in words."""
+    parts = " + ".join(f"{ledger[name]:,} {name}" for name in ("head", "held", "parked"))
+    return f"{ledger['budget']:,} parameters = {parts}"
 
 
 def _mb(value: int) -> str:
@@ -87,20 +97,24 @@ def preview(config: FinetuneConfig) -> Preview:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     scene = prepared(config)
     with torch.random.fork_rng(devices=[]), Peak() as peak:
-        began = time.perf_counter()
+        clock = Clock()
+        clock.start()
         decided = decide(scene)
         names = blocks_of(scene.loaded.base).names
-        deciding = time.perf_counter() - began
         arm = begun(scene, decided)
+        clock.stop()
+        guide = Guide(decided.length, clock, scene.train)
+        guide.start(len(scene.held.rows))
+        ledger = ledger_of(arm)  # before the timed steps: ranks may move in them
         first, later = _timed(scene, arm)
     seconds, steps = decided.length.seconds, decided.length.steps
     if seconds is None:
         epochs = steps / scene.train.per_epoch
-        seconds = deciding + scene.train.tokens * (first * min(1.0, epochs) + later * max(0.0, epochs - 1))
+        seconds = clock.seconds + scene.train.tokens * (first * min(1.0, epochs) + later * max(0.0, epochs - 1))
     else:
-        steps = max(1, int(seconds / (later * scene.train.tokens / scene.train.per_epoch)))
+        steps = max(1, int(guide.left / (later * scene.train.tokens / scene.train.per_epoch)))
     blocks = blocks_of(scene.loaded.base)
-    ranked = arm.handle.sites if isinstance(arm.handle, Handle) else {}
+    ranked = [s.name for s in arm.handle.sites.values() if s.held] if isinstance(arm.handle, Handle) else []
     words = dict.fromkeys(names, "dropped")
     for name, module in zip(blocks.names, blocks.modules, strict=True):
         held = any(p.requires_grad for p in module.parameters())
@@ -112,8 +126,9 @@ def preview(config: FinetuneConfig) -> Preview:
         method=config.method, used=decided.method, settings=dict(decided.settings), budget=config.budget,
         why=decided.why, layers=words, texts=len(scene.train.rows),
         held_out=len(scene.held.rows), judged=0 if scene.test is None else len(scene.test.rows), steps=steps,
-        trainable=numbers, parameters=whole, weight_bytes=FLOAT * whole, gradient_bytes=FLOAT * numbers,
-        optimizer_bytes=2 * FLOAT * numbers, activation_bytes=rest, peak_bytes=peak.bytes, seconds=seconds,
+        trainable=numbers, parameters=whole, ledger=ledger, weight_bytes=FLOAT * whole,
+        gradient_bytes=FLOAT * numbers, optimizer_bytes=2 * FLOAT * numbers, activation_bytes=rest,
+        peak_bytes=peak.bytes, seconds=seconds,
     )  # fmt: skip
 
 

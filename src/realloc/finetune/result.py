@@ -19,6 +19,7 @@ class FinetuneResult:
     judgement of the held-out texts, everything included but the writing of checkpoints (``save_seconds``). ``held`` are
     figures of the slice of the training texts that decisions may look at; ``test`` (and what begins so) those of the
     evaluation texts, read once. ``trainable`` counts what trains at the end, ``optimizer_bytes`` its state.
+    ``ledger`` counts the parameters of a run with ranks of our own: budget = head + held + parked.
     ``peak_bytes`` is anonymous memory over its value once weights and texts are loaded.
     """
 
@@ -47,6 +48,7 @@ class FinetuneResult:
     setup_seconds: float
     trainable: int
     parameters: int
+    ledger: Mapping[str, int] | None
     optimizer_bytes: int
     cached_bytes: int
     peak_bytes: int | None

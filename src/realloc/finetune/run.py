@@ -61,12 +61,20 @@ def check_same(folder: Path, given: Mapping[str, Any]) -> None:
     """
     config = _config(read_config(folder), folder)
     asked = finetune_config({**config.model_dump(), **given})
-    for key in given:
-        then, now = getattr(config, key), getattr(asked, key)
-        if then != now:
+    refuse_other(config.model_dump(), {key: getattr(asked, key) for key in given}, folder)
+
+
+def refuse_other(there: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse values that are not those of a run that was begun.
+
+    Raises:
+        ConfigError: the first that differs.
+    """
+    for key, now in asked.items():
+        if there.get(key) != now:
             raise ConfigError(
-                f"the run in {plain(str(folder))} was started with {key} {plain(str(then))}, not {plain(str(now))}; "
-                f"leave the flag out to go on with it, or give another --out"
+                f"the run in {plain(str(folder))} was started with {key} {plain(str(there.get(key)))}, not "
+                f"{plain(str(now))}; leave the flag out to go on with it, or give another --out"
             )
 
 

@@ -11,10 +11,11 @@ import torch
 import realloc.finetune.arms.table as arms
 from realloc.cache.settings import Cache
 from realloc.finetune.aim import Judged
-from realloc.finetune.arms.arm import Arm, Order
+from realloc.finetune.arms.arm import Arm, Order, ledger_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
+from realloc.finetune.guide import Guide
 from realloc.finetune.keep import Account, Keep
 from realloc.finetune.moving import frozen_names
 from realloc.finetune.result import FinetuneResult
@@ -88,13 +89,18 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
         if keep:
             keep.write_decided(decided)
     arm = begun(scene, decided, keep)
-    watch = Watch(scene, decided, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
+    course, write = (keep.course(), keep.write_course) if keep else (None, None)
+    guide = Guide(decided.length, clock, scene.train, course, write)
+    watch = Watch(scene, guide, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
     torch.manual_seed(scene.config.seed)
     if keep and found:
         watch.resume(keep.restore(found, arm))
         clock.start()
-    peak.training()
-    steps = fit(arm, scene.train, scene.aim, decided.length, clock, found.step if found else 0, watch)
+    else:
+        guide.start(len(scene.held.rows))
+    with clock.apart("setup"):  # it collects garbage, which may take half a second
+        peak.training()
+    steps = fit(arm, scene.train, scene.aim, guide, found.step if found else 0, watch)
     held = scene.aim.judge(arm.model, scene.held)
     clock.stop()
     peak.look()
@@ -130,7 +136,7 @@ def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Jud
         train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
         save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
         trainable=sum(p.numel() for p in arm.model.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in arm.model.parameters()),
+        parameters=sum(p.numel() for p in arm.model.parameters()), ledger=ledger_of(arm),
         optimizer_bytes=moments_bytes(arm.optimizer, arm.model.parameters()),
         cached_bytes=0 if handle is None else handle.cached_bytes,
         peak_bytes=account.peak_bytes, train_peak_bytes=account.train_peak_bytes, mapped_bytes=account.mapped_bytes,

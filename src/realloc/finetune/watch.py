@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import final
 
 from realloc.finetune.arms.arm import Arm
-from realloc.finetune.decided import Decided
+from realloc.finetune.guide import Guide
 from realloc.finetune.keep import Account, Keep
 from realloc.finetune.scene import Scene
 from realloc.train.loop import Clock
@@ -25,7 +25,7 @@ class Watch:
     def __init__(
         self,
         scene: Scene,
-        decided: Decided,
+        guide: Guide,
         arm: Arm,
         keep: Keep | None,
         *,
@@ -34,7 +34,7 @@ class Watch:
         peak: Peak,
         stop: Stop,
     ) -> None:
-        self.scene, self.decided, self.arm, self.keep = scene, decided, arm, keep
+        self.scene, self.guide, self.arm, self.keep = scene, guide, arm, keep
         self.clock, self.peak = clock, peak
         self._tell, self._stop = tell, stop
         self._before = Account()
@@ -58,7 +58,7 @@ class Watch:
         if whole:
             self._end_epoch(step)
         now = time.perf_counter()
-        over = self.decided.length.over(step, self.clock.seconds)
+        over = self.guide.course.over(step)
         if now - self._told >= TELL_EVERY or over:
             self._told = now
             self._tell(self._progress(step, loss))
@@ -99,8 +99,4 @@ class Watch:
         self._loss, self._steps = 0.0, 0
 
     def _progress(self, step: int, loss: float) -> Progress:
-        length, seconds = self.decided.length, self.clock.seconds
-        total = length.steps
-        if length.seconds is not None:  # as many as the rest of the time will take
-            total = max(step, round(step * length.seconds / max(seconds, 1e-9)))
-        return Progress(TRAINING, step, total, seconds, loss)
+        return Progress(TRAINING, step, max(step, self.guide.course.total), self.clock.seconds, loss)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -18,6 +19,7 @@ from torch import nn
 from realloc.errors import ConfigError, plain
 from realloc.finetune.bundled import MODELS, model_folder
 from realloc.finetune.config import FinetuneConfig, Task
+from realloc.finetune.converted import converted
 from realloc.finetune.head import MeanHead, unused
 
 # only what is here already is read, without code of its own, and no pickled weights
@@ -46,9 +48,13 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
     """
     library = _transformers()
     where, gguf = _find(config.model)
-    more: dict[str, Any] = _SAFE if gguf is None else _SAFE | {"gguf_file": gguf}
     with quiet(library), nullcontext() if gguf is None else redirect_stderr(io.StringIO()):  # gguf's own bar
         try:
+            if gguf is not None:
+                make = partial(_convert, library, where, _SAFE | {"gguf_file": gguf})
+                kept = converted(Path(where) / gguf, f"transformers-{library.__version__}", make)
+                where, gguf = (where, gguf) if kept is None else (str(kept), None)
+            more: dict[str, Any] = _SAFE if gguf is None else _SAFE | {"gguf_file": gguf}
             settings = library.AutoConfig.from_pretrained(where, **more)
             if gguf is None:
                 _check_settings(config, settings)
@@ -111,6 +117,12 @@ def _weights(library: Any, where: str, task: Task, more: dict[str, Any]) -> Any:
     whole.load_state_dict(found.state_dict())
     whole.tie_weights()
     return whole
+
+
+def _convert(library: Any, where: str, more: dict[str, Any], folder: Path) -> None:
+    """Write a gguf file's model as any other is written."""
+    _weights(library, where, "causal-lm", more).save_pretrained(folder)
+    library.AutoTokenizer.from_pretrained(where, **more).save_pretrained(folder)
 
 
 def _check_base(config: FinetuneConfig, base: Any, tokenizer: Any) -> int:

@@ -55,6 +55,7 @@ class RankMethod:
     ranks: tuple[tuple[str, int], ...] = ()  # of each layer by name, instead of `rank`; `budget` may be more
     probe: RankProbe | None = None  # chooses `ranks` from a few batches: `realloc.calibrate`
     rows: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of A, where ranks start with given ones
+    rows_b: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of B beside them; else it is zero
     where: Beside = field(default_factory=Beside)
 
     moments: ClassVar[Literal["zero"]] = "zero"  # a new rank starts with none
@@ -97,6 +98,19 @@ class RankMethod:
             ConfigError: a string where a tuple of patterns belongs.
         """
         return replace(self, where=Beside.of(layers, exclude, train))
+
+    def at_most(self) -> RankMethod:
+        """The same method with its budget as the most that it ever holds, also where it starts with more than it keeps.
+
+        >>> from realloc.schedule import linear
+        >>> cut = RankMethod("cut", budget=90, held=linear(1.5, 1.0)).at_most()
+        >>> cut.share(0.0) * 90, cut.share(1.0) * 90
+        (90.0, 60.0)
+        """
+        peak = max(self.share(0.0), self.share(1.0))
+        if self.held is None or peak == 1.0 or not peak:
+            return self
+        return replace(self, held=replace(self.held, start=self.held.start / peak, end=self.held.end / peak))
 
     @property
     def asked(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from realloc.allocate.afford import afford, level
 from realloc.errors import ConfigError
+from realloc.pool.ranks import new_rows
 
 
 @final
@@ -34,23 +36,24 @@ class Probed:
 @final
 @dataclass(frozen=True, eq=False)
 class Allotted:
-    """The ranks of each layer, and for some the rows of A ``[r, in]`` that they start with."""
+    """The ranks of each layer, and for some the rows of A ``[r, in]`` and of B ``[r, out]`` that they start with."""
 
     ranks: tuple[int, ...]
-    rows: dict[str, Tensor]
+    rows: Mapping[str, Tensor]
+    rows_b: Mapping[str, Tensor] = field(default_factory=dict)  # beside rows of A only; else B starts at zero
 
 
 @final
 @dataclass(frozen=True)
 class RankProbe:
-    """How ranks are chosen before training: what it needs, and a pure function of that and a budget in parameters."""
+    """How ranks are chosen before training: what it needs, and a pure function of that, of a budget and of a seed."""
 
     name: str
     needs: Literal["input", "gradient"]
-    choose: Callable[[Sequence[Probed], int], Allotted]
+    choose: Callable[[Sequence[Probed], int, int], Allotted]  # (layers, parameters, seed)
 
 
-def explained_variance(layers: Sequence[Probed], budget: int) -> Allotted:
+def explained_variance(layers: Sequence[Probed], budget: int, seed: int) -> Allotted:
     """EVA's rule: ranks go to the components that explain most of their layer's input, per parameter."""
     ratios: list[list[float]] = []
     rows: list[Tensor] = []
@@ -70,8 +73,13 @@ def explained_variance(layers: Sequence[Probed], budget: int) -> Allotted:
     return Allotted(ranks, found)
 
 
-def weight_times_gradient(layers: Sequence[Probed], budget: int, least: int) -> Allotted:
-    """GoRA's rule: parameters in proportion to the mean ``|W G|`` of each layer, with at least ``least`` ranks each."""
+def weight_times_gradient(
+    layers: Sequence[Probed], budget: int, seed: int, *, least: int, gamma: float, scale: float
+) -> Allotted:
+    """GoRA's rule: parameters in proportion to the mean ``|W G|`` of each layer, with at least ``least`` ranks each.
+
+    Where ``gamma`` is not 0, B starts at the gradient (`compressed`).
+    """
     worth = []
     for layer in layers:
         known = layer.gradient
@@ -80,4 +88,37 @@ def weight_times_gradient(layers: Sequence[Probed], budget: int, least: int) -> 
         raise ConfigError("no layer has a gradient in these batches; is the loss that of this model?")
     costs = [layer.cost for layer in layers]
     floor = [min(least, layer.cap) for layer in layers]
-    return Allotted(level(worth, costs, budget, floor, [layer.cap for layer in layers]), {})
+    needed = sum(n * cost for n, cost in zip(floor, costs, strict=True))
+    if budget < needed:
+        raise ConfigError(
+            f"budget is {budget:,} parameters, and least={least} ranks in each of {len(layers)} layers take "
+            f"{needed:,}; raise the budget, or lower least"
+        )
+    ranks = level(worth, costs, budget, floor, [layer.cap for layer in layers])
+    rows, rows_b = {}, {}
+    for layer, rank in zip(layers, ranks, strict=True) if gamma else ():
+        if rank and layer.gradient is not None:
+            a = new_rows(rank, layer.shape[1], seed, layer.name, 0)
+            rows[layer.name], rows_b[layer.name] = a, compressed(a, layer.gradient, gamma, scale)
+    return Allotted(ranks, rows, rows_b)
+
+
+def compressed(a: Tensor, gradient: Tensor, gamma: float, scale: float) -> Tensor:
+    """B ``[r, out]`` with ``scale * B'A = -gamma * sqrt(in / r) * G P``, P the projection on the rows of A.
+
+    So the weight takes a step of plain descent as far as A can say it: B is the gradient times A's pseudo-inverse. A
+    random A keeps ``sqrt(r / in)`` of G's norm on average, hence the step's norm is about ``gamma`` times G's, whatever
+    r is. GoRA: 2502.12171.
+
+    Args:
+        a: ``[r, in]``.
+        gradient: G ``[out, in]``.
+        gamma: norm of the step over that of the gradient.
+        scale: factor of the ranks' part.
+
+    >>> compressed(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0]]), gamma=1.0, scale=1.0)
+    tensor([[-2.1213]], dtype=torch.float64)
+    """
+    step = gamma * math.sqrt(a.shape[1] / a.shape[0]) / scale
+    found: Tensor = (gradient.cpu().double() @ torch.linalg.pinv(a.double())).t().mul(-step)
+    return found

@@ -9,9 +9,9 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.ranks import RankPool
-from realloc.sites.delta import DeltaLinear, drop_delta
+from realloc.sites.delta import Delta, base_of, drop_delta
 from realloc.sites.packed import PackedLinear, PackedSite, unpack
-from realloc.sites.rank import RankLinear, drop_ranks
+from realloc.sites.rank import Ranked, drop_ranks, frozen_weight
 
 ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_params_and_buffers_to_ignore")
 
@@ -33,12 +33,12 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     for module in list(holdings.owner.modules()):
         if isinstance(module, PackedLinear):
             unpack(module, by_site[id(module.realloc_site)].parameter)
-        elif isinstance(module, RankLinear):
+        elif isinstance(module, Ranked):
             a, b = module.realloc_site.factors()
-            _merge(module._parameters["weight"], (b.t() @ a).mul_(module.realloc_site.scale))
+            _merge(frozen_weight(module), (b.t() @ a).mul_(module.realloc_site.scale))
             drop_ranks(module)
-        elif isinstance(module, DeltaLinear):
-            _merge(module.base, module.realloc_site.weight())
+        elif isinstance(module, Delta):
+            _merge(base_of(module), module.realloc_site.weight())
             drop_delta(module)
     named = dict(holdings.owner.named_parameters())
     for name in holdings.frozen:
@@ -53,8 +53,7 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     return taken
 
 
-def _merge(base: Tensor | None, part: Tensor) -> None:
-    assert base is not None
+def _merge(base: Tensor, part: Tensor) -> None:
     base.copy_(base.to(part.dtype) + part)
 
 

@@ -8,6 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError, plain
+from realloc.sites.turned import turned
 
 
 @final
@@ -15,7 +16,7 @@ from realloc.errors import ConfigError, plain
 class Adopted:
     """One layer of a peft model whose ranks are taken over."""
 
-    layer: nn.Linear  # the frozen one inside
+    layer: nn.Module  # the frozen one inside
     a: Tensor  # [r, in]
     b: Tensor  # [r, out]
     scale: float
@@ -68,7 +69,7 @@ def _unfit(module: Any, adapter: str) -> str | None:
     base = type(module.base_layer)
     reasons = {
         "its ranks are merged into the weight; call unmerge_adapter() first": getattr(module, "merged", False),
-        f"its base is a {base.__name__}, no plain nn.Linear": base is not nn.Linear,
+        f"its base is a {base.__name__}, no plain nn.Linear": base is not nn.Linear and not turned(module.base_layer),
         f"its dropout of {rate} has no place here; make it with lora_dropout=0.0": rate > 0,
         "it has a bias or a magnitude (DoRA) beside its ranks; make it with plain LoRA": more,
         "it is a variant of LoRA; make it with plain LoRA": adapter in getattr(module, "lora_variant", {}),

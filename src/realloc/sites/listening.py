@@ -8,6 +8,8 @@ from typing import final
 
 from torch import Tensor, nn
 
+from realloc.sites.turned import turned
+
 Hear = Callable[[str, Tensor], None]
 
 
@@ -23,13 +25,27 @@ class ListeningLinear(nn.Linear):
         return super().forward(input)
 
 
+@final
+class ListeningConv1D(nn.Module):
+    """`Conv1D` of transformers that tells of its input."""
+
+    realloc_hear: Callable[[Tensor], None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``[..., in]``."""
+        self.realloc_hear(x)
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        return nn.functional.linear(x, weight.t(), bias)
+
+
 @contextmanager
-def listening(layers: Mapping[str, nn.Linear], hear: Hear) -> Iterator[None]:
+def listening(layers: Mapping[str, nn.Module], hear: Hear) -> Iterator[None]:
     """While it lasts, each layer tells ``hear`` its name and its input."""
     classes = {name: type(module) for name, module in layers.items()}
     try:
         for name, module in layers.items():
-            module.__class__ = ListeningLinear
+            module.__class__ = ListeningConv1D if turned(module) else ListeningLinear
             module.__dict__["realloc_hear"] = _teller(name, hear)
         yield
     finally:

@@ -119,6 +119,11 @@ class PackedSite:
             )
             return delta_linear(x, base, bias, values, where, pool.compute)
 
+    def sum_with(self, base: Tensor) -> Tensor:
+        """``base [out, in]`` plus this delta, differentiable."""
+        total: Tensor = base + self.weight().to(base.dtype)
+        return total
+
     def weight(self) -> Tensor:
         """The dense weight ``[out, in]``, differentiable, for code that reads it without calling `forward`."""
         values, whole = self._segment()

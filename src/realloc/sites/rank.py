@@ -1,4 +1,4 @@
-"""The ranks of a frozen `nn.Linear`: its unit is one row of A and one row of B together, kept in a pool."""
+"""The ranks of a frozen linear layer: its unit is one row of A and one row of B together, kept in a pool."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from realloc.kernels.rank_product import factors, rank_linear, rank_weight
 from realloc.kernels.taps import Tap
 from realloc.sites.grid import Grid
 from realloc.sites.seat import Segments
+from realloc.sites.turned import turned
 
 
 @final
@@ -27,7 +28,7 @@ class RankSite:
 
     def __init__(self, name: str, shape: tuple[int, int], cap: int, scale: float, pool: Segments, index: int) -> None:
         self.name = name
-        self.shape = shape  # of the layer's weight, (out, in)
+        self.shape = shape  # of the layer's weight, (out, in), whichever way it is stored
         self.grid = Grid(cap, sum(shape), 1, sum(shape))
         self.scale = scale
         self.pool = pool
@@ -88,7 +89,7 @@ class RankSite:
         return None if grad is None else torch.cat(self.parts_of(grad), 1)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer for x ``[..., in]``, in the dtype of the input (that of autocast, where it is on)."""
+        """The layer for x ``[..., in]`` and a weight ``[out, in]``, in the dtype of the input or of autocast."""
         if torch.compiler.is_compiling():
             return self._compiled(x, weight, bias)
         if torch.is_autocast_enabled(x.device.type):
@@ -108,7 +109,7 @@ class RankSite:
         return total
 
     def weight(self, base: Tensor) -> Tensor:
-        """``W + scale * B'A``, differentiable."""
+        """``W + scale * B'A`` ``[out, in]``, differentiable."""
         if torch.compiler.is_compiling():  # the ranks' part of each unit vector
             eye = torch.eye(self.shape[1], dtype=base.dtype, device=base.device)
             return self._compiled(eye, base, None).t()
@@ -128,17 +129,12 @@ class RankLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[..., in_features]``."""
-        parameters = self._parameters
-        weight = parameters["weight"]
-        assert weight is not None
-        return self.realloc_site.linear(input, weight, parameters["bias"])
+        return self.realloc_site.linear(input, frozen_weight(self), self._parameters["bias"])
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight with its ranks added, read-only: a new differentiable tensor at each read."""
-        base = self._parameters["weight"]
-        assert base is not None
-        return self.realloc_site.weight(base)
+        return self.realloc_site.weight(frozen_weight(self))
 
     def requires_grad_(self, requires_grad: bool = True) -> RankLinear:
         """Freeze or thaw the ranks; the weight and the bias stay frozen."""
@@ -154,15 +150,52 @@ class RankLinear(nn.Linear):
         return f"{super().extra_repr()}, rank={self.realloc_site.rank}"
 
 
-def add_ranks(module: nn.Linear, site: RankSite) -> None:
+@final
+class RankConv1D(nn.Module):
+    """`Conv1D` of transformers with ranks beside a frozen weight, which is stored ``[in, out]``."""
+
+    realloc_site: RankSite
+    realloc_class: type[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``[..., in]``."""
+        return self.realloc_site.linear(x, frozen_weight(self), self._parameters["bias"])
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight ``[in, out]`` with its ranks added, read-only: a new differentiable tensor at each read."""
+        return self.realloc_site.weight(frozen_weight(self)).t()
+
+    def requires_grad_(self, requires_grad: bool = True) -> RankConv1D:
+        """Freeze or thaw the ranks; the weight and the bias stay frozen."""
+        self.realloc_site.frozen = not requires_grad
+        return self
+
+    def extra_repr(self) -> str:
+        """What `nn.Linear` prints, and the rank."""
+        out, inward = self.realloc_site.shape
+        return f"in_features={inward}, out_features={out}, rank={self.realloc_site.rank}"
+
+
+Ranked = RankLinear | RankConv1D
+
+
+def frozen_weight(module: Ranked) -> Tensor:
+    """The weight that the layer came with, without its ranks, as ``[out, in]``: a view of what is stored."""
+    stored = module._parameters["weight"]
+    assert stored is not None
+    return stored.t() if isinstance(module, RankConv1D) else stored
+
+
+def add_ranks(module: nn.Module, site: RankSite) -> None:
     """Turn a plain layer into one with ranks, in place."""
     original = type(module)
-    module.__class__ = RankLinear
+    module.__class__ = RankConv1D if turned(module) else RankLinear
     state: dict[str, Any] = module.__dict__
     state["realloc_site"], state["realloc_class"] = site, original
 
 
-def drop_ranks(module: RankLinear) -> None:
+def drop_ranks(module: Ranked) -> None:
     """Give the layer its old class back. Its weight stays as it is."""
     module.__class__ = module.realloc_class  # type: ignore[assignment]
     del module.__dict__["realloc_site"], module.__dict__["realloc_class"]

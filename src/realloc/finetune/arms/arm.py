@@ -55,6 +55,20 @@ class Order:
     sink: Sink | None = None
 
 
+def ledger_of(arm: Arm) -> dict[str, int] | None:
+    """Parameters of an arm with ranks of our own: budget = head (what trains in full) + held + parked. None: no ledger.
+
+    The pool's length is a part of the budget, so that the sum is what trains, to the last parameter.
+    """
+    if not isinstance(arm.handle, Handle):
+        return None
+    trainable = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
+    handle = arm.handle
+    return {
+        "budget": trainable, "head": trainable - handle.budget, "held": handle.held, "parked": handle.parked,
+    }  # fmt: skip
+
+
 Maker = Callable[[Loaded, Order], Arm]
 Within = Callable[[Mapping[str, Setting], int, Loaded], dict[str, Setting]]
 

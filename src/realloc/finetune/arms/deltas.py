@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from torch import nn
-
 from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Kind, Order
+from realloc.finetune.arms.peft_lora import linear_of
 from realloc.finetune.arms.ranks import beside
 from realloc.finetune.weights import Loaded
 from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.shira import shira
 from realloc.methods.spiel import spiel
-from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
 APART: Final = 10  # steps between moves at least: a move looks at five
@@ -37,20 +35,20 @@ def deltas(recipe: Recipe, rate: float, more: Mapping[str, Setting], *, moves: b
 
 
 def parameters_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
-    """So many parameters, or all that the layers have.
+    """So many parameters, to the last one.
 
     Raises:
-        ConfigError: none is left beside the head.
+        ConfigError: none is left beside the head, or more than the layers have.
     """
+    whole = sum(module.weight.numel() for _, module in linear_of(loaded))
     if most < 1:
         raise ConfigError(f"the budget leaves {most:,} parameters beside the head; raise it by {1 - most:,} or more")
-    room = sum(
-        module.in_features * module.out_features
-        for block in blocks_of(loaded.base).modules
-        for module in block.modules()
-        if isinstance(module, nn.Linear)
-    )
-    return {**settings, "parameters": min(most, max(room, 1))}
+    if most > whole:
+        raise ConfigError(
+            f"the budget leaves {most:,} parameters beside the head, and the linear layers have {whole:,} weights; "
+            f"lower the budget by {most - whole:,} or more, or take --method full"
+        )
+    return {**settings, "parameters": most}
 
 
 DELTAS: Final[Mapping[str, Kind]] = {

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Order, optimizer_of
 from realloc.finetune.weights import Loaded
 from realloc.sites.blocks import blocks_of
+from realloc.sites.turned import is_linear, turned
 from realloc.train.config import Setting
 
 
@@ -67,30 +67,26 @@ def rank_of(settings: Mapping[str, Setting], key: str = "rank") -> int:
 
 def targets(loaded: Loaded) -> dict[str, Any]:
     """Which layers get adapters, in peft's words: every linear layer of the blocks, by its full name."""
-    found = _linear(loaded)
-    return {"target_modules": [name for name, _ in found], "fan_in_fan_out": any(_turned(m) for _, m in found)}
+    found = linear_of(loaded)
+    return {"target_modules": [name for name, _ in found], "fan_in_fan_out": any(turned(m) for _, m in found)}
 
 
 def one_rank(loaded: Loaded) -> int:
     """Parameters that one rank takes on every layer."""
-    return sum(sum(module.weight.shape) for _, module in _linear(loaded))
+    return sum(sum(module.weight.shape) for _, module in linear_of(loaded))
 
 
-def _linear(loaded: Loaded) -> list[tuple[str, Any]]:
+def linear_of(loaded: Loaded) -> list[tuple[str, Any]]:
+    """The linear layers of the blocks of the base, by name."""
     blocks = blocks_of(loaded.base)
     found = [
         (f"{name}.{inner}", module)
         for name, block in zip(blocks.names, blocks.modules, strict=True)
         for inner, module in block.named_modules()
-        if isinstance(module, nn.Linear) or _turned(module)
+        if is_linear(module)
     ]
     if not found:
         raise ConfigError(
             f"model '{loaded.name}' has no linear layer in its blocks for LoRA; take --method topk or full"
         )
     return found
-
-
-def _turned(module: nn.Module) -> bool:
-    """Whether it is GPT-2's own linear layer, whose weight is stored the other way round."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"

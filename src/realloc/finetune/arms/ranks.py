@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, Protocol
 
 from torch import Tensor, nn
 
 from realloc.attach import attach, prepare
 from realloc.calibrate import calibrate
+from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
-from realloc.finetune.arms.peft_lora import rank_of, rank_within
+from realloc.finetune.arms.peft_lora import linear_of, rank_of
 from realloc.finetune.batches import Batch
 from realloc.finetune.weights import Loaded
 from realloc.methods.adalora import adalora
@@ -24,21 +26,53 @@ from realloc.methods.rank_gradient import rank_gradient
 from realloc.methods.rank_method import RankMethod
 from realloc.schedule import every
 from realloc.sites.blocks import blocks_of
+from realloc.train.config import Setting
 
 LABELS: Final = "labels"  # in a batch that is measured
 MEASURED: Final = 5  # batches, by those that choose ranks before training
 MOVES: Final = 20  # in a run, at most
 SETTLE: Final = 0.6  # share of the run after which ranks stay
 SCALE: Final = 2.0  # alpha / r, as in peft's examples
+PARAMETERS: Final = "budget"  # of the ranks, in the settings of a run with a budget of parameters
 
 
-def ranks(recipe: Callable[[int], RankMethod], *, moves: bool = True) -> Kind:
-    """Make an arm of a recipe that takes ranks a layer."""
+class Recipe(Protocol):
+    """A rank method that takes ranks a layer, or parameters in all."""
+
+    def __call__(self, rank: int | None = None, *, budget: int | None = None, scale: float = 1.0) -> RankMethod:
+        """Make the method."""
+
+
+def ranks(recipe: Recipe, *, moves: bool = True) -> Kind:
+    """Make an arm of a recipe. Of a budget of parameters the pool's length is the whole, at every step of the run."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
-        return beside(loaded, order, recipe(rank_of(order.settings)))
+        if PARAMETERS in order.settings:
+            return beside(loaded, order, recipe(budget=int(order.settings[PARAMETERS]), scale=SCALE).at_most())
+        return beside(loaded, order, recipe(rank_of(order.settings), scale=SCALE))
 
-    return Kind(make, 3e-3, {"rank": 8}, rank_within, moves=moves)
+    return Kind(make, 3e-3, {"rank": 8}, ranks_within, moves=moves)
+
+
+def ranks_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
+    """So many parameters in place of a rank, to the last one: what pays for no rank is parked in the pool.
+
+    Raises:
+        ConfigError: less than the cheapest rank takes, or more than all ranks of all layers hold.
+    """
+    shapes = [tuple(module.weight.shape) for _, module in linear_of(loaded)]
+    least, whole = min(map(sum, shapes)), sum(min(shape) * sum(shape) for shape in shapes)
+    if most < least:
+        raise ConfigError(
+            f"the budget leaves {most:,} parameters beside the head, and the cheapest LoRA rank takes {least:,}; raise "
+            f"the budget by {least - most:,} or more"
+        )
+    if most > whole:
+        raise ConfigError(
+            f"the budget leaves {most:,} parameters beside the head, and all ranks of all linear layers hold "
+            f"{whole:,}; lower the budget by {most - whole:,} or more, or take --method full"
+        )
+    return {key: value for key, value in settings.items() if key != "rank"} | {PARAMETERS: most}
 
 
 def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod, apart: int = 1) -> Arm:
@@ -49,7 +83,7 @@ def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod, apart
     method = method.on(*(f"{name}.*" for name in blocks_of(loaded.model).names))
     if method.measures:
         few = [_with_labels(order, step) for step in range(MEASURED)]
-        method = calibrate(loaded.model, few, method, loss=lambda model, batch: _loss(order, model, batch))
+        method = calibrate(loaded.model, few, method, loss=partial(_loss, order), seed=order.seed)
     prepare(loaded.model, method, seed=order.seed)
     optimizer = optimizer_of(loaded, order.rate)
     steps = max(2, order.steps)
@@ -70,11 +104,11 @@ def _loss(order: Order, model: nn.Module, batch: Batch) -> Tensor:
 
 
 RANKS: Final[Mapping[str, Kind]] = {
-    "adalora": ranks(lambda rank: adalora(rank, scale=SCALE)),
-    "eva": ranks(lambda rank: eva(rank, scale=SCALE), moves=False),
-    "gora": ranks(lambda rank: gora(rank, scale=SCALE), moves=False),
-    "lora": ranks(lambda rank: lora(rank, scale=SCALE), moves=False),
-    "para": ranks(lambda rank: para(rank, scale=SCALE)),
-    "random_ranks": ranks(lambda rank: random_ranks(rank, scale=SCALE)),
-    "rank_gradient": ranks(lambda rank: rank_gradient(rank, scale=SCALE)),
+    "adalora": ranks(adalora),
+    "eva": ranks(eva, moves=False),
+    "gora": ranks(gora, moves=False),
+    "lora": ranks(lora, moves=False),
+    "para": ranks(para),
+    "random_ranks": ranks(random_ranks),
+    "rank_gradient": ranks(rank_gradient),
 }
