@@ -29,14 +29,16 @@ RUNS = ROOT / "runs" / "finetune"
 TASKS = ("department", "rating", "clinc150", "sst2", "domains", "shuffled")
 TEXTS = 2000
 RIVAL = "peft lora r8"
-# arm: method, settings, whose rate it takes
+# arm: method, flags, whose rate it takes
 ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft lora r8": ("peft_lora", (), "peft lora r8"),
     "focus": ("focus", (), "top-2"),
     "peft lora, focus's seconds": ("peft_lora", (), "peft lora r8"),
-    "top-1": ("topk", ("k=1",), "top-2"),
-    "top-2": ("topk", ("k=2",), "top-2"),
-    "top-3": ("topk", ("k=3",), "top-2"),
+    "top-1": ("topk", ("--set", "k=1"), "top-2"),
+    "top-2": ("topk", ("--set", "k=2"), "top-2"),
+    "top-3": ("topk", ("--set", "k=3"), "top-2"),
+    "top-2 of 5 layers": ("topk", ("--set", "k=2", "--layers", "5"), "top-2"),
+    "peft lora r8 of 5 layers": ("peft_lora", ("--layers", "5"), "peft lora r8"),
     "lora r8": ("lora", (), "peft lora r8"),
     "random ranks": ("random_ranks", (), "peft lora r8"),
     "adalora": ("adalora", (), "peft adalora"),
@@ -103,11 +105,11 @@ class Case:
     rows: int = TEXTS
 
     def run(self) -> dict:
-        method, settings, _ = ARMS[self.arm]
+        method, flags, _ = ARMS[self.arm]
         words = [sys.executable, "-m", "realloc.cli.main", "finetune", "--model", "minilm", *texts(self.task)]
         words += ["--method", method, "--seed", str(self.seed), "--lr", str(self.rate), "--json"]
         words += ["--rows", str(self.rows), "--eval-rows", str(TEXTS)]
-        words += [flag for setting in settings for flag in ("--set", setting)]
+        words += flags
         words += ["--epochs", f"{self.epochs:g}"] if self.seconds is None else ["--budget", f"{self.seconds:.2f}s"]
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
         if done.returncode:
@@ -200,7 +202,9 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
         gap += f" ± {half:.2f}"
     share = statistics.mean(mine[s]["train_seconds"] / rival[s]["train_seconds"] for s in rival) if rival else math.nan
     if arm == "focus":
-        arm += f" ({one['used']} {', '.join(map(str, one['settings'].values()))}; {one['epochs']:.1f} epochs)"
+        kept = {len(each["layers"] or ()) for each in mine.values()}
+        arm += f" ({one['used']} {', '.join(map(str, one['settings'].values()))}; {one['epochs']:.1f} epochs"
+        arm += f"; {' or '.join(map(str, sorted(kept)))} layers)"
     accuracy = statistics.mean(100 * each["test"]["accuracy"] for each in mine.values())
     return [
         arm, f"{one['rate']:g}", f"{accuracy:.2f} (n={len(mine)})", gap, f"{mean('train_seconds'):.1f}", f"{share:.2f}",

@@ -14,6 +14,8 @@ from made_texts import WORDS, rows, write
 from safetensors.torch import load_file
 
 import realloc.finetune.arms.table as arms
+import realloc.finetune.focus as focus
+from realloc.allocate.prefix import depths_of
 from realloc.errors import ConfigError
 from realloc.finetune.arms.ranks import RANKS
 from realloc.finetune.bundled import REVIEW, model_folder, reviews
@@ -95,6 +97,30 @@ def test_focus_trains_every_layer_where_no_depth_knows_more(tiny: Path, table: P
     found = run(tiny, table, method="focus")
     assert found.used == "lora" and "every layer must train" in found.why
     assert found.predicted_lora_seconds is not None and found.costs is not None
+
+
+def test_focus_drops_the_layers_that_know_less_and_a_resume_does_too(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.rand(50, generator=torch.Generator().manual_seed(0)) / 100
+    found = depths_of([noise + mean for mean in (1.0, 0.5, 0.7, 0.9)])
+    assert (found.frozen, found.kept) == (1, 2)
+    monkeypatch.setattr(focus, "_probed", lambda *_: found)
+    told = preview(config(tiny, table, method="focus"))
+    assert [*told.layers.values()] == ["frozen", "trains", "dropped"]
+    whole = run(tiny, table, tmp_path / "a", method="focus", eval=str(judging))
+    assert whole.layers is not None and [*whole.layers.values()] == [False, True]
+    assert "the 1 above depth 2, which knows less, dropped" in whole.why
+    base = transformers.AutoModel.from_pretrained(tmp_path / "a" / "model")
+    assert base.config.num_hidden_layers == 2 and len(base.encoder.layer) == 2
+    with_head(base, tmp_path / "a" / "model")
+
+
+def test_a_model_may_be_asked_for_fewer_layers(tiny: Path, table: Path, tmp_path: Path) -> None:
+    found = run(tiny, table, tmp_path / "a", method="lora", layers=2)
+    assert found.parameters < run(tiny, table, method="lora").parameters
+    with pytest.raises(ConfigError, match="keep is 9; the model has 3 layers"):
+        run(tiny, table, layers=9)
 
 
 @pytest.mark.filterwarnings("ignore:.RA003")

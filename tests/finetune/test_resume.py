@@ -20,8 +20,10 @@ import transformers
 from made_texts import rows, write
 from safetensors.torch import load_file
 
+import realloc.finetune.focus as focus
 import realloc.finetune.session as session_module
 import realloc.finetune.watch as watch
+from realloc.allocate.prefix import depths_of
 from realloc.errors import ConfigError, RecordError
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.result import FinetuneResult, from_json
@@ -143,6 +145,26 @@ def test_a_checkpoint_holds_only_what_may_change_and_asks_for_the_same_rest(
     other.save_pretrained(model)
     with pytest.raises(RecordError, match="frozen weights are not those that the run began with"):
         resume(tmp_path / "a")
+
+
+def test_a_model_that_focus_made_shorter_is_so_after_a_resume(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.rand(50, generator=torch.Generator().manual_seed(0)) / 100
+    found = depths_of([noise + mean for mean in (1.0, 0.5, 0.7, 0.9)])  # freeze one of three layers, drop one
+    monkeypatch.setattr(focus, "_probed", lambda *_: found)
+    monkeypatch.setattr(focus, "measure", lambda *_: focus.Costs(100, 1.0, 1.0, 1.0))  # no clock decides
+    asked = config(tiny, table, judging, "focus", settings={"share": 1e-6})
+    straight = finetune(asked, tmp_path / "straight")
+    monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(watch, "SAVE_SHARE", 0)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(9, patch)
+        finetune(asked, tmp_path / "cut")
+    result = resume(tmp_path / "cut")
+    assert result.resumed_from == 9 and result.layers == straight.layers and len(straight.layers or {}) == 2
+    one, other = weights(tmp_path / "straight"), weights(tmp_path / "cut")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_resume_decides_nothing_again(

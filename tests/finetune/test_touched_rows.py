@@ -16,6 +16,7 @@ from realloc.finetune.bundled import REVIEW, reviews
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.decided import decide
 from realloc.finetune.fit import fit
+from realloc.finetune.guide import Guide
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.run import finetune, resume
 from realloc.finetune.scene import prepared
@@ -59,7 +60,7 @@ def trained(what: FinetuneConfig, steps: int) -> tuple[list[float], Any]:
             raise Cut
 
     with pytest.raises(Cut):
-        fit(arm, scene.train, scene.aim, decided.length, Clock(), 0, after)
+        fit(arm, scene.train, scene.aim, Guide(decided.length, Clock(), scene.train), 0, after)
     return losses, arm
 
 

@@ -56,6 +56,7 @@ def finetune(
     tokens: Annotated[Words, _option("--tokens", "longest text, in tokens", "128, or what the model reads")] = None,
     rows: Annotated[Words, _option("--rows", "training texts to take", "all")] = None,
     eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take, the first ones", "all")] = None,
+    layers: Annotated[Words, _option("--layers", "layers of the model to keep, the lowest ones", "all")] = None,
     seed: flags.Seed = None,
     seeds: Annotated[
         Words, _option("--seeds", "how many (3), or which (0,1,2): one run each, in a folder of its own in --out")
@@ -72,7 +73,7 @@ def finetune(
             "model": model, "data": data, "eval": evaluation, "text": text_column, "label": label, "task": task,
             "method": method, "settings": flags.settings_of(settings) or None, "budget": budget, "epochs": epochs,
             "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows, "seed": seed,
-            "eval_rows": eval_rows, "threads": threads,
+            "eval_rows": eval_rows, "layers": layers, "threads": threads,
         }  # fmt: skip
         given = {key: value for key, value in given.items() if value is not None}
         if seed is not None and seeds is not None:

@@ -20,6 +20,7 @@ class FinetuneConfig(BaseModel):
 
     ``lr`` None: the method's usual rate. ``epochs`` None: 3, or what a budget of seconds allows. ``label`` None: no
     labels (causal-lm). ``tokens``: longest text, in tokens; longer ones are cut. None: 128, or what the model reads.
+    ``layers``: of the model to keep, from the input, the rest is dropped. None: all, or what focus finds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -40,9 +41,12 @@ class FinetuneConfig(BaseModel):
     tokens: Annotated[int, Field(ge=2, le=100_000)] | None = None
     rows: Annotated[int, Field(ge=1)] | None = None
     eval_rows: Annotated[int, Field(ge=1)] | None = None
+    layers: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
-    @field_validator("epochs", "batch_size", "lr", "seed", "tokens", "rows", "eval_rows", "threads", mode="before")
+    @field_validator(
+        "epochs", "batch_size", "lr", "seed", "tokens", "rows", "eval_rows", "layers", "threads", mode="before"
+    )
     @classmethod
     def _no_truth_value(cls, value: object) -> object:
         if isinstance(value, bool):  # pydantic would take true for 1
@@ -72,6 +76,7 @@ RANGES: Mapping[str, str] = {
     "tokens": "take a whole number from 2 to 100,000",
     "rows": "take a whole number of training texts, from 1",
     "eval_rows": "take a whole number of evaluation texts, from 1",
+    "layers": "take a whole number of layers to keep, from 1",
     "threads": "take a whole number from 1 to 1024",
 }
 

@@ -21,6 +21,7 @@ from realloc.finetune.bundled import MODELS, model_folder
 from realloc.finetune.config import FinetuneConfig, Task
 from realloc.finetune.converted import converted
 from realloc.finetune.head import MeanHead, unused
+from realloc.shorten import shorten
 
 # only what is here already is read, without code of its own, and no pickled weights
 TOKENS: Final = 128  # longest text where the user does not say
@@ -65,6 +66,8 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
         except Exception as error:  # whatever transformers makes of a stranger's folder
             raise ConfigError(_cannot(config.model, where, error)) from error
     most = _check_base(config, base, tokenizer)
+    if config.layers is not None:
+        shorten(base, config.layers)
     if config.task == "causal-lm":
         base.config.use_cache = False
         return Loaded(base, tokenizer, base, config.model, most)
