@@ -71,12 +71,12 @@ def prepare(
     if isinstance(method, LayerMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
     root = root_of(model)
+    if not isinstance(method, RowMethod) and find(model) is not None:
+        raise StateError("this model is prepared already; attach() it, or detach() its handle first")
     if root is not model:
         raise StateError(f"prepare the model before {type(model).__name__} wraps it")
     if isinstance(method, RowMethod):
         return prepare_rows(root, method, dry_run=dry_run)
-    if find(model) is not None:
-        raise StateError("this model is prepared already; attach() it, or detach() its handle first")
     if isinstance(method, RankMethod | DeltaMethod):
         started = begin_beside(model, method, seed)
         if not dry_run:
