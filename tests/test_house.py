@@ -31,7 +31,7 @@ ORDER = (
     "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas",
     "choose_tables", "prepare_rows", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
-    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_handle", "time_layers",
+    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "trial", "layer_handle", "time_layers",
     "attach_layers", "rows", "row_handle", "attach_rows", "attach",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
@@ -356,3 +356,10 @@ def test_nothing_of_one_machine_is_in_the_tree() -> None:
         if path.is_file() and path.stat().st_size < 2_000_000:
             found = foreign.search(path.read_text(encoding="utf-8", errors="ignore"))
             assert found is None, f"{name}: {found.group()!r}"
+
+
+def test_every_warning_says_what_to_do() -> None:
+    lines = [line for file in FILES for line in file.read_text().splitlines() if not line.lstrip().startswith(">>>")]
+    used = set(re.findall(r'"(RA\d{3})"', "\n".join(lines)))
+    told = set(re.findall(r"^\| (RA\d{3}) \|", (ROOT / "docs" / "warnings.md").read_text(), re.MULTILINE))
+    assert used == told

@@ -178,20 +178,7 @@ def _check_budget(engine: LayerEngine) -> None:
 
 def _check_optimizer(root: nn.Module, engine: LayerEngine, chosen: Iterable[int]) -> None:
     held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
-    names = {id(p): name for name, p in root.named_parameters()}
-    ever = range(len(engine.blocks)) if engine.method.moves else chosen
-    for layer in ever:
-        if not engine.layers[layer]:
-            raise ConfigError(
-                f"{engine.blocks.names[layer]!r} is frozen (no parameter requires a gradient), yet "
-                f"{engine.method.name} trains it; let it require gradients before attach()"
-            )
-        missing = next((p for p in engine.layers[layer] if id(p) not in held), None)
-        if missing is not None:
-            raise ConfigError(
-                f"the optimizer does not hold {plain(names[id(missing)])!r}, yet {engine.method.name} trains it; make "
-                "the optimizer from all parameters of the model, before anything is frozen"
-            )
+    engine.check_held(range(len(engine.blocks)) if engine.method.moves else chosen)
     if not held & {id(p) for p in root.parameters()}:
         raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
 

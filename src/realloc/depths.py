@@ -39,21 +39,35 @@ def probe_depths(
     Raises:
         ConfigError: no such base model, no batch, or targets of another number.
     """
+    return compare_depths(pooled_depths(model, batches, compute=compute), targets)
+
+
+def pooled_depths(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, compute: str = "float32") -> Tensor:
+    """What the probes are fitted to: float ``[n, depths, width]``, each layer's mean over the tokens of a text.
+
+    Raises:
+        ConfigError: as `probe_depths` does; no batch gives no text.
+    """
     blocks = blocks_of(model)
     base = blocks.base
     if base is None or isinstance(base, nn.Sequential):
         raise ConfigError(f"{plain(blocks.name)!r} is in no model of transformers; depths are probed in those")
     if compute not in ("float32", "bfloat16"):
         raise ConfigError(f"compute is {compute!r}; use 'float32' or 'bfloat16'")
-    pooled: list[Tensor] = []
     with as_it_was(base):
         base.eval()
-        for batch in batches:
-            pooled.append(_pooled(base, batch, low=compute == "bfloat16"))
-    count = sum(map(len, pooled))
-    if count != len(targets) or not count:
-        raise ConfigError(f"{count} examples came in the batches, and there are {len(targets)} targets")
-    features = torch.cat(pooled)
+        pooled = [_pooled(base, batch, low=compute == "bfloat16") for batch in batches]
+    return torch.cat(pooled) if pooled else torch.zeros(0, len(blocks) + 1, 1)
+
+
+def compare_depths(features: Tensor, targets: Tensor) -> Depths:
+    """Fit a probe to each depth of ``[n, depths, width]`` and compare their leave-one-out errors.
+
+    Raises:
+        ConfigError: no example, or targets of another number.
+    """
+    if len(features) != len(targets) or not len(features):
+        raise ConfigError(f"{len(features)} examples came in the batches, and there are {len(targets)} targets")
     wanted = targets.float()[:, None] if targets.is_floating_point() else one_hot(targets)
     return depths_of([leave_one_out(features[:, depth], wanted) for depth in range(features.shape[1])])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from realloc.errors import ConfigError, nearest, plain
+from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import LayerPlan
 from realloc.pool.rights import moments_bytes
+from realloc.trial import Trial, numbered
 
 if TYPE_CHECKING:
     from realloc.layers import LayerEngine
@@ -116,6 +117,34 @@ class LayerHandle:
         return f"LayerHandle({self.start.method}, {len(on)} of {len(self.layers)} layers train, moves={self.moves})"
 
     # acts -------------------------------------------------------------------------------------------------------
+
+    def train(self, layers: Sequence[str | int]) -> None:
+        """Let exactly these layers train from now on. One that starts has fresh moments; one that stops loses its own.
+
+        Args:
+            layers: names as in ``layers``, or numbers from the input.
+
+        Raises:
+            ConfigError: no such layer, or one that the optimizer does not hold.
+            StateError: the method chooses by itself, several processes train, or a trial runs.
+        """
+        self._engine.require()
+        chosen = numbered(self._engine, layers)
+        if self._engine.trying:
+            raise StateError("a trial runs; leave it first")
+        self._engine.direct(chosen)
+
+    def trial(self, layers: Sequence[str | int]) -> Trial:
+        """Try other layers: ``with handle.trial(layers) as trial:`` a few of your own steps, and all is taken back.
+
+        Judge inside the block, and call ``trial.adopt()`` after it to go on with what it found.
+
+        Raises:
+            ConfigError: no such layer, or one that the optimizer does not hold.
+            StateError: the method chooses by itself, several processes train, or a trial runs already.
+        """
+        self._engine.require()
+        return Trial(self._engine, numbered(self._engine, layers))
 
     def detach(self) -> None:
         """Remove every hook, gate and buffer, and let train what could train before `attach`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, final
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from realloc.allocate.layer_costs import CostTable
 from realloc.cache.passage import Passage
-from realloc.errors import StateError, warn
+from realloc.errors import ConfigError, StateError, plain, warn
 from realloc.methods.layers import Chosen, LayerMethod, Turn
 from realloc.observe.closure import behind
 from realloc.observe.ranks import Ranks
@@ -60,6 +60,7 @@ class LayerEngine:
         if passage is not None:
             passage.say = self.say
         self._looking = False
+        self.trying = False  # a trial runs: nothing of it is kept
 
     # numbers ----------------------------------------------------------------------------------------------------
 
@@ -80,14 +81,15 @@ class LayerEngine:
 
     def cost(self, on: Chosen) -> int:
         """Cost of a step in the blocks, if these layers train."""
-        return self.costs.cost(on, below=self._embeddings(on), cached=self.caches)
+        return self.costs.cost(on, below=self.trains_below(on), cached=self.caches)
 
     @property
     def budget(self) -> int:
         """Cost that the method may use; one that never moves has what it needs."""
         return self.costs.budget(self.method.budget) if self.method.moves else self.cost(self.rights.on)
 
-    def _embeddings(self, on: Chosen) -> bool:
+    def trains_below(self, on: Chosen) -> bool:
+        """Whether the embeddings train, if these layers do."""
         rule = self.method.embeddings
         return bool(self.below) and (rule == "always" or (rule == "lowest" and 0 in on))
 
@@ -156,10 +158,12 @@ class LayerEngine:
         if reason is not None:
             self.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
         self.make(before if reason else _after(before, plan))
+        self._note(plan, before, time.perf_counter() - began)
+
+    def _note(self, plan: Plan, before: Chosen, seconds: float) -> None:
         self.recent.extend(notes_of(plan))
         if self.sink is not None:
             counts = {self.blocks.name: len(before)}
-            seconds = time.perf_counter() - began
             self.sink.decision(event_of(plan, counts, seconds, self.budget, self.cost(self.rights.on)))
 
     # the choice -------------------------------------------------------------------------------------------------
@@ -179,16 +183,20 @@ class LayerEngine:
             phase=0.0 if self.schedule is None else self.schedule.phase(step),
             draw=lambda n: stream(seed, "layers", self.method.name, n),
             budget=self.method.budget,
-            cost=lambda layers: costs.cost(layers, below=self._embeddings(layers), cached=self.caches) / full,
+            cost=lambda layers: costs.cost(layers, below=self.trains_below(layers), cached=self.caches) / full,
             gradient=sight.gradient, change=sight.change() if number else None,
             plasticity=() if known is None else known.tests, rate=1.0 if known is None else known.rate,
             thaws=0 if known is None else known.thaws,
         )  # fmt: skip
         chosen = self.method.choose(turn)
         self._check(chosen)
+        return self._plan(step, on, chosen)
+
+    def _plan(self, step: int, on: Chosen, chosen: Chosen) -> Plan:
+        gradient = self.sight.gradient
         released = torch.tensor([layer for layer in on if layer not in chosen], dtype=torch.int64)
         acquired = torch.tensor([layer for layer in chosen if layer not in on], dtype=torch.int64)
-        gain = sum(sight.gradient[layer] for layer in acquired.tolist()) if sight.gradient else 0.0
+        gain = sum(gradient[layer] for layer in acquired.tolist()) if gradient else 0.0
         change = Change(self.blocks.name, len(on), len(chosen), released, acquired, predicted_gain=gain)
         return Plan(step, (change,))
 
@@ -205,6 +213,36 @@ class LayerEngine:
                 f"{self.budget:,}"
             )
 
+    def check_held(self, layers: Iterable[int]) -> None:
+        """Refuse layers that cannot train.
+
+        Raises:
+            ConfigError: one is frozen, or the optimizer does not hold it.
+        """
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for layer in layers:
+            parameters, name = self.layers[layer], self.method.name
+            if not parameters:
+                raise ConfigError(
+                    f"{self.blocks.names[layer]!r} is frozen (no parameter requires a gradient), yet {name} trains it; "
+                    "let it require gradients before attach()"
+                )
+            missing = next((p for p in parameters if id(p) not in held), None)
+            if missing is not None:
+                names = {id(p): key for key, p in self.owner.named_parameters()}
+                raise ConfigError(
+                    f"the optimizer does not hold {plain(names[id(missing)])!r}, yet {name} trains it; make the "
+                    "optimizer from all parameters of the model, before anything is frozen"
+                )
+
+    def direct(self, chosen: Chosen) -> None:
+        """Let these layers train from now on, since somebody said so: recorded as a move is."""
+        before = self.rights.on
+        self._check(chosen)
+        plan = self._plan(self.rights.read("steps"), before, chosen)
+        self.make(chosen)
+        self._note(plan, before, 0.0)
+
     def make(self, chosen: Chosen) -> None:
         """Make a choice: rights, gradients, optimizer state, and the prefix that is read."""
         before = self.rights.on
@@ -220,7 +258,7 @@ class LayerEngine:
         on = self.rights.on
         for layer, parameters in enumerate(self.layers):
             grant(parameters) if layer in on else revoke(parameters, self.optimizer, self.method.state)
-        embeddings = self._embeddings(on)
+        embeddings = self.trains_below(on)
         grant(self.below) if embeddings else revoke(self.below, self.optimizer, self.method.state)
         if self.passage is not None:
             count = 0 if embeddings else min(on, default=len(self.blocks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Final, final
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from realloc.cache.inputs import Call, call_of, hidden_of
 from realloc.cache.keys import Example
+from realloc.cache.prefix import Prefix
 from realloc.cache.settings import Cache
 from realloc.cache.store import Store
 from realloc.cache.watch import Watch
@@ -40,51 +42,69 @@ class Passage:
 
     def __init__(self, base: nn.Module, cache: Cache | None, *, dropout: bool = False) -> None:
         self.base = base
-        self.cache = cache
-        self.end = 0  # gates of the prefix; 0: nothing is frozen
-        self.reading = False  # whether this prefix is read where it can be
+        self.cache = self._cache = cache  # of the prefixes to come
         self.paused = False  # while a decision wants the gradients of frozen blocks too
-        self.store: Store | None = None
+        self.prefix = Prefix()
         self._dropout = dropout
         self.say: Callable[[str, str], None] = warn
-        self._lower: tuple[nn.Module, ...] = ()
-        self._awake: set[nn.Module] = set()  # those of them that would be training
-        self._watch = Watch(())
+        self._awake: set[nn.Module] = set()  # modules of the prefix that would be training
         self._mode = CLOSED
         self._parts = 0  # of a block's output; 0: a bare tensor
         self._found: Tensor | None = None
         self._batch: Tensor | None = None
         self._like: Tensor | None = None
-        self._sure = False
-        self._sealed = (0, 0, 0)  # what a checkpoint has of the table: examples, tokens, digest
         self._ragged = not isinstance(base, nn.Sequential)
         takes = inspect.signature(type(base).forward).parameters
         self._forward_caches = "use_cache" in takes
 
     def freeze(self, end: int, lower: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
         """Begin anew with a prefix of ``end`` gates (0: none), made of these modules and weights."""
-        self.release()
-        self.end, self._lower = end, tuple(lower)
-        self.reading = end > 0 and self.cache is not None and not self._dropout
-        self._watch = Watch(weights)
-        self.unseal((0, 0, 0))
+        reads = end > 0 and self.cache is not None and not self._dropout
+        self._take(Prefix(end, tuple(lower), Watch(weights), reads))
 
     def release(self) -> None:
         """Let what was frozen follow the model's train() again."""
+        self._take(replace(self.prefix, end=0))
+
+    def aside(self) -> Prefix:
+        """Put the prefix aside with all that was found of it. Those that come until it is put back are in memory."""
+        kept = self.prefix
+        self._take(Prefix())
+        self.cache = None if self._cache is None else replace(self._cache, file=None)
+        return kept
+
+    def put_back(self, prefix: Prefix) -> None:
+        """Take a prefix up again, its weights being what they were."""
+        prefix.watch.accept()
+        self._take(prefix)
+        self.cache = self._cache
+
+    def _take(self, prefix: Prefix) -> None:
         for module in self._awake:
             module.training = self.base.training
         self._awake.clear()
-        self.end = 0
+        self.prefix = prefix
+
+    @property
+    def end(self) -> int:
+        """Gates of the prefix; 0: nothing is frozen."""
+        return self.prefix.end
+
+    @property
+    def store(self) -> Store | None:
+        """What was computed of it."""
+        return self.prefix.store
 
     def seal(self) -> tuple[int, int, int]:
         """For a checkpoint: examples, tokens and digest of what a file holds now; zeros where there is no file."""
-        if self.store is None or self.store.rows.file is None:
-            return self._sealed if self.store is None else (0, 0, 0)
-        return self.store.rows.seal()
+        store = self.store
+        if store is None or store.rows.file is None:
+            return self.prefix.sealed if store is None else (0, 0, 0)
+        return store.rows.seal()
 
     def unseal(self, sealed: tuple[int, int, int]) -> None:
         """After a load: the table goes back to what the checkpoint had, or starts anew."""
-        self.store, self._sealed, self._sure = None, sealed, False
+        self.prefix.store, self.prefix.sealed, self.prefix.sure = None, sealed, False
 
     # the gates' questions ---------------------------------------------------------------------------------------
 
@@ -112,17 +132,17 @@ class Passage:
         if not self.end or self._mode != CLOSED or not self.base.training or self.paused:
             return None
         if not self._dropout:
-            for module in self._lower:  # also after the user's model.train()
+            for module in self.prefix.lower:  # also after the user's model.train()
                 if module.training:
                     self._awake.add(module)
                     module.training = False
-        if not self.reading or torch.compiler.is_compiling():
+        if not self.prefix.reading or torch.compiler.is_compiling():
             return None
         call = call_of(self.base, args, kwargs)
         if call.refusal is not None:
             self.say("RA101", f"the frozen layers were computed, not read: {call.refusal}; nothing is gained so")
             return None
-        if self._watch.changed():
+        if self.prefix.watch.changed():
             self.say("RA102", "a weight below the frozen end has changed: all that was cached is dropped")
             self.unseal((0, 0, 0))
         examples = call.examples()
@@ -132,7 +152,7 @@ class Passage:
                 "RA103",
                 "under 20 % of the examples were found again (is the data augmented?): the cache is off from here",
             )
-            self.reading, self.store = False, None
+            self.prefix.reading, self.prefix.store = False, None
         self._mode = READ
         return (args, self._without_cache(kwargs)) if self._forward_caches else None
 
@@ -143,7 +163,7 @@ class Passage:
 
     def _fetch(self, call: Call, examples: list[Example]) -> Tensor:
         """What the prefix gives for a batch."""
-        probe = None if self._sure else self._make_sure(call, examples)
+        probe = None if self.prefix.sure else self._make_sure(call, examples)
         store = self.store
         assert store is not None and self._like is not None
         missing = store.missing(examples)
@@ -153,7 +173,7 @@ class Passage:
             self._compare(probe[again], found, again, examples)
         if found is not None:
             store.keep([examples[i] for i in missing], found)
-        self._sure = True
+        self.prefix.sure = True
         return store.batch(examples, call.columns, missing, found, self._like)
 
     def _compute(self, call: Call, index: Sequence[int]) -> Tensor:
@@ -205,15 +225,17 @@ class Passage:
         finally:
             self._mode, self._batch = CLOSED, None
         self._compare(want, got, index, examples)
-        if self.store is None:
-            self.store = Store(self.cache, tuple(found.shape[2 if self._ragged else 1 :]), ragged=self._ragged)
-            self.store.reopen(self._sealed)
-        known = [i for i in index if self.store.rows.has(examples[i])]
+        store = self.store
+        if store is None:
+            store = Store(self.cache, tuple(found.shape[2 if self._ragged else 1 :]), ragged=self._ragged)
+            store.reopen(self.prefix.sealed)
+            self.prefix.store = store
+        known = [i for i in index if store.rows.has(examples[i])]
         if known:
-            stored = self.store.batch([examples[i] for i in known], call.columns, [], None, found)
+            stored = store.batch([examples[i] for i in known], call.columns, [], None, found)
             if not self._close(found[known], stored, known, examples, ROUNDING):
                 self.say("RA102", "the cache file was made with other weights: all that was cached is dropped")
-                self.store.rows.clear()
+                store.rows.clear()
         return found
 
     def _compare(self, want: Tensor, got: Tensor, index: Sequence[int], examples: list[Example]) -> None:

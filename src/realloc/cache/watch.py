@@ -25,9 +25,10 @@ class Watch:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tuple(tensors)
         self._turn = 0
-        self._remember()
+        self.accept()
 
-    def _remember(self) -> None:
+    def accept(self) -> None:
+        """Take the tensors as they are now for unchanged."""
         self._versions = [t._version for t in self._tensors]
         self._places = [t.data_ptr() for t in self._tensors]
         self._sums = [_sum(t) for t in self._tensors]
@@ -44,7 +45,7 @@ class Watch:
             and _sum(tensor) == self._sums[self._turn]
         )
         if not same:
-            self._remember()
+            self.accept()
         return not same
 
 

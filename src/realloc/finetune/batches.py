@@ -96,11 +96,9 @@ class Batches:
             mask[row, : len(tokens)] = 1
         return {"input_ids": ids, "attention_mask": mask}, self.labels[list(index)]
 
-    def sorted(self, size: int, most: int | None = None) -> Iterator[tuple[list[int], Batch, Tensor]]:
-        """The first ``most`` rows in batches by length, for judging: which rows, the batch, and its labels."""
-        order = sorted(
-            range(len(self.rows) if most is None else min(most, len(self.rows))), key=lambda i: len(self.rows[i])
-        )
+    def sorted(self, size: int, part: slice = slice(None)) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """Some of the rows in batches by length, for judging: which rows, the batch, and its labels."""
+        order = sorted(range(len(self.rows))[part], key=lambda i: len(self.rows[i]))
         for first in range(0, len(order), size):
             index = order[first : first + size]
             yield index, *self.of(index)

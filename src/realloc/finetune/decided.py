@@ -16,6 +16,7 @@ from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.foresee import foreseen
 from realloc.finetune.pace import Length
 from realloc.finetune.scene import Scene
+from realloc.finetune.trials import trial_steps
 from realloc.finetune.weights import Loaded
 
 EPOCHS: Final = 3.0
@@ -27,6 +28,7 @@ class Decided:
     """A method of the table, its settings, and its length.
 
     ``expected``: steps; with seconds, an estimate. ``kept``: layers of the model, from the input; None: all.
+    ``trial``: share of the run that one trial of other layers takes; 0: none. ``rate``: times the rate that was given.
     """
 
     method: str
@@ -38,6 +40,8 @@ class Decided:
     lora_seconds: float | None = None
     costs: Mapping[str, float] | None = None
     kept: int | None = None
+    trial: float = 0.0
+    rate: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -59,7 +63,7 @@ def decide(scene: Scene) -> Decided:
     settings = dict(arms.check(config.method, config.settings))
     epochs = config.epochs or EPOCHS
     most = spend.parameters_of(sum(p.numel() for p in loaded.model.parameters()))
-    choice, method = None, config.method
+    choice, method, trial = None, config.method, float(settings.get("trial", 0.0))
     if method == arms.FOCUS:
         if config.task == "causal-lm":
             raise ConfigError("focus probes labels, and causal-lm has none; use --method topk, lora or full")
@@ -85,6 +89,8 @@ def decide(scene: Scene) -> Decided:
         choice.lora_seconds,
         asdict(choice.costs),
         choice.kept,
+        trial if choice.k and trial_steps(trial, steps) else 0.0,
+        choice.rate,
     )
 
 

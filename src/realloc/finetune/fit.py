@@ -11,7 +11,7 @@ from realloc.finetune.aim import Aim
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.batches import Batches
 from realloc.finetune.guide import Guide
-from realloc.finetune.pace import set_rate
+from realloc.finetune.pace import Course, set_rate
 
 CLIP: Final = 1.0
 
@@ -21,23 +21,29 @@ def fit(arm: Arm, batches: Batches, aim: Aim, guide: Guide, first: int, after: C
 
     At least one step is taken, however short the time is.
     """
-    model, optimizer = arm.model, arm.optimizer
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    model.train()
+    arm.model.train()
     step = first
     while not step or not guide.course.over(step):
-        batch, labels = batches.at(step)
-        set_rate(optimizer, guide.course.progress(step))
-        losses, _ = aim.losses(model, batch, labels)
-        loss = losses.mean()
-        whole = loss if arm.penalty is None else loss + arm.penalty()
-        optimizer.zero_grad()
-        whole.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], CLIP)
-        optimizer.step()
+        loss = stepped(arm, batches, aim, guide.course, step)
         step += 1
         if arm.moved is not None:
             arm.moved(step)
         guide.after(step)
-        after(step, float(loss.detach()))
+        after(step, loss)
     return step
+
+
+def stepped(arm: Arm, batches: Batches, aim: Aim, course: Course, step: int) -> float:
+    """Take one step; returns the loss of its batch."""
+    model, optimizer = arm.model, arm.optimizer
+    batch, labels = batches.at(step)
+    set_rate(optimizer, course.progress(step))
+    losses, _ = aim.losses(model, batch, labels)
+    loss = losses.mean()
+    whole = loss if arm.penalty is None else loss + arm.penalty()
+    optimizer.zero_grad()
+    whole.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], CLIP)
+    optimizer.step()
+    return float(loss.detach())

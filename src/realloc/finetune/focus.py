@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from realloc.allocate.prefix import Depths
-from realloc.depths import probe_depths
+from realloc.depths import compare_depths, pooled_depths
 from realloc.finetune.batches import Batch, Batches
 from realloc.finetune.weights import Loaded
 from realloc.modes import as_it_was
 from realloc.sites.blocks import blocks_of
 
 FIRST: Final = 512  # texts of the first probe; doubled until the depths are told apart
+TIMED: Final = 12  # texts of the cost table: their products are as quick, a token, as a whole batch's
 GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
 OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
 MOST: Final = 4  # times the epochs asked for
+TWO: Final = 2  # layers that a rate is given for: what k layers change adds up as the root of k (docs/adr/0018)
 
 
 @final
@@ -47,7 +50,7 @@ class Costs:
 class Choice:
     """What focus decides before it trains. The top ``k`` of the ``kept`` lowest layers train, the rest is dropped.
 
-    ``k`` None: no layer can be frozen, and uniform LoRA is used.
+    ``k`` None: no layer can be frozen, and uniform LoRA is used. ``rate``: times the rate that is right for two layers.
     """
 
     k: int | None
@@ -56,14 +59,15 @@ class Choice:
     compute: str
     depths: Depths
     costs: Costs
+    rate: float
     lora_seconds: float  # predicted, for the epochs asked for
     why: str
 
 
 def measure(loaded: Loaded, batches: Batches) -> Costs:
-    """Time a batch of middling length: two of each kind, the faster counts. Leaves the model as it was."""
+    """Time a few texts of middling length: two of each kind, the faster counts. Leaves the model as it was."""
     order = sorted(range(len(batches.rows)), key=lambda i: len(batches.rows[i]))
-    middle = order[len(order) // 2 :][:32]
+    middle = order[len(order) // 2 :][:TIMED]
     batch, _ = batches.of(middle)
     base, ids, mask = loaded.base, batch["input_ids"], batch["attention_mask"]
     with as_it_was(base):
@@ -110,12 +114,12 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     lora = costs.lora(batches.tokens) * epochs
     if not depths.frozen:
         why = "no depth surely knows more of the labels than the embeddings do: every layer must train"
-        return Choice(None, None, epochs, costs.compute, depths, costs, lora, why)
+        return Choice(None, None, epochs, costs.compute, depths, costs, 1.0, lora, why)
     k = depths.kept - depths.frozen
     spent = time.perf_counter() - began
     faster = costs.low if costs.compute == "bfloat16" else costs.forward
     prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
-    epoch = 3 * k / (2 * layers) * costs.lora(batches.tokens)
+    epoch = (3 * k - 1) / (2 * layers) * costs.lora(batches.tokens)  # the lowest needs no gradient of what enters it
     fits = (share * lora - spent - prefix) / epoch
     chosen = min(MOST * epochs, max(epochs, fits))
     kept = depths.kept if depths.kept < layers else None
@@ -124,19 +128,21 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
         f"depth {depths.best} of {layers} knows most of the labels: the {depths.frozen} lowest layers are frozen"
         f"{dropped}; {k} train for {chosen:.2g} epochs"
     )
-    return Choice(k, kept, chosen, costs.compute, depths, costs, lora, why)
+    return Choice(k, kept, chosen, costs.compute, depths, costs, math.sqrt(TWO / k), lora, why)
 
 
 def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str) -> Depths:
     """Probe a sample, and twice as many texts as long as the depths are not told apart."""
+    order: list[int] = []
+    features: list[Tensor] = []
     count = min(FIRST, len(batches.rows))
     while True:
-        order: list[int] = []
         rows: list[Batch] = []
-        for index, batch, _ in batches.sorted(64, count):
+        for index, batch, _ in batches.sorted(64, slice(len(order), count)):
             order += index
             rows.append(batch)
-        found = probe_depths(loaded.model, rows, targets[order], compute=compute)
+        features.append(pooled_depths(loaded.model, rows, compute=compute))
+        found = compare_depths(torch.cat(features), targets[order])
         if found.separated or count == len(batches.rows):
             return found
         count = min(2 * count, len(batches.rows))

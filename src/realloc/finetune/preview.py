@@ -10,7 +10,7 @@ from typing import Any, Final, final
 import torch
 
 from realloc.errors import plain
-from realloc.finetune.arms.arm import Arm, ledger_of
+from realloc.finetune.arms.arm import Arm, ledger_of, parameters_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import decide
 from realloc.finetune.guide import Guide
@@ -120,7 +120,7 @@ def preview(config: FinetuneConfig) -> Preview:
         held = any(p.requires_grad for p in module.parameters())
         words[name] = "trains" if held or any(f"{name}." in site for site in ranked) else "frozen"
     numbers = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in arm.model.parameters())
+    whole = parameters_of(arm)
     rest = None if peak.bytes is None else max(0, peak.bytes - 3 * FLOAT * numbers)
     return Preview(
         method=config.method, used=decided.method, settings=dict(decided.settings), budget=config.budget,

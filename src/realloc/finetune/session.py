@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import final
@@ -11,7 +12,7 @@ import torch
 import realloc.finetune.arms.table as arms
 from realloc.cache.settings import Cache
 from realloc.finetune.aim import Judged
-from realloc.finetune.arms.arm import Arm, Order, ledger_of
+from realloc.finetune.arms.arm import Arm, Order, ledger_of, parameters_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
@@ -21,6 +22,7 @@ from realloc.finetune.moving import frozen_names
 from realloc.finetune.result import FinetuneResult
 from realloc.finetune.save import write_model
 from realloc.finetune.scene import Scene, prepared
+from realloc.finetune.trials import Trials
 from realloc.finetune.watch import Watch
 from realloc.layer_handle import LayerHandle
 from realloc.pool.rights import moments_bytes
@@ -91,6 +93,10 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
     arm = begun(scene, decided, keep)
     course, write = (keep.course(), keep.write_course) if keep else (None, None)
     guide = Guide(decided.length, clock, scene.train, course, write)
+    trials = None
+    if decided.trial:
+        trials = Trials(scene, arm, guide, decided.trial, keep.log.metric if keep else lambda step, values: None)
+        arm = replace(arm, parts={**(arm.parts or {}), "trials": trials})
     watch = Watch(scene, guide, arm, keep, tell=tools.tell, clock=clock, peak=peak, stop=tools.stop)
     torch.manual_seed(scene.config.seed)
     if keep and found:
@@ -100,11 +106,25 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
         guide.start(len(scene.held.rows))
     with clock.apart("setup"):  # it collects garbage, which may take half a second
         peak.training()
-    steps = fit(arm, scene.train, scene.aim, guide, found.step if found else 0, watch)
+    steps = fit(arm, scene.train, scene.aim, guide, found.step if found else 0, _both(trials, watch))
     held = scene.aim.judge(arm.model, scene.held)
     clock.stop()
     peak.look()
+    if trials:
+        decided = replace(decided, why="; ".join([decided.why, *trials.words]))
     return Done(decided, arm, steps, held, watch.account(), found.step if found else None)
+
+
+def _both(trials: Trials | None, watch: Watch) -> Callable[[int, float], None]:
+    """After a step the trials come first: the watch may save, and what it saves has them in it."""
+    if trials is None:
+        return watch
+
+    def after(step: int, loss: float) -> None:
+        trials(step)
+        watch(step, loss)
+
+    return after
 
 
 def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
@@ -114,11 +134,16 @@ def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
         shorten(scene.loaded.base, decided.kept)
     file = None if keep is None else keep.cache
     cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file)  # type: ignore[arg-type]
-    rate = config.lr or kind.rate
+    rate = rate_of(config, decided)
     sink = keep.log if keep else None
     order = Order(rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink)
     arm = kind.make(scene.loaded, order)
-    return replace(arm, frozen=frozen_names(arm.model, arm.optimizer, moves=kind.moves))
+    return replace(arm, frozen=frozen_names(arm.model, arm.optimizer, moves=kind.moves or decided.trial > 0))
+
+
+def rate_of(config: FinetuneConfig, decided: Decided) -> float:
+    """The rate of the pre-trained part."""
+    return (config.lr or arms.KINDS[decided.method].rate) * decided.rate
 
 
 def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Judged | None) -> FinetuneResult:
@@ -130,13 +155,13 @@ def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Jud
         method=config.method, used=decided.method, settings=dict(decided.settings), why=decided.why,
         model=config.model, data=config.data, task=config.task, seed=config.seed, steps=done.steps,
         epochs=done.steps / scene.train.per_epoch, batch_size=config.batch_size,
-        lr=config.lr or arms.KINDS[decided.method].rate,
+        lr=rate_of(config, decided),
         metric=metric, test_metric=judged.get(metric), test_accuracy=judged.get("accuracy"),
         test=judged or None, test_loss=judged.get("loss"), test_rmse=judged.get("rmse"), held=done.held.metrics,
         train_seconds=clock.seconds, evaluate_seconds=clock.elsewhere.get("evaluate", 0.0),
         save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
         trainable=sum(p.numel() for p in arm.model.parameters() if p.requires_grad),
-        parameters=sum(p.numel() for p in arm.model.parameters()), ledger=ledger_of(arm),
+        parameters=parameters_of(arm), ledger=ledger_of(arm),
         optimizer_bytes=moments_bytes(arm.optimizer, arm.model.parameters()),
         cached_bytes=0 if handle is None else handle.cached_bytes,
         peak_bytes=account.peak_bytes, train_peak_bytes=account.train_peak_bytes, mapped_bytes=account.mapped_bytes,

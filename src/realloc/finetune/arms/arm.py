@@ -69,6 +69,11 @@ def ledger_of(arm: Arm) -> dict[str, int] | None:
     }  # fmt: skip
 
 
+def parameters_of(arm: Arm) -> int:
+    """Parameters of the model that is trained. A pool of embedding rows is none: its rows are the table's."""
+    return sum(p.numel() for p in arm.model.parameters()) - (0 if arm.rows is None else arm.rows.budget)
+
+
 Maker = Callable[[Loaded, Order], Arm]
 Within = Callable[[Mapping[str, Setting], int, Loaded], dict[str, Setting]]
 

@@ -1,0 +1,123 @@
+"""Trying other layers for a while: everything is taken back, or taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Self, final
+
+from torch import Tensor, nn
+
+from realloc.cache.prefix import Prefix
+from realloc.errors import ConfigError, StateError, nearest, plain
+from realloc.methods.layers import Chosen
+from realloc.pool.snapshot import Snapshot, put, put_buffers, taken
+
+if TYPE_CHECKING:
+    from realloc.layers import LayerEngine
+
+
+@final
+class Trial(AbstractContextManager["Trial"]):
+    """What `LayerHandle.trial` returns. Inside ``with`` other layers train; after it all is as before, bit for bit.
+
+    ``adopt()`` takes over, also some steps later, what the trial found: its layers, their weights and moments.
+    Random numbers are torch's and are not put back: draw inside ``torch.random.fork_rng()`` where that matters.
+    """
+
+    def __init__(self, engine: LayerEngine, layers: Chosen) -> None:
+        self._engine = engine
+        self.layers = layers
+        self.end: Snapshot | None = None  # what it found
+        self._start: tuple[Snapshot, dict[str, Tensor], Prefix | None] | None = None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What trains in the trial, or trains now, by name."""
+        engine = self._engine
+        inside = {id(p) for layer in self.layers for p in engine.layers[layer]}
+        if engine.trains_below(self.layers):
+            inside |= {id(p) for p in engine.below}
+        return {name: p for name, p in engine.owner.named_parameters() if p.requires_grad or id(p) in inside}
+
+    def __enter__(self) -> Self:
+        engine = self._engine
+        engine.require()
+        if engine.trying:
+            raise StateError("a trial runs already; leave it first")
+        passage = engine.passage
+        buffers = {name: b.clone() for name, b in engine.owner.named_buffers()}
+        prefix = None if passage is None else passage.aside()
+        self._start = taken(self.parameters, engine.optimizer), buffers, prefix
+        engine.trying = True
+        engine.rights.give(self.layers)
+        engine.enact()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        engine, (start, buffers, prefix) = self._engine, self._started()
+        parameters = {name: p for name, p in engine.owner.named_parameters() if name in start.values}
+        self.end = taken(parameters, engine.optimizer)
+        put_buffers(buffers, engine.owner)
+        put(start, parameters, engine.optimizer)  # before the prefix is put back: its weights are looked at then
+        if engine.passage is not None and prefix is not None:
+            engine.passage.put_back(prefix)
+        engine.trying = False
+        engine.enact()
+        self._start = None
+
+    def adopt(self) -> None:
+        """Let the trial's layers train from now on, with the weights and moments that it ended with.
+
+        Raises:
+            StateError: it was not run to its end.
+        """
+        if self.end is None:
+            raise StateError("the trial has not ended yet: leave its `with` block first")
+        parameters = dict(self._engine.owner.named_parameters())
+        put(self.end, {name: parameters[name] for name in self.end.values}, self._engine.optimizer)
+        self._engine.direct(self.layers)  # last: what is frozen by it is looked at as it is now
+
+    def _started(self) -> tuple[Snapshot, dict[str, Tensor], Prefix | None]:
+        if self._start is None:
+            raise StateError("the trial has not begun: use it as `with handle.trial(layers) as trial:`")
+        return self._start
+
+    # for a checkpoint -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it found, as plain data and tensors."""
+        end = self.end
+        return {"layers": list(self.layers), "values": dict(end.values) if end else {},
+                "moments": {k: dict(v) for k, v in end.moments.items()} if end else {}}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.layers = tuple(state["layers"])
+        self.end = Snapshot(state["values"], state["moments"])
+
+
+def numbered(engine: LayerEngine, layers: Sequence[str | int]) -> Chosen:
+    """Layers by name or number, from the input, as sorted numbers.
+
+    Raises:
+        ConfigError: none, an unknown one, one that was frozen before `attach`, or that the optimizer does not hold.
+        StateError: the method moves by itself, or several processes train.
+    """
+    names = engine.blocks.names
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ConfigError(f"layers are {layers!r}; give names or numbers, such as {list(names[-2:])}")
+    found = set()
+    for layer in layers:
+        if isinstance(layer, str) and layer in names:
+            found.add(names.index(layer))
+        elif isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < len(names):
+            found.add(layer)
+        else:
+            raise ConfigError(f"no layer {plain(str(layer))!r} among {len(names)}{nearest(str(layer), names)}")
+    if engine.method.moves:
+        raise StateError(f"{engine.method.name} chooses by itself; attach topk, or another method that never moves")
+    if engine.ranks.several:
+        raise StateError("DDP reads once which parameters train; choose the layers before the model is wrapped")
+    engine.check_held(sorted(found))
+    return tuple(sorted(found))
