@@ -1,16 +1,18 @@
-# make demo | make test | make soak | make check : each sets up .venv first and needs nothing else.
+# make setup | make demo | make test | make soak | make check : each sets up .venv first and needs nothing else.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 export REALLOC_KERNEL_CACHE ?= $(CURDIR)/.venv/kernels
 
-.PHONY: demo test soak check lint clean
+.PHONY: setup demo test soak check lint clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
 	@sh tools/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $(STAMP)
+
+setup: $(STAMP)
 
 demo: $(STAMP)
 	@sh tools/data.sh

@@ -42,8 +42,11 @@ class MeanHead(nn.Module):
         """The pre-trained part."""
         return self.get_submodule(self.prefix)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Foretell: classes' logits, or one standardised number."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Foretell: classes' logits, or one standardised number.
+
+        ``token_type_ids``, as some tokenizers give them, are not read: each text is one segment, as in training.
+        """
         hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         out: Tensor = self.classifier(self.dropout((hidden * mask).sum(1) / mask.sum(1)))

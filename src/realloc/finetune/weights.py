@@ -36,7 +36,7 @@ class Loaded:
     model: nn.Module
     tokenizer: Any
     base: nn.Module  # the pre-trained part
-    name: str
+    name: str  # that a stock library loads it by: a folder, or a name of the hub
     tokens: int  # longest text that is read
 
 
@@ -70,10 +70,10 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
         shorten(base, config.layers)
     if config.task == "causal-lm":
         base.config.use_cache = False
-        return Loaded(base, tokenizer, base, config.model, most)
+        return Loaded(base, tokenizer, base, where, most)
     for parameter in unused(base):
         parameter.requires_grad_(False)
-    return Loaded(MeanHead(base, base.config.hidden_size, outputs, config.seed), tokenizer, base, config.model, most)
+    return Loaded(MeanHead(base, base.config.hidden_size, outputs, config.seed), tokenizer, base, where, most)
 
 
 def _find(name: str) -> tuple[str, str | None]:
