@@ -27,10 +27,10 @@ def probed(scene: Scene, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return pooled_depths(scene.loaded.model, rows, compute="bfloat16"), scene.train.labels[order].long()
 
 
-def config(task: str, seed: int) -> FinetuneConfig:
+def config(task: str, seed: int, eval_rows: int = 1) -> FinetuneConfig:
     flags = dict(zip(words := finetune.texts(task), words[1:], strict=False))
     files = {name.removeprefix("--"): value for name, value in flags.items() if name.startswith("--")}
-    return FinetuneConfig(model="minilm", seed=seed, rows=finetune.TEXTS, eval_rows=1, **files)
+    return FinetuneConfig(model="minilm", seed=seed, rows=finetune.TEXTS, eval_rows=eval_rows, **files)
 
 
 def main() -> None:

@@ -93,6 +93,6 @@ def test_real_trials_judge_pair_by_pair() -> None:
 
 
 def test_short_runs_try_nothing(tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(trials, "LEAST", 24)
+    monkeypatch.setattr(trials, "LEAST", 64)
     found = run(tiny, table, judging, tmp_path / "a")
     assert "layer more" not in found.why

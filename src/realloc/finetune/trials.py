@@ -24,7 +24,7 @@ from realloc.pool.snapshot import Mean
 from realloc.trial import Trial
 
 PARTS: Final = (0.25, 0.5)  # of the run: one layer more at the first, one less at the second
-LEAST: Final = 24  # steps of a trial: shorter ones were found to point anywhere
+LEAST: Final = 64  # steps of a trial: up to 24 were found to point the wrong way (docs/adr/0017)
 SURE: Final = 2.0  # standard errors by which a layer more must be better
 SLACK: Final = 0.01  # of the loss: by so much one layer less may be worse, and surely not by more
 DEEPER, SHALLOWER = range(len(PARTS))
@@ -33,8 +33,8 @@ DEEPER, SHALLOWER = range(len(PARTS))
 def trial_steps(share: float, total: int) -> int:
     """Steps of one trial; 0 where the run is too short for one.
 
-    >>> trial_steps(0.04, 1000), trial_steps(0.04, 599)
-    (40, 0)
+    >>> trial_steps(0.04, 2000), trial_steps(0.04, 1599)
+    (80, 0)
     """
     steps = int(share * total)
     return steps if steps >= LEAST else 0
