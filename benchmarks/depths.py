@@ -19,12 +19,13 @@ from realloc.finetune.scene import Scene, prepared
 
 
 def probed(scene: Scene, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pooled outputs of the first texts of a run, and their labels."""
+    """Pooled outputs of the first texts of a run, and their labels, in the texts' own order."""
     order, rows = [], []
     for index, batch, _ in scene.train.sorted(64, slice(0, count)):
         order += index
         rows.append(batch)
-    return pooled_depths(scene.loaded.model, rows, compute="bfloat16"), scene.train.labels[order].long()
+    found = pooled_depths(scene.loaded.model, rows, compute="bfloat16")
+    return found[torch.tensor(order).argsort()], scene.train.labels[: len(order)].long()
 
 
 def config(task: str, seed: int, eval_rows: int = 1) -> FinetuneConfig:

@@ -13,6 +13,7 @@ from torch import Tensor
 from realloc.errors import ConfigError
 
 SURE: Final = 2.0  # standard errors that tell two depths apart
+KNOWS: Final = 3.0  # those by which the best depth must beat the embeddings: it is the best of many, on several looks
 
 
 @final
@@ -33,7 +34,7 @@ class Depths:
     def separated(self) -> bool:
         """Whether the best depth is surely better than what enters the lowest layer, or depth 0 is best itself."""
         gain, error = self.over_bottom[self.best]
-        return self.best == 0 or gain > SURE * error
+        return self.best == 0 or gain > KNOWS * error
 
     @property
     def layers(self) -> int:
@@ -48,7 +49,7 @@ class Depths:
         depth surely knows more than the embeddings do: what the layers were trained for is not this.
         """
         gain, error = self.over_bottom[self.best]
-        if not gain > SURE * error:
+        if not gain > KNOWS * error:
             return 0
         return max(1, self.best - 1) if self._falls else min(self.best, self.layers - 1)
 
@@ -71,7 +72,7 @@ class Depths:
             mark = " best" if depth == self.best else ""
             above, spread = self.over_top[depth]
             lines.append(
-                f"  {depth:>3} {mean:.4f}  {gain:+.4f} ± {SURE * error:.4f} against depth 0"
+                f"  {depth:>3} {mean:.4f}  {gain:+.4f} ± {KNOWS * error:.4f} against depth 0"
                 f"  {above:+.4f} ± {SURE * spread:.4f} against depth {self.layers}{mark}"
             )
         if self.frozen:
