@@ -23,6 +23,7 @@ def test_the_first_example_runs(capsys):
     assert re.search(r"rigl: budget 40,141 = 40,141 held \+ 0 parked; 4 moves", said), said
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 def test_the_page_on_using_runs_block_by_block(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # it writes a checkpoint
     torch.manual_seed(0)
