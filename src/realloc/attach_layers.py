@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from realloc.allocate.layer_costs import CostTable
 from realloc.cache.gate import Gate
 from realloc.cache.passage import Passage
+from realloc.cache.rows import room_of
 from realloc.errors import ConfigError, StateError, plain
 from realloc.layer_handle import LayerHandle
 from realloc.layers import LayerEngine
@@ -77,6 +78,7 @@ def attach_layers(
         chosen = rights.on if resumed else tuple(engine.choose(0).changes[0].acquired.tolist())
         _check_optimizer(root, engine, chosen)
         _check_below(blocks, method, chosen)
+        _check_room(blocks, method, chosen)
         ranks.check_stamp(rights.stamp, "at attach()")
     except BaseException:
         engine.unregister()
@@ -164,6 +166,8 @@ def _passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
             f"a layer ({type(own).__name__}) has a forward of its own, as accelerate's device hooks give it; remove "
             "it, or train without the cache: cache=None"
         )
+    if method.cache is not None:
+        method.cache.check_file()
     return Passage(blocks.base, method.cache, dropout=method.prefix_dropout == "keep")
 
 
@@ -194,6 +198,18 @@ def _check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -
                 f"{plain(names[id(module)])!r} below the frozen end is a {type(module).__name__} that updates or mixes "
                 "examples; call .eval() on it before attach(), or train without the cache: cache=None"
             )
+
+
+def _check_room(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
+    """A token must fit, as far as the model tells its width before it runs."""
+    if method.cache is None or blocks.base is None or method.embeddings == "always":
+        return
+    hidden = getattr(getattr(blocks.base, "config", None), "hidden_size", None)
+    lowest = min(chosen, default=len(blocks))
+    for last in blocks.modules if method.moves else blocks.modules[max(0, lowest - 1) : lowest]:
+        width = hidden or getattr(last, "out_features", None)
+        if isinstance(width, int):
+            room_of(width, method.cache.bytes, method.cache.dtype)
 
 
 def _agreed(costs: CostTable | None, ranks: Ranks) -> CostTable | None:

@@ -24,6 +24,7 @@ from realloc.rng import stream
 from realloc.schedule import Schedule
 from realloc.sites.blocks import Blocks
 
+QUIET: Final = 10  # steps without any gradient: a schedule may be stepped before training, but not so often
 SEALED: Final = ("examples", "tokens", "digest")
 
 
@@ -59,7 +60,7 @@ class LayerEngine:
         self._flops = CostTable.of_sizes([sum(p.numel() for p in module.parameters()) for module in blocks.modules])
         if passage is not None:
             passage.say = self.say
-        self._looking = False
+        self._looking = self._felt = False  # felt: whether the gradients of a first step were looked at
         self.trying = False  # a trial runs: nothing of it is kept
 
     # numbers ----------------------------------------------------------------------------------------------------
@@ -110,11 +111,28 @@ class LayerEngine:
 
     def _measure(self) -> None:
         on = self.rights.on
+        if not self._felt:
+            self._feel(on)
         self.sight.measure(on)
         if self._looking:
             for layer, parameters in enumerate(self.layers):
                 if layer not in on:
                     forget(parameters)
+
+    def _feel(self, on: Chosen) -> None:
+        """Promise P6: say it where a layer is told to train and has no gradient. Looks once there is any."""
+        deaf = [layer for layer in on if all(p.grad is None for p in self.layers[layer])]
+        silent = len(deaf) == len(on) and all(p.grad is None for p in self.owner.parameters())
+        if silent and self.rights.read("steps") < QUIET:
+            return
+        self._felt = True
+        if deaf:
+            self.say(
+                "RA105",
+                f"{self.blocks.names[deaf[0]]!r} is to train and had no gradient ({len(deaf)} of {len(on)} layers): "
+                "is this the model you train, is the layer skipped, or checkpointed with use_reentrant=True? "
+                "take use_reentrant=False",
+            )
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""

@@ -334,10 +334,11 @@ def test_resume_in_the_middle_of_an_epoch(kept: bool, tmp_path: Path) -> None:
     def start(name: str) -> tuple[nn.Module, Any, realloc.LayerHandle]:
         return attached(method=methods.topk(2, cache=Cache(file=tmp_path / name)))
 
-    model, optimizer, _ = start("rows")
+    model, optimizer, first = start("rows")
     train(model, optimizer, 4)  # one epoch and a third
     half = saved(model, optimizer)
     losses = train(model, optimizer, 9, first=4)
+    first.detach()
     again, its, handle = start("rows" if kept else "others")
     again.load_state_dict(half["model"])
     its.load_state_dict(half["optimizer"])
@@ -350,9 +351,10 @@ def test_resume_in_the_middle_of_an_epoch(kept: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["table", "index", "nonsense"])
 def test_a_damaged_file_is_left_alone(harm: str, tmp_path: Path) -> None:
     path = tmp_path / "rows"
-    model, optimizer, _ = attached(method=methods.topk(2, cache=Cache(file=path)))
+    model, optimizer, first = attached(method=methods.topk(2, cache=Cache(file=path)))
     train(model, optimizer, 4)
     half = saved(model, optimizer)
+    first.detach()
     victim = path if harm == "table" else path.with_name("rows.index")
     data = bytearray(victim.read_bytes())
     data[70] ^= 1

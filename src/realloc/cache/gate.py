@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol, final
 
+import torch
 from torch import nn
 
 
@@ -35,6 +36,8 @@ class Gate:
         way = self.way
         if way is not None and way.passes(self.number):
             return way.past(self.number, args[0] if args else kwargs["hidden_states"])
+        if args and torch.is_tensor(args[0]) and not args[0].requires_grad and _goes_deaf(self.block):
+            args = (args[0].detach().requires_grad_(True), *args[1:])
         output = type(self.block).forward(self.block, *args, **kwargs)
         if way is not None:
             way.through(self.number, output)
@@ -45,3 +48,14 @@ class Gate:
 
     def __reduce__(self) -> tuple[type[Gate], tuple[nn.Module]]:
         return (Gate, (self.block,))
+
+
+def _goes_deaf(block: nn.Module) -> bool:
+    """Whether a block that trains gets no gradient unless its input requires one: torch's reentrant checkpoints.
+
+    transformers leaves the switch and the function on each block.
+    """
+    if not (getattr(block, "gradient_checkpointing", False) and block.training and torch.is_grad_enabled()):
+        return False
+    words = getattr(getattr(block, "_gradient_checkpointing_func", None), "keywords", {})
+    return words.get("use_reentrant") is not False and any(p.requires_grad for p in block.parameters())

@@ -67,9 +67,9 @@ def sync(table: Path) -> None:
         os.fsync(file.fileno())
 
 
-def digest_of(keys: Sequence[bytes], sizes: Sequence[int], rows: Tensor) -> int:
-    """Of an index and its rows, 63 bits."""
-    return digest([torch.from_numpy(_array(keys)), torch.tensor(sizes, dtype=torch.int64), rows])
+def digest_of(keys: Sequence[bytes], sizes: Sequence[int], rows: Tensor, made: int) -> int:
+    """Of an index, its rows, and what they were made with, 63 bits."""
+    return digest([torch.from_numpy(_array(keys)), torch.tensor([*sizes, made], dtype=torch.int64), rows])
 
 
 def _array(keys: Sequence[bytes]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -81,7 +81,7 @@ def tensors_of(x: Tensor) -> list[Example]:
     >>> a.length, a.key == b.key, a.key == c.key
     (1, True, False)
     """
-    flat = x.detach().cpu().contiguous().view(len(x), -1)
+    flat = x.detach().cpu().contiguous().flatten(1)
     rows = flat.view(torch.uint8).numpy()
     kind = repr((x.dtype, tuple(x.shape[1:]))).encode()
     return [Example(blake2b(row.tobytes() + kind, digest_size=SIZE).digest(), 0, 1) for row in rows]

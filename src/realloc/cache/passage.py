@@ -18,6 +18,7 @@ from realloc.cache.settings import Cache
 from realloc.cache.store import Store
 from realloc.cache.watch import Watch
 from realloc.errors import StateError, warn
+from realloc.kernels.digest import digest
 from realloc.modes import as_it_was
 
 CLOSED, COMPUTE, READ = range(3)
@@ -60,10 +61,12 @@ class Passage:
     def freeze(self, end: int, lower: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
         """Begin anew with a prefix of ``end`` gates (0: none), made of these modules and weights."""
         reads = end > 0 and self.cache is not None and not self._dropout
+        self._close_store()
         self._take(Prefix(end, tuple(lower), Watch(weights), reads))
 
     def release(self) -> None:
-        """Let what was frozen follow the model's train() again."""
+        """Let what was frozen follow the model's train() again, and another model have the file."""
+        self._close_store()
         self._take(replace(self.prefix, end=0))
 
     def aside(self) -> Prefix:
@@ -100,11 +103,31 @@ class Passage:
         store = self.store
         if store is None or store.rows.file is None:
             return self.prefix.sealed if store is None else (0, 0, 0)
+        if self.prefix.watch.changed() or self._made() != store.rows.made:
+            self._drop()
+            return (0, 0, 0)
         return store.rows.seal()
 
     def unseal(self, sealed: tuple[int, int, int]) -> None:
         """After a load: the table goes back to what the checkpoint had, or starts anew."""
+        self._close_store()
         self.prefix.store, self.prefix.sealed, self.prefix.sure = None, sealed, False
+
+    def _close_store(self) -> None:
+        if self.store is not None:
+            self.store.rows.close()
+
+    def _drop(self) -> None:
+        """A weight of the prefix is another one now."""
+        self.say("RA102", "a weight below the frozen end has changed: all that was cached is dropped")
+        self.prefix.watch.accept()
+        self.unseal((0, 0, 0))
+
+    def _made(self) -> int:
+        """A digest of what rows in a file are made with."""
+        assert self.cache is not None
+        words = f"{self.end} {self.cache.dtype} {self.cache.compute}".encode()
+        return digest([torch.tensor([self.prefix.watch.digest(), *words])])
 
     # the gates' questions ---------------------------------------------------------------------------------------
 
@@ -143,15 +166,17 @@ class Passage:
             self.say("RA101", f"the frozen layers were computed, not read: {call.refusal}; nothing is gained so")
             return None
         if self.prefix.watch.changed():
-            self.say("RA102", "a weight below the frozen end has changed: all that was cached is dropped")
-            self.unseal((0, 0, 0))
+            self._drop()
         examples = call.examples()
+        if not examples:  # of no row there is nothing to read
+            return None
         self._batch = self._fetch(call, examples)
         if self.store is not None and not self.store.pays:
             self.say(
                 "RA103",
                 "under 20 % of the examples were found again (is the data augmented?): the cache is off from here",
             )
+            self._close_store()
             self.prefix.reading, self.prefix.store = False, None
         self._mode = READ
         return (args, self._without_cache(kwargs)) if self._forward_caches else None
@@ -173,6 +198,12 @@ class Passage:
             self._compare(probe[again], found, again, examples)
         if found is not None:
             store.keep([examples[i] for i in missing], found)
+            if store.rows.overflowed:
+                self.say(
+                    "RA104",
+                    f"activations are too large for {store.rows.dtype}: such examples are computed each time, not "
+                    "cached; scale the inputs, or take Cache(dtype='bfloat16')",
+                )
         self.prefix.sure = True
         return store.batch(examples, call.columns, missing, found, self._like)
 
@@ -227,7 +258,9 @@ class Passage:
         self._compare(want, got, index, examples)
         store = self.store
         if store is None:
-            store = Store(self.cache, tuple(found.shape[2 if self._ragged else 1 :]), ragged=self._ragged)
+            shape = tuple(found.shape[2 if self._ragged else 1 :])
+            made = 0 if self.cache.file is None else self._made()
+            store = Store(self.cache, shape, ragged=self._ragged, made=made)
             store.reopen(self.prefix.sealed)
             self.prefix.store = store
         known = [i for i in index if store.rows.has(examples[i])]

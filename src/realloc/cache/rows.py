@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import realloc.cache.index as index
+from realloc.cache.claim import Claim
 from realloc.cache.keys import Example
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, plain
 
 DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -27,10 +28,12 @@ class Rows:
         width: numbers of one token.
         limit: bytes that the table may take.
         dtype: float16, bfloat16 or float32. A reader gets what was rounded to it, also right after writing.
+            Where that overflows, an example is not kept, and stays as it was computed.
         file: where the table lies, memory-mapped; None: in memory, of which only what was written is taken.
+        made: a digest of what the activations were made with; it goes into the seal.
 
     Raises:
-        ConfigError: an unknown dtype, or a limit below one token.
+        ConfigError: an unknown dtype, a limit below one token, or a file that is in use or cannot be made.
 
     Example:
         >>> from realloc.cache.keys import examples_of
@@ -42,27 +45,40 @@ class Rows:
         tensor([1., 1., 1., 0.])
     """
 
-    def __init__(self, width: int, limit: int, dtype: str = "float16", file: Path | None = None) -> None:
+    def __init__(self, width: int, limit: int, dtype: str = "float16", file: Path | None = None, made: int = 0) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"cache dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
         self.dtype = DTYPES[dtype]
         self.token_bytes = width * self.dtype.itemsize
-        self.room = limit // max(1, self.token_bytes)  # tokens
-        if width < 1 or self.room < 1:
-            raise ConfigError(
-                f"a cache of {limit:,} bytes holds no token of {self.token_bytes:,} bytes; raise the limit"
-            )
+        self.room = room_of(width, limit, dtype)
         self.width = width
         self.file = file
+        self.made = made
         self.tokens = 0
-        self.refused = 0  # examples that found no room
+        self.refused = 0  # examples that found no room, or overflowed
+        self.overflowed = 0
         self._places: dict[bytes, tuple[int, int]] = {}
-        count = self.room * width
-        self._table = (
-            torch.empty(count, dtype=self.dtype)
-            if file is None
-            else torch.from_file(str(file), shared=True, size=count, dtype=self.dtype)
-        ).view(self.room, width)
+        self._claim = None if file is None else Claim(file)
+        self._table = self._new_table()
+
+    def _new_table(self) -> Tensor:
+        count = self.room * self.width
+        if self.file is None:
+            return torch.empty(count, dtype=self.dtype).view(self.room, self.width)
+        try:
+            table = torch.from_file(str(self.file), shared=True, size=count, dtype=self.dtype)
+        except RuntimeError as error:
+            self.close()
+            raise ConfigError(
+                f"the cache file {plain(str(self.file))!r} cannot be {self.room * self.token_bytes:,} bytes: "
+                f"{plain(str(error))}; lower the limit, or name a file on another disk"
+            ) from error
+        return table.view(self.room, self.width)
+
+    def close(self) -> None:
+        """Let another table have the file; nothing is written after it."""
+        if self._claim is not None:
+            self._claim.release()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -77,16 +93,22 @@ class Rows:
         return example.key in self._places
 
     def write(self, example: Example, activations: Tensor) -> bool:
-        """Keep the activations ``[length, width]`` of an example. False: there is no room, or it is here already."""
+        """Keep the activations ``[length, width]`` of an example.
+
+        Returns:
+            False where there is no room, it is here already, or it overflows the dtype.
+        """
         if activations.shape != (example.length, self.width):
             raise ConfigError(f"activations are {tuple(activations.shape)}, not {(example.length, self.width)}")
         if self.has(example):
             return False
+        cast = self._cast(activations.detach())
         last = self.tokens + example.length
-        if last > self.room:
+        self.overflowed += cast is None
+        if cast is None or last > self.room:
             self.refused += 1
             return False
-        self._table[self.tokens : last] = activations.detach().to(self.dtype)
+        self._table[self.tokens : last] = cast
         self._places[example.key] = (self.tokens, last)
         self.tokens = last
         return True
@@ -108,18 +130,28 @@ class Rows:
 
     def rounded(self, activations: Tensor) -> Tensor:
         """What a reader would get: a miss must train on it too, or two epochs see two models."""
-        return activations.to(self.dtype).to(activations.dtype)
+        cast = self._cast(activations)
+        return activations if cast is None else cast.to(activations.dtype)
+
+    def _cast(self, activations: Tensor) -> Tensor | None:
+        """None where a finite number would become infinite."""
+        cast = activations.to(self.dtype)
+        fits = bool(cast.isfinite().all()) or bool((cast.isfinite() == activations.isfinite()).all())
+        return cast if fits else None
 
     def seal(self) -> tuple[int, int, int]:
         """Make the file and its index whole on disk. Returns examples, tokens, and the digest of both.
 
-        The table only grows, so what a checkpoint sealed stays there while the run goes on.
+        The table only grows, so what a checkpoint sealed stays there while the run goes on. Zeros where it is empty, or
+        its file was deleted.
         """
-        sizes = [last - first for first, last in self._places.values()]
+        if not self._places or (self._claim is not None and not self._claim.stands):
+            return 0, 0, 0
+        keys, sizes = list(self._places), [last - first for first, last in self._places.values()]
         if self.file is not None:
-            index.write(self.file, list(self._places), sizes)
+            index.write(self.file, keys, sizes)
             index.sync(self.file)
-        return len(sizes), self.tokens, index.digest_of(list(self._places), sizes, self._table[: self.tokens])
+        return len(sizes), self.tokens, index.digest_of(keys, sizes, self._table[: self.tokens], self.made)
 
     def reopen(self, examples: int, tokens: int, sealed: int) -> bool:
         """Take up what was sealed. False, and empty, where the file does not hold it any more."""
@@ -130,7 +162,7 @@ class Rows:
         if found is None or sum(found[1]) != tokens or tokens > self.room:
             return False
         keys, sizes = found
-        if index.digest_of(keys, sizes, self._table[:tokens]) != sealed:
+        if index.digest_of(keys, sizes, self._table[:tokens], self.made) != sealed:
             return False
         for key, size in zip(keys, sizes, strict=True):
             self._places[key] = (self.tokens, self.tokens + size)
@@ -140,4 +172,17 @@ class Rows:
     def clear(self) -> None:
         """Forget everything, as when a weight below has changed."""
         self._places.clear()
-        self.tokens = self.refused = 0
+        self.tokens = self.refused = self.overflowed = 0
+
+
+def room_of(width: int, limit: int, dtype: str) -> int:
+    """Tokens of so many numbers that a limit has room for.
+
+    Raises:
+        ConfigError: not one.
+    """
+    token = width * DTYPES[dtype].itemsize
+    room = limit // max(1, token)
+    if width < 1 or room < 1:
+        raise ConfigError(f"a cache of {limit:,} bytes holds no token of {token:,} bytes; raise the limit")
+    return room

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, final
 
 from realloc.cache.rows import DTYPES
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, plain
 
 COMPUTE: Final = ("float32", "bfloat16")
 _UNITS: Final = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -62,6 +63,22 @@ class Cache:
             return 0 if isinstance(self.limit, bool) else max(0, self.limit)
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)?\s*", str(self.limit).lower())
         return int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+
+    def check_file(self) -> None:
+        """Refuse a file that cannot be made.
+
+        Raises:
+            ConfigError: it is a folder, or its folder is missing or may not be written.
+        """
+        if self.file is None:
+            return
+        folder, name = Path(self.file).absolute().parent, plain(str(self.file))
+        if Path(self.file).is_dir():
+            raise ConfigError(f"the cache file {name!r} is a folder; name a file in it")
+        if not folder.is_dir():
+            raise ConfigError(f"the cache file {name!r} has no folder to lie in; make {plain(str(folder))!r} first")
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"the cache file {name!r} cannot be made: {plain(str(folder))!r} may not be written")
 
 
 USUAL: Final = Cache()

@@ -24,16 +24,17 @@ class Store:
         cache: the user's words.
         shape: of one token's activations: ``(width,)`` of a transformer.
         ragged: whether a row is as long as its example; else it is one token.
+        made: a digest of what the activations are made with.
     """
 
-    def __init__(self, cache: Cache, shape: tuple[int, ...], *, ragged: bool) -> None:
+    def __init__(self, cache: Cache, shape: tuple[int, ...], *, ragged: bool, made: int = 0) -> None:
         self.shape = shape
         self.ragged = ragged
         self.epoch = cache.epoch
         self.visits = self.hits = 0
         self._second = 0  # hits in the second epoch
         file = None if cache.file is None else _own(Path(cache.file))
-        self.rows = Rows(torch.Size(shape).numel(), cache.bytes, cache.dtype, file)
+        self.rows = Rows(torch.Size(shape).numel(), cache.bytes, cache.dtype, file, made)
 
     def reopen(self, sealed: tuple[int, int, int]) -> None:
         """Take up what a checkpoint sealed, if it is still there."""
