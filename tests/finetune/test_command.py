@@ -126,6 +126,13 @@ def test_resume_starts_a_run_where_there_is_none(common: list[str], tmp_path: Pa
         (["--eval", "gone.csv"], "data 'gone.csv' is no file"),
         (["--rows", "4"], "gives 4 texts; at least 10"),
         (["--model", "mini\x1blm"], "hf download minilm"),
+        (["--eval-rows", "5"], "--eval-rows 5 is of evaluation texts, and none are given; add --eval FILE"),
+        (["--data", "reviews:rating", "--text", "t"], "--text 't' names a column, and data 'reviews:rating' knows its"),
+        (["--data", "reviews:rating", "--label", "t"], "knows its own; leave --label out"),
+        (["--data", "a.txt", "--task", "causal-lm", "--text", "t"], "and .txt files have none; leave --text out"),
+        (["--task", "causal-lm", "--label", "t"], "--task causal-lm reads no labels; leave --label out"),
+        (["--layers", "1"], "layers 1 is not allowed; take a whole number of layers to keep, from 2"),
+        (["--epochs", "1e7"], "take a number above 0 and at most 1,000,000"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_one_message(words: list[str], said: str, tiny: Path, table: Path) -> None:
@@ -135,6 +142,48 @@ def test_bad_input_ends_with_code_2_and_one_message(words: list[str], said: str,
     result = call("finetune", *given, *words)
     assert result.exit_code == 2 and result.stdout == ""
     assert said in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_flags_that_are_read_are_not_refused(tiny: Path, decoder: Path, tmp_path: Path) -> None:
+    """The bundled reviews have evaluation texts of their own; a column is read where one of two files is a table."""
+    few = ["--epochs", "1", "--method", "topk", "--set", "k=1", "--json"]
+    done = call("finetune", "--model", str(tiny), "--data", "reviews:department", "--rows", "40", "--eval-rows", "5",
+                "--dry-run", *few)  # fmt: skip
+    assert done.exit_code == 0 and last(done.stdout)["judged"] == 5, done.output
+    train, judge = tmp_path / "a.txt", tmp_path / "b.csv"
+    train.write_text("w1 w2 w3 w4 " * 50)
+    judge.write_text("words\nw1 w2 w3\n")
+    done = call("finetune", "--model", str(decoder), "--task", "causal-lm", "--data", str(train), "--eval", str(judge),
+                "--text", "words", *few)  # fmt: skip
+    assert done.exit_code == 0 and last(done.stdout)["test_loss"] > 0, done.output
+
+
+def test_an_evaluation_text_without_a_piece_is_refused_before_training(decoder: Path, tmp_path: Path) -> None:
+    train, judge, out = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out"
+    train.write_text("w1 w2 w3 w4 " * 50)
+    judge.write_text("w1")
+    words = ["finetune", "--model", str(decoder), "--task", "causal-lm", "--data", str(train), "--eval", str(judge)]
+    done = call(*words, "--method", "topk", "--out", str(out))
+    assert done.exit_code == 2 and done.stdout == "" and not out.exists()
+    assert f"eval '{judge}' gives 0 piece(s) of 2 to 64 tokens, and at least 1 are needed; give more" in done.stderr
+
+
+def test_a_dry_run_leaves_a_begun_run_alone(common: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call(*common, "--out", str(out)).exit_code == 0
+    (out / "result.json").unlink()  # as if it had been cut
+
+    def files() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in sorted(out.rglob("*"))}
+
+    before = files()
+    for words in (common, ["finetune"]):
+        done = call(*words, "--out", str(out), "--resume", "--dry-run")
+        assert done.exit_code == 2 and done.stdout == ""
+        assert f"realloc inspect {out}; or leave one of --resume and --dry-run out" in done.stderr
+    assert files() == before
+    assert call(*common, "--out", str(tmp_path / "new"), "--resume", "--dry-run").exit_code == 0, "there is none yet"
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_lists_every_method() -> None:

@@ -239,7 +239,7 @@ def test_a_budget_of_parameters_is_exact_for_deltas(name: str, tiny: Path, table
     ):
         with pytest.raises(ConfigError, match=says):
             run(tiny, table, method=name, budget=budget)
-    with pytest.raises(ConfigError, match="setting 'parameters' is -1"):
+    with pytest.raises(ConfigError, match=f"setting 'parameters' of '{name}' is -1"):
         run(tiny, table, method=name, settings={"parameters": -1})
 
 

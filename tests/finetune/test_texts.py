@@ -67,6 +67,24 @@ def test_what_cannot_be_trained_on(body: str, more: dict[str, Any], says: str, t
         read(tmp_path / "a.csv", body, **more)
 
 
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (["10", "9"], ("9", "10")),
+        (["+10", "-9"], ("-9", "+10")),
+        (["--1", "1"], ("--1", "1")),
+        (["-", "+-2"], ("+-2", "-")),
+        (["10", "\u0669"], ("10", "\u0669")),
+        (["1" * 5000, "2"], ("1" * 5000, "2")),
+    ],
+)
+def test_labels_are_put_in_order_as_numbers_only_where_all_are(
+    labels: list[str], order: tuple[str, ...], tmp_path: Path
+) -> None:
+    body = "".join(f"some words,{labels[i % 2]}\n" for i in range(12))
+    assert read(tmp_path / "a.csv", HEAD + body).classes == order
+
+
 def test_labels_of_the_evaluation_file(tmp_path: Path) -> None:
     judge = tmp_path / "eval.csv"
     judge.write_text(HEAD + "words,c\n")

@@ -81,6 +81,11 @@ def finetune(
         several_seeds = None if seeds is None else flags.seeds_of(seeds)
         if resume and out is None:
             raise ConfigError("--resume needs the run's folder; write --out FOLDER")
+        if resume and dry_run and out is not None and (is_series(out) or (out / "config.json").exists()):
+            raise ConfigError(
+                f"--dry-run tells of a run before it begins, and {plain(str(out))} holds one that has begun; see it "
+                f"by: realloc inspect {plain(str(out))}; or leave one of --resume and --dry-run out"
+            )
         if not (resume and out is not None and _gone_on(out, given, several_seeds, json)):
             _begin(given, several_seeds, out, dry_run, json)
 

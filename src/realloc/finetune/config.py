@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, final
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from realloc.errors import ConfigError, nearest, plain
 from realloc.finetune.budget import Budget
+from realloc.finetune.bundled import PREFIX
 from realloc.train.config import Setting
 
+TEXT: Final = ".txt"  # a file that is one text
 Task = Literal["text-classification", "regression", "causal-lm"]
 
 
@@ -41,7 +44,7 @@ class FinetuneConfig(BaseModel):
     tokens: Annotated[int, Field(ge=2, le=100_000)] | None = None
     rows: Annotated[int, Field(ge=1)] | None = None
     eval_rows: Annotated[int, Field(ge=1)] | None = None
-    layers: Annotated[int, Field(ge=1)] | None = None
+    layers: Annotated[int, Field(ge=2)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @field_validator(
@@ -59,7 +62,29 @@ class FinetuneConfig(BaseModel):
             raise ConfigError(
                 f"epochs {self.epochs:g} and the budget {self.budget} both set the run's length; give one"
             )
+        self._check_texts()
         return self
+
+    def _check_texts(self) -> None:
+        """Refuse what says something of texts that the run will not read."""
+        bundled = self.data.startswith(PREFIX)
+        if self.eval_rows is not None and self.eval is None and not bundled:
+            raise ConfigError(
+                f"--eval-rows {self.eval_rows} is of evaluation texts, and none are given; add --eval FILE, or leave "
+                "--eval-rows out"
+            )
+        files = [Path(name) for name in (self.data, self.eval) if name is not None]
+        plain_text = self.task == "causal-lm" and all(file.suffix.lower() == TEXT for file in files)
+        for flag, column in (("text", self.text), ("label", self.label)):
+            if column is None:
+                continue
+            said = f"--{flag} '{plain(column)}' names a column, and"
+            if bundled:
+                raise ConfigError(f"{said} data '{plain(self.data)}' knows its own; leave --{flag} out")
+            if self.task == "causal-lm" and flag == "label":
+                raise ConfigError(f"{said} --task causal-lm reads no labels; leave --label out, or take another --task")
+            if plain_text:
+                raise ConfigError(f"{said} {TEXT} files have none; leave --{flag} out")
 
     @property
     def spend(self) -> Budget:
@@ -69,14 +94,14 @@ class FinetuneConfig(BaseModel):
 
 RANGES: Mapping[str, str] = {
     "task": "take text-classification, regression or causal-lm",
-    "epochs": "take a number above 0, such as 3",
+    "epochs": "take a number above 0 and at most 1,000,000, such as 3",
     "batch_size": "take a whole number from 1 to 100,000",
     "lr": "take a number above 0 and at most 1000, such as 0.001",
     "seed": "take a whole number from 0 to 2147483647, or several by --seeds 0,1,2",
     "tokens": "take a whole number from 2 to 100,000",
     "rows": "take a whole number of training texts, from 1",
     "eval_rows": "take a whole number of evaluation texts, from 1",
-    "layers": "take a whole number of layers to keep, from 1",
+    "layers": "take a whole number of layers to keep, from 2: methods choose among layers",
     "threads": "take a whole number from 1 to 1024",
 }
 

@@ -10,8 +10,10 @@ from typing import Any, Final, final
 from torch import Tensor
 
 import realloc.finetune.arms.table as arms
+import realloc.finetune.ceiling as ceiling
 import realloc.finetune.focus as focus
 from realloc.errors import ConfigError
+from realloc.finetune.arms.ranks import RANKS, fewer
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.foresee import foreseen
 from realloc.finetune.pace import Length
@@ -63,34 +65,37 @@ def decide(scene: Scene) -> Decided:
     settings = dict(arms.check(config.method, config.settings))
     epochs = config.epochs or EPOCHS
     most = spend.parameters_of(sum(p.numel() for p in loaded.model.parameters()))
-    choice, method, trial = None, config.method, float(settings.get("trial", 0.0))
+    choice, spent, method, trial = None, None, config.method, float(settings.get("trial", 0.0))
     if method == arms.FOCUS:
         if config.task == "causal-lm":
             raise ConfigError("focus probes labels, and causal-lm has none; use --method topk, lora or full")
+        if most is not None:
+            ceiling.check_affordable(most, loaded)
         choice = focus.choose(loaded, scene.train, epochs, float(settings["share"]), _targets(scene))
-        method, settings = ("lora", {"rank": 8}) if choice.k is None else ("topk", {"k": choice.k})
-        epochs = choice.epochs
-    if most is not None:
+        spent = ceiling.under(choice, most, epochs, loaded)
+        method, settings, epochs = spent.method, dict(spent.settings), spent.epochs
+    elif most is not None:
         settings = _within(config, method, settings, most, loaded)
     steps = max(1, math.ceil(epochs * scene.train.per_epoch))
     length = Length(steps)
     if spend.seconds is not None:
         length = foreseen(scene, spend.seconds)
         steps = length.steps
-    if choice is None:
-        return Decided(method, settings, length, steps)
+    if choice is None or spent is None:
+        return Decided(method, settings, length, steps, why=_fewer(method, settings, loaded))
+    tried = spent.method == "topk" and spent.deeper and trial_steps(trial, steps)
     return Decided(
         method,
         settings,
         length,
         steps,
         choice.compute,
-        choice.why,
+        spent.why,
         choice.lora_seconds,
         asdict(choice.costs),
         choice.kept,
-        trial if choice.k and trial_steps(trial, steps) else 0.0,
-        choice.rate,
+        trial if tried else 0.0,
+        spent.rate,
     )
 
 
@@ -104,6 +109,10 @@ def _within(
                 f"setting '{key}={value}' and the budget {config.budget} both say how many parameters train; give one"
             )
     return found
+
+
+def _fewer(method: str, settings: Mapping[str, Any], loaded: Loaded) -> str:
+    return fewer(settings["rank"], loaded) if method in RANKS and "rank" in settings else ""
 
 
 def _targets(scene: Scene) -> Tensor:

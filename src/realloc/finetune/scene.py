@@ -44,11 +44,10 @@ def prepared(config: FinetuneConfig) -> Scene:
     loaded = weights.load(config, max(1, len(found.classes)))
     blocks_of(loaded.base)
     tokens, labels = _tokens(found.train, config, loaded)
-    if len(tokens) < 2:
-        raise ConfigError(
-            f"data '{plain(config.data)}' gives {len(tokens)} piece(s) of {loaded.tokens} tokens; give more text, or "
-            "lower --tokens"
-        )
+    judged, judged_labels = _tokens(found.test, config, loaded) if found.test else ([], [])
+    _check_pieces("data", config.data, len(tokens), 2, loaded)
+    if config.eval is not None:
+        _check_pieces("eval", config.eval, len(judged), 1, loaded)
     kept, back = texts.held_out(labels, config.seed, by_class=config.task == "text-classification")
 
     def part(index: Sequence[int]) -> Batches:
@@ -61,7 +60,7 @@ def prepared(config: FinetuneConfig) -> Scene:
         if not spread > 0:
             raise ConfigError("every label of the training texts is the same number; there is nothing to learn")
         aim = Aim(config.task, float(train.labels.mean()), spread)
-    test = _batches(*_tokens(found.test, config, loaded), config, loaded) if found.test else None
+    test = _batches(judged, judged_labels, config, loaded) if judged else None
     return Scene(config, loaded, aim, train, part(back), test, found.classes)
 
 
@@ -70,6 +69,16 @@ def _tokens(rows: Sequence[texts.Row], config: FinetuneConfig, loaded: Loaded) -
         pieces = chunked(rows, loaded.tokenizer, loaded.tokens)
         return pieces, [0.0] * len(pieces)
     return tokenise(rows, loaded.tokenizer, loaded.tokens), [row.label for row in rows]
+
+
+def _check_pieces(what: str, where: str, pieces: int, least: int, loaded: Loaded) -> None:
+    """Of a causal-lm only a text can be too short; the rows of a table were counted before."""
+    if pieces < least:
+        shorter = ", or lower --tokens" if pieces and loaded.tokens > 2 else ""
+        raise ConfigError(
+            f"{what} '{plain(where)}' gives {pieces} piece(s) of 2 to {loaded.tokens} tokens, and at least {least} are "
+            f"needed; give more text{shorter}"
+        )
 
 
 def _batches(tokens: list[list[int]], labels: list[float], config: FinetuneConfig, loaded: Loaded) -> Batches:

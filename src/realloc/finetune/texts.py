@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from realloc.errors import ConfigError, nearest, plain
 from realloc.finetune.bundled import PREFIX, REVIEW, reviews
-from realloc.finetune.config import FinetuneConfig
+from realloc.finetune.config import TEXT, FinetuneConfig
 from realloc.finetune.table import column_of, columns_of, header_of
 from realloc.rng import stream
 
@@ -21,6 +22,7 @@ HELD: Final = 0.1  # of the training texts, for decisions
 LEAST: Final = 10  # training texts
 REVIEWS_JUDGED: Final = 4000  # of the bundled reviews
 TEXT_NAMES: Final = ("text", "sentence", "review")
+WHOLE: Final = re.compile(r"[+-]?\d{1,18}", re.ASCII)  # labels that are put in order as numbers
 LABEL_NAMES: Final = ("label", "target", "y", "class")
 
 
@@ -144,7 +146,7 @@ def _classes(where: str, cells: Sequence[Cell]) -> tuple[str, ...]:
             f"'{plain(where)}' has {len(counts):,} different labels in {len(cells):,} texts; take --task regression, "
             "or name another column by --label"
         )
-    whole = all(label.lstrip("+-").isascii() and label.lstrip("+-").isdigit() for label in counts)
+    whole = all(WHOLE.fullmatch(label) for label in counts)
     return tuple(sorted(counts, key=lambda label: (int(label) if whole else 0, label)))
 
 
@@ -153,7 +155,7 @@ def _classes(where: str, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
     path = Path(data)
-    if config.task == "causal-lm" and path.suffix.lower() == ".txt":
+    if config.task == "causal-lm" and path.suffix.lower() == TEXT:
         return [(plain(path.name), _whole(path), "")]
     header = header_of(path)
     names = [column_of(path, header, config.text, TEXT_NAMES, "text")]

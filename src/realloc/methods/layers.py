@@ -98,3 +98,10 @@ def count_of(name: str, value: int, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} is {value!r}; it is a number of layers, {least} or more")
     return value
+
+
+def among(name: str, value: int, turn: Turn) -> int:
+    """Refuse more layers than the model has."""
+    if value > turn.count:
+        raise ConfigError(f"{name} is {value} and the model has {turn.count} layers; take {turn.count} or fewer")
+    return value

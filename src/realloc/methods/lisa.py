@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from realloc.methods.layers import Chosen, LayerMethod, State, Turn, count_of
+from realloc.methods.layers import Chosen, LayerMethod, State, Turn, among, count_of
 
 
 def lisa(layers: int = 2, *, state: State = "drop") -> LayerMethod:
@@ -15,11 +15,11 @@ def lisa(layers: int = 2, *, state: State = "drop") -> LayerMethod:
     there is no frozen prefix and no time to be won below the lowest layer.
 
     Args:
-        layers: that train at once.
+        layers: that train at once; at most all.
         state: "drop" or "keep".
 
     Raises:
-        ConfigError: not a number of layers, or an unknown rule for the state.
+        ConfigError: not a number of layers, or an unknown rule for the state; at `attach`, the model has fewer layers.
 
     >>> lisa(3).embeddings, lisa(3).state
     ('always', 'drop')
@@ -27,7 +27,7 @@ def lisa(layers: int = 2, *, state: State = "drop") -> LayerMethod:
     count_of("layers", layers)
 
     def choose(turn: Turn) -> Chosen:
-        drawn = torch.randperm(turn.count, generator=turn.draw(turn.number))[:layers]
+        drawn = torch.randperm(turn.count, generator=turn.draw(turn.number))[: among("layers", layers, turn)]
         return tuple(sorted(drawn.tolist()))
 
     return LayerMethod("lisa", choose, reference="2403.17919", moves=True, embeddings="always", state=state, cache=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from realloc.cache.settings import USUAL, Cache
-from realloc.methods.layers import Chosen, LayerMethod, Turn, count_of
+from realloc.methods.layers import Chosen, LayerMethod, Turn, among, count_of
 
 
 def topk(k: int = 2, *, cache: Cache | None = USUAL) -> LayerMethod:
@@ -17,7 +17,7 @@ def topk(k: int = 2, *, cache: Cache | None = USUAL) -> LayerMethod:
         cache: of the frozen layers' output; None: compute it anew each time.
 
     Raises:
-        ConfigError: ``k`` is no such number.
+        ConfigError: ``k`` is no such number; at `attach`, the model has fewer layers.
 
     >>> topk(2).name, topk(2).moves
     ('topk', False)
@@ -25,6 +25,6 @@ def topk(k: int = 2, *, cache: Cache | None = USUAL) -> LayerMethod:
     count_of("k", k, least=0)
 
     def choose(turn: Turn) -> Chosen:
-        return tuple(range(max(0, turn.count - k), turn.count))
+        return tuple(range(turn.count - among("k", k, turn), turn.count))
 
     return LayerMethod("topk", choose, reference="2102.01386", cache=cache)

@@ -52,7 +52,7 @@ def blocks_of(root: nn.Module) -> Blocks:
     """Find the blocks: the largest list of modules of one class, or the children of an nn.Sequential.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is neither, or one layer only.
 
     >>> found = blocks_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
     >>> found.names, found.ends, len(found.above), len(found.below)
@@ -69,6 +69,14 @@ def blocks_of(root: nn.Module) -> Blocks:
     for name, module in root.named_modules():
         if isinstance(module, nn.Sequential) and sum(_holds(child) for child in module) > 1:
             return _of_sequential(root, name, module)
+    alone = next(
+        (n for n, m in root.named_modules() if isinstance(m, nn.ModuleList) and len(m) == 1 and _holds(m)), None
+    )
+    if alone is not None:
+        raise ConfigError(
+            f"{type(root).__name__} has one layer only, in {alone!r}; layers that train in turn need at least two: "
+            "give a model with more, or keep more of its layers"
+        )
     raise ConfigError(
         f"{type(root).__name__} has no blocks: neither a ModuleList of equal layers nor an nn.Sequential of at least "
         "two layers with parameters; layers that train in turn need one"

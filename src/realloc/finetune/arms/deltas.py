@@ -27,8 +27,6 @@ def deltas(recipe: Recipe, rate: float, more: Mapping[str, Setting], *, moves: b
     def make(loaded: Loaded, order: Order) -> Arm:
         settings: Mapping[str, Any] = order.settings
         count = settings["parameters"]
-        if count < 0:
-            raise ConfigError(f"setting 'parameters' is {count}; take a whole number from 1, or 0 to go by 'share'")
         return beside(loaded, order, recipe(count or None, None if count else settings["share"], settings), APART)
 
     return Kind(make, rate, {"share": SHARE, "parameters": 0, **more}, parameters_within, moves=moves)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 from realloc.attach import attach
@@ -45,19 +46,27 @@ def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]
 
 
 def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
-    """The most layers with at most so many parameters.
+    """The most layers with at most so many parameters, with what trains above them in the base: norm, output head.
 
     Raises:
-        ConfigError: fewer than one layer has.
+        ConfigError: fewer than the top layer and that have.
     """
-    sizes = [sum(p.numel() for p in module.parameters()) for module in blocks_of(loaded.base).modules]
-    k = sum(sum(sizes[-n:]) <= most for n in range(1, len(sizes) + 1))
+    sizes = tops(loaded)
+    k = sum(size <= most for size in sizes)
     if not k:
         raise ConfigError(
-            f"the budget leaves {most:,} parameters beside the head, and the top layer has {sizes[-1]:,}; raise the "
-            "budget, or take --method lora"
+            f"the budget leaves {most:,} parameters beside the head, and the top layer takes {sizes[0]:,}, with what "
+            "trains above it; raise the budget, or take --method lora"
         )
     return {**settings, "k": k}
+
+
+def tops(loaded: Loaded, kept: int | None = None) -> list[int]:
+    """How many parameters of the base train with the top layer, with the top two, and so on, of the ``kept`` lowest."""
+    blocks = blocks_of(loaded.base)
+    above = sum(p.numel() for p in blocks.above if p.requires_grad)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in blocks.modules[:kept]]
+    return [above + total for total in accumulate(reversed(sizes))]
 
 
 LAYERS: Final[Mapping[str, Kind]] = {

@@ -26,7 +26,7 @@ _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 def peft_adalora(loaded: Loaded, order: Order) -> Arm:
     """Start at half as many ranks again as are kept on average."""
     library = peft()
-    rank = rank_of(order.settings)
+    rank = rank_of(order.settings, loaded)
     steps = max(3, order.steps)
     config = library.AdaLoraConfig(
         init_r=max(rank + 1, rank * 3 // 2), target_r=rank, lora_alpha=2 * rank, orth_reg_weight=REGULAR,

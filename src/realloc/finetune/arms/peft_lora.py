@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, plain
 from realloc.finetune.arms.arm import Arm, Order, optimizer_of
 from realloc.finetune.weights import Loaded
 from realloc.sites.blocks import blocks_of
@@ -19,7 +19,7 @@ from realloc.train.config import Setting
 def peft_lora(loaded: Loaded, order: Order) -> Arm:
     """Adapters of one rank everywhere; alpha is twice the rank."""
     library = peft()
-    rank = rank_of(order.settings)
+    rank = rank_of(order.settings, loaded)
     config = library.LoraConfig(r=rank, lora_alpha=2 * rank, **targets(loaded))
     adapter = wrapped(library, loaded, config, order.seed)
     return Arm(loaded.model, optimizer_of(loaded, order.rate), adapter=adapter)
@@ -57,11 +57,18 @@ def peft() -> Any:
     return library
 
 
-def rank_of(settings: Mapping[str, Setting], key: str = "rank") -> int:
-    """A rank, checked."""
-    rank = settings[key]
-    if not isinstance(rank, int) or rank < 1:
-        raise ConfigError(f"setting '{key}' is {rank}; take a whole number from 1")
+def rank_of(settings: Mapping[str, Setting], loaded: Loaded) -> int:
+    """A rank that some layer has.
+
+    Raises:
+        ConfigError: none has so many.
+    """
+    rank, most = settings["rank"], max(min(module.weight.shape) for _, module in linear_of(loaded))
+    if not isinstance(rank, int) or not 1 <= rank <= most:
+        raise ConfigError(
+            f"setting 'rank' is {plain(str(rank))[:40]}, and the linear layers of '{plain(loaded.name)}' have at most "
+            f"{most:,}; take a whole number from 1 to {most:,}"
+        )
     return rank
 
 

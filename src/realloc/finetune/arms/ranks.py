@@ -34,6 +34,7 @@ MOVES: Final = 20  # in a run, at most
 SETTLE: Final = 0.6  # share of the run after which ranks stay
 SCALE: Final = 2.0  # alpha / r, as in peft's examples
 PARAMETERS: Final = "budget"  # of the ranks, in the settings of a run with a budget of parameters
+TOP: Final = "layers"  # that may hold ranks, the highest ones, in the settings of a run that focus decided
 
 
 class Recipe(Protocol):
@@ -49,7 +50,7 @@ def ranks(recipe: Recipe, *, moves: bool = True) -> Kind:
     def make(loaded: Loaded, order: Order) -> Arm:
         if PARAMETERS in order.settings:
             return beside(loaded, order, recipe(budget=int(order.settings[PARAMETERS]), scale=SCALE).at_most())
-        return beside(loaded, order, recipe(rank_of(order.settings), scale=SCALE))
+        return beside(loaded, order, recipe(rank_of(order.settings, loaded), scale=SCALE))
 
     return Kind(make, 3e-3, {"rank": 8}, ranks_within, moves=moves)
 
@@ -61,12 +62,8 @@ def ranks_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> 
         ConfigError: less than the cheapest rank takes, or more than all ranks of all layers hold.
     """
     shapes = [tuple(module.weight.shape) for _, module in linear_of(loaded)]
-    least, whole = min(map(sum, shapes)), sum(min(shape) * sum(shape) for shape in shapes)
-    if most < least:
-        raise ConfigError(
-            f"the budget leaves {most:,} parameters beside the head, and the cheapest LoRA rank takes {least:,}; raise "
-            f"the budget by {least - most:,} or more"
-        )
+    whole = sum(min(shape) * sum(shape) for shape in shapes)
+    check_least(most, loaded)
     if most > whole:
         raise ConfigError(
             f"the budget leaves {most:,} parameters beside the head, and all ranks of all linear layers hold "
@@ -75,12 +72,37 @@ def ranks_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> 
     return {key: value for key, value in settings.items() if key != "rank"} | {PARAMETERS: most}
 
 
+def check_least(most: int, loaded: Loaded) -> None:
+    """Refuse a budget of parameters that pays for no rank at all.
+
+    Raises:
+        ConfigError: less than the cheapest rank takes.
+    """
+    least = min(sum(module.weight.shape) for _, module in linear_of(loaded))
+    if most < least:
+        raise ConfigError(
+            f"the budget leaves {most:,} parameters beside the head, and the cheapest LoRA rank takes {least:,}; raise "
+            f"the budget by {least - most:,} or more"
+        )
+
+
+def fewer(rank: int, loaded: Loaded) -> str:
+    """What to say of layers that have fewer ranks than were asked for; nothing where all have them."""
+    found = [min(module.weight.shape) for _, module in linear_of(loaded)]
+    short = [most for most in found if most < rank]
+    if not short:
+        return ""
+    held = f"{min(short)}" + f" to {max(short)}" * (max(short) > min(short))
+    return f"{len(short)} of {len(found)} linear layers have fewer than {rank} ranks and hold all of theirs, {held}"
+
+
 def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod, apart: int = 1) -> Arm:
     """Put a method's ranks or deltas beside the linear layers of the blocks, measuring first where it asks for that.
 
     Moves are ``apart`` steps from each other at least, in a run that is long enough for two.
     """
-    method = method.on(*(f"{name}.*" for name in blocks_of(loaded.model).names))
+    names = blocks_of(loaded.model).names[-int(order.settings.get(TOP, 0)) :]
+    method = method.on(*(f"{name}.*" for name in names))
     if method.measures:
         few = [_with_labels(order, step) for step in range(MEASURED)]
         method = calibrate(loaded.model, few, method, loss=partial(_loss, order), seed=order.seed)

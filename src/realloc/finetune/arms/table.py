@@ -14,6 +14,7 @@ from realloc.finetune.arms.full import full
 from realloc.finetune.arms.layers import LAYERS
 from realloc.finetune.arms.peft_adalora import peft_adalora, peft_adalora_within
 from realloc.finetune.arms.peft_lora import peft_lora, rank_within
+from realloc.finetune.arms.ranges import check_range
 from realloc.finetune.arms.ranks import RANKS
 from realloc.finetune.arms.rows import ROWS
 from realloc.finetune.weights import Loaded
@@ -35,7 +36,8 @@ def check(name: str, settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
     """The settings of a method, defaults filled in.
 
     Raises:
-        ConfigError: an unknown method or setting, or a value of another kind than the default; the nearest names.
+        ConfigError: an unknown method or setting, with the nearest names; a value of another kind than the default, or
+            out of range.
     """
     if name not in NAMES:
         raise ConfigError(
@@ -50,6 +52,7 @@ def check(name: str, settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
         fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
         if not fits:
             raise ConfigError(f"setting '{key}' of '{name}' is {plain(str(value))}; give a value like {known[key]}")
+        check_range(name, key, value)
     return {**known, **settings}
 
 
