@@ -22,6 +22,7 @@ from realloc.finetune.trials import trial_steps
 from realloc.finetune.weights import Loaded
 
 EPOCHS: Final = 3.0
+NO_LABELS: Final = "causal-lm has no labels that probes could foretell, so nothing is frozen: uniform LoRA"
 
 
 @final
@@ -66,9 +67,10 @@ def decide(scene: Scene) -> Decided:
     epochs = config.epochs or EPOCHS
     most = spend.parameters_of(sum(p.numel() for p in loaded.model.parameters()))
     choice, spent, method, trial = None, None, config.method, float(settings.get("trial", 0.0))
+    why = ""
+    if method == arms.FOCUS and config.task == "causal-lm":
+        method, settings, why = "lora", {"rank": ceiling.RANK}, NO_LABELS
     if method == arms.FOCUS:
-        if config.task == "causal-lm":
-            raise ConfigError("focus probes labels, and causal-lm has none; use --method topk, lora or full")
         if most is not None:
             ceiling.check_affordable(most, loaded)
         choice = focus.choose(loaded, scene.train, epochs, float(settings["share"]), _targets(scene))
@@ -82,7 +84,7 @@ def decide(scene: Scene) -> Decided:
         length = foreseen(scene, spend.seconds)
         steps = length.steps
     if choice is None or spent is None:
-        return Decided(method, settings, length, steps, why=_fewer(method, settings, loaded))
+        return Decided(method, settings, length, steps, why=why or _fewer(method, settings, loaded))
     tried = spent.method == "topk" and spent.deeper and trial_steps(trial, steps)
     return Decided(
         method,
