@@ -24,7 +24,8 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
     """Write ``model`` into a run's folder, whole or not at all.
 
     Weights that ``AutoModel`` (for causal-lm ``AutoModelForCausalLM``) reads by ``from_pretrained``, or an adapter that
-    stock peft reads (of a base that lost layers always plain weights: its name would give all of them); the tokenizer; the head (`realloc.finetune.head.with_head` puts it back on); the classes in order.
+    stock peft reads; of a base that lost layers always weights, since its name would give all of them. The tokenizer;
+    the head (`realloc.finetune.head.with_head` puts it back on); the classes in order.
 
     Raises:
         RecordError: a disk error.

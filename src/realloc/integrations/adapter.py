@@ -28,14 +28,15 @@ def check_peft(model: nn.Module, method: AnyMethod) -> bool:
     Raises:
         ConfigError: one whose adapter could not hold what the method moves.
     """
-    if not isinstance(getattr(model, "peft_config", None), dict):
-        return False
     kind = type(model).__name__
-    if not callable(getattr(model, "get_base_model", None)):
+    if getattr(model, "_hf_peft_config_loaded", False):
         raise ConfigError(
             f"this {kind} took its adapter by add_adapter(), and its checkpoints would lose what moves; give the "
             "Trainer peft.get_peft_model(model, config) instead"
         )
+    wraps = isinstance(getattr(model, "peft_config", None), dict) and callable(getattr(model, "get_base_model", None))
+    if not wraps:  # peft leaves its config on the model inside, whose checkpoints are plain state dicts
+        return False
     if not isinstance(method, RankMethod | LayerMethod):
         raise ConfigError(
             f"{method.name} moves what no adapter of this {kind} can save; give the Trainer a plain model, such as "

@@ -73,8 +73,8 @@ def _check_config(config: Any) -> None:
     start = config.init_lora_weights
     if start not in STARTS:
         raise ConfigError(
-            f"init_lora_weights={start!r} changes the base model or is unknown, and an adapter for the plain base would "
-            f"give other outputs; start with True, or {ELSEWHERE}"
+            f"init_lora_weights={plain(repr(start))[:80]} changes the base or is unknown, and an adapter for the plain "
+            f"base would give other outputs; start with True, or {ELSEWHERE}"
         )
     for field in fields(config):
         value = getattr(config, field.name)
