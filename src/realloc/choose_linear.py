@@ -128,6 +128,13 @@ def _adopt(root: nn.Module, where: Beside, adopted: dict[str, Adopted]) -> Choic
     """The layers of a peft model, all of them; what trains beside them there goes on training."""
     if where != Beside():
         raise ConfigError("a peft model says itself which layers have ranks and what trains; leave out method.on(...)")
+    shared = _shared(root)
+    for name, found in adopted.items():
+        if shared[id(found.layer._parameters["weight"])] > 1:
+            raise ConfigError(
+                f"{plain(name)} cannot be taken over from peft: its weight is tied to another module's, which detach() "
+                "would change too; leave it out of target_modules"
+            )
     layers = [_checked(Layer(f"{name}.weight", found.layer, found)) for name, found in adopted.items()]
     inside = tuple(f"{name}." for name in adopted)
     trained = [n for n, p in root.named_parameters() if p.requires_grad and not n.startswith(inside)]

@@ -125,6 +125,29 @@ def test_a_model_may_be_asked_for_fewer_layers(tiny: Path, table: Path, tmp_path
 
 @pytest.mark.filterwarnings("ignore:.RA003")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # the same, of AdaLoRA
+@pytest.mark.parametrize("name", ["lora", "adalora", "peft_lora", "peft_adalora"])
+def test_a_shortened_model_is_saved_whole(name: str, tiny: Path, table: Path, judging: Path, tmp_path: Path) -> None:
+    """An adapter beside the name of the full model would be put on all of its layers."""
+    found = run(tiny, table, tmp_path / "out", method=name, layers=2, eval=str(judging))
+    saved = tmp_path / "out" / "model"
+    assert not (saved / "adapter_config.json").exists()
+    base = transformers.AutoModel.from_pretrained(saved, add_pooling_layer=False)
+    assert len(base.encoder.layer) == 2
+    whole, tokenizer = with_head(base, saved), transformers.AutoTokenizer.from_pretrained(saved)
+    losses = []
+    with torch.no_grad():
+        for text, label in rows(90, 1):
+            batch = tokenizer(text, return_tensors="pt")
+            logits = whole(batch["input_ids"], batch["attention_mask"])
+            losses.append(
+                torch.nn.functional.cross_entropy(logits, torch.tensor([("bad", "fine", "good").index(label)]))
+            )
+    assert float(torch.stack(losses).mean()) == pytest.approx(found.test_loss, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
 @pytest.mark.parametrize(("name", "budget"), [*((name, "20001") for name in RANKS), ("lora", "20k"), ("eva", "30%")])
 def test_a_budget_of_parameters_is_exact_where_ranks_are_our_own(
     name: str, budget: str, tiny: Path, table: Path, tmp_path: Path

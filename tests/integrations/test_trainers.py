@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import realloc
 from realloc import methods
 from realloc.allocate.layer_costs import CostTable
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, StateError
 from realloc.integrations.lightning import ReallocCallback as LightningCallback
 from realloc.integrations.transformers import ReallocCallback as TrainerCallback
 
@@ -225,3 +225,27 @@ def test_a_method_that_moves_needs_an_interval() -> None:
     for kind in (TrainerCallback, LightningCallback):
         with pytest.raises(ConfigError, match=r"lisa moves.*every=100"):
             kind(methods.lisa(2))
+
+
+def test_lightning_refuses_a_second_fit_with_the_same_callback() -> None:
+    module = Module()
+    once, callback = lit("lisa", 2)
+    once.fit(module, loader())
+    before = weights(module)
+    with pytest.raises(StateError, match=r"new ReallocCallback"):
+        once.fit(module, loader())
+    assert all(torch.equal(value, before[key]) for key, value in weights(module).items())
+    assert callback.handle is not None
+    callback.handle.detach()
+    again, fresh = lit("lisa", 2)
+    again.fit(module, loader())
+    assert fresh.handle is not None and fresh.handle.steps == STEPS and fresh.handle.moves > 0
+
+
+def test_lightning_without_an_end_needs_no_schedule_or_says_so() -> None:
+    endless, _ = lit("lisa", -1, max_time="00:00:00:01")
+    with pytest.raises(ConfigError, match=r"lisa moves by a schedule, and this run has no end .*max_steps"):
+        endless.fit(Module(), loader())
+    still, callback = lit("topk", -1, max_time="00:00:00:01")
+    still.fit(Module(), loader())
+    assert callback.handle is not None and callback.handle.steps > 0

@@ -293,6 +293,17 @@ def test_training_a_taken_over_model_is_training_it_in_peft():
         ({"lora_bias": True}, r"a bias or a magnitude"),
         ({"target_modules": ["word_embeddings"]}, r"not those of a linear layer"),
         ({"r": 30}, r"the adapter holds .* parameters, lora may hold"),
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights='pissa' changes the base"),
+        ({"init_lora_weights": "pissa_niter_2"}, r"init_lora_weights='pissa_niter_2' changes the base"),
+        ({"init_lora_weights": "olora"}, r"init_lora_weights='olora' changes the base"),
+        ({"init_lora_weights": "mica", "target_modules": ["query"]}, r"variant"),
+        ({"bias": "lora_only"}, r"a weight or bias of its base trains too"),
+        ({"bias": "all"}, r"a weight or bias of its base trains too"),
+        ({"trainable_token_indices": [1, 2]}, r"made with trainable_token_indices=\[1, 2\], which would be lost"),
+        ({"target_modules": [], "target_parameters": ["self.query.weight"]}, r"made with target_parameters="),
+        ({"megatron_config": {}}, r"made with megatron_config="),
+        ({"use_qalora": True}, r"made with use_qalora=True"),
+        ({"ensure_weight_tying": True}, r"made with ensure_weight_tying=True"),
     ],
 )
 def test_what_of_peft_is_no_plain_lora_is_refused(settings, word):
@@ -314,3 +325,52 @@ def test_merged_or_several_adapters_are_refused():
         realloc.prepare(model, methods.lora(rank=3))
     with pytest.raises(ConfigError, match=r"leave out method\.on"):
         realloc.prepare(wrapped(bert), methods.lora(rank=3).on("*query*"))
+    disabled = wrapped(bert)
+    disabled.disable_adapter_layers()
+    with pytest.raises(ConfigError, match=r"disabled; call enable_adapter_layers"):
+        realloc.prepare(disabled, methods.lora(rank=3))
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=99, n_positions=40, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def test_layers_used_twice_or_tied_are_refused():
+    more = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "layer_replication": [(0, 2), (1, 2)]}
+    with pytest.raises(ConfigError, match=r"made with layer_replication="):
+        realloc.prepare(wrapped(llama, **more), methods.lora(rank=3))
+    more = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn", "lm_head"], "fan_in_fan_out": True}
+    with pytest.raises(ConfigError, match=r"lm_head cannot be taken over .* tied to another module's"):
+        realloc.prepare(wrapped(gpt2, **more), methods.lora(rank=3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": False}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva"},
+        {"init_lora_weights": "orthogonal", "r": 4},
+        {"use_rslora": True, "rank_pattern": {"query": 2}, "alpha_pattern": {"query": 5}},
+        {"modules_to_save": ["word_embeddings", "classifier"], "exclude_modules": ["classifier"]},
+        {"modules_to_save": ["pooler", "LayerNorm"], "target_modules": ["query"]},
+        {"layers_to_transform": [1], "layers_pattern": "layer"},
+    ],
+)  # fmt: skip
+def test_what_is_taken_over_comes_back_in_stock_peft(settings, tmp_path):
+    model = wrapped(bert, **settings)
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=tokens(), labels=torch.arange(4) % 3).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        wanted = model(tokens()).logits
+    realloc.prepare(model, methods.random_ranks(rank=4))
+    again = peft.PeftModel.from_pretrained(bert(), realloc.export.peft(model, tmp_path)).eval()
+    with torch.no_grad():
+        for found in (model, again, realloc.export.merged(model)):
+            assert torch.allclose(found(tokens()).logits, wanted, rtol=0, atol=1e-5)
+        assert not torch.allclose(bert()(tokens()).logits, wanted, rtol=0, atol=1e-2)

@@ -53,6 +53,23 @@ def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "", bel
         >>> sorted(p.name for p in realloc.export.peft(model, tempfile.mkdtemp()).iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    config, tensors = adapter_of(model, base_model_name=base_model_name, below=below)
+    target = Path(folder)
+    with disk.told("write the adapter to", target, RETRY):
+        disk.make_folder(target)
+        disk.replace(target / "adapter_model.safetensors", b"".join(chunks(tensors)))
+        disk.replace(target / "adapter_config.json", json.dumps(config, indent=2).encode())
+    return target
+
+
+def adapter_of(
+    model: nn.Module, *, base_model_name: str = "", below: str = ""
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `peft` writes: the adapter's config and tensors.
+
+    Raises:
+        ConfigError: as `peft` does.
+    """
     holdings = find(model)
     root = _part(root_of(model), below)
     layers = {name: m.realloc_site for name, m in root.named_modules() if isinstance(m, Ranked)}
@@ -66,13 +83,7 @@ def peft(model: nn.Module, folder: str | Path, *, base_model_name: str = "", bel
     if not held:
         raise ConfigError("no layer holds a rank now, so there is no adapter to write; use export.merged(model)")
     beside = _trained(root)
-    config = _config(root, held, sorted(beside), base_model_name)
-    target = Path(folder)
-    with disk.told("write the adapter to", target, RETRY):
-        disk.make_folder(target)
-        disk.replace(target / "adapter_model.safetensors", b"".join(chunks(_tensors(held, beside))))
-        disk.replace(target / "adapter_config.json", json.dumps(config, indent=2).encode())
-    return target
+    return _config(root, held, sorted(beside), base_model_name), _tensors(held, beside)
 
 
 def _part(root: nn.Module, below: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,8 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
     """Write ``model`` into a run's folder, whole or not at all.
 
     Weights that ``AutoModel`` (for causal-lm ``AutoModelForCausalLM``) reads by ``from_pretrained``, or an adapter that
-    stock peft reads; the tokenizer; the head (`realloc.finetune.head.with_head` puts it back on); the classes in order.
+    stock peft reads; of a base that lost layers always weights, since its name would give all of them. The tokenizer;
+    the head (`realloc.finetune.head.with_head` puts it back on); the classes in order.
 
     Raises:
         RecordError: a disk error.
@@ -38,13 +40,16 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
             arm.rows.detach()
         below = next((name for name, module in loaded.model.named_modules() if module is loaded.base), "")
         pooled = {site.storage for site in arm.handle.sites.values()} if isinstance(arm.handle, Handle) else set()
-        if "rank" in pooled:
-            peft(loaded.model, temporary, base_model_name=loaded.name, below=below)
+        shortened = getattr(loaded.base.config, "num_hidden_layers", None) != loaded.depth
         with quiet():
-            if "rank" not in pooled:
+            if "rank" in pooled and not shortened:
+                peft(loaded.model, temporary, base_model_name=loaded.name, below=below)
+            else:
                 saved: Any = arm.adapter or loaded.base
                 if pooled:
                     saved = merged(loaded.model).get_submodule(below)
+                elif arm.adapter is not None and shortened:
+                    saved = copy.deepcopy(arm.adapter).merge_and_unload()
                 saved.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
         if isinstance(loaded.model, MeanHead):

@@ -38,6 +38,7 @@ class Loaded:
     base: nn.Module  # the pre-trained part
     name: str  # that a stock library loads it by: a folder, or a name of the hub
     tokens: int  # longest text that is read
+    depth: int | None  # layers of the model of that name, before any was dropped
 
 
 def load(config: FinetuneConfig, outputs: int) -> Loaded:
@@ -66,14 +67,16 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
         except Exception as error:  # whatever transformers makes of a stranger's folder
             raise ConfigError(_cannot(config.model, where, error)) from error
     most = _check_base(config, base, tokenizer)
+    depth = getattr(base.config, "num_hidden_layers", None)
     if config.layers is not None:
         shorten(base, config.layers)
     if config.task == "causal-lm":
         base.config.use_cache = False
-        return Loaded(base, tokenizer, base, where, most)
+        return Loaded(base, tokenizer, base, where, most, depth)
     for parameter in unused(base):
         parameter.requires_grad_(False)
-    return Loaded(MeanHead(base, base.config.hidden_size, outputs, config.seed), tokenizer, base, where, most)
+    model = MeanHead(base, base.config.hidden_size, outputs, config.seed)
+    return Loaded(model, tokenizer, base, where, most, depth)
 
 
 def _find(name: str) -> tuple[str, str | None]:

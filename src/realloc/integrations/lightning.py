@@ -7,7 +7,7 @@ from typing import Any, final
 
 import lightning
 
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, StateError
 from realloc.integrations.plan import AnyHandle, AnyMethod, Terms
 from realloc.record.sink import Sink
 
@@ -27,7 +27,9 @@ class ReallocCallback(lightning.Callback):  # type: ignore[misc]
         record: a path to an event log, or an object with ``decision(event)``.
 
     Raises:
-        ConfigError: a method that moves without ``every``, or a module with several optimizers.
+        ConfigError: a method that moves without ``every``, or in a run without an end (``max_epochs=-1``), or a module
+            with several optimizers.
+        StateError: a second fit with the same callback; each fit makes new optimizers, so it takes a new one.
     """
 
     def __init__(
@@ -45,13 +47,18 @@ class ReallocCallback(lightning.Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Before the optimizers are made."""
-        if stage == "fit" and self.handle is None:
-            self.terms.prepare(pl_module)
+        if stage != "fit":
+            return
+        if self.handle is not None:
+            raise StateError(
+                "this callback has been through a fit, and its handle hangs on the optimizer of that one; call its "
+                "handle.detach() and give the Trainer a new ReallocCallback, or go on from a checkpoint: a new module, "
+                "a new callback and fit(ckpt_path=...)"
+            )
+        self.terms.prepare(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Optimizer and checkpoint are there: hook them."""
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"the module has {len(trainer.optimizers)} optimizers; one budget needs one optimizer")
-        if self.handle is None:
-            total = trainer.estimated_stepping_batches
-            self.handle = self.terms.attach(pl_module, trainer.optimizers[0], int(total))
+        self.handle = self.terms.attach(pl_module, trainer.optimizers[0], trainer.estimated_stepping_batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -52,10 +53,11 @@ class Terms:
         else:
             prepare(model, self.method, seed=self.seed)
 
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> AnyHandle:
-        """Once the optimizer exists and a checkpoint, if there is one, is loaded.
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: float) -> AnyHandle:
+        """Once the optimizer exists and a checkpoint, if there is one, is loaded. ``total``: steps of the run.
 
         Raises:
+            ConfigError: a method that moves, and a run without an end.
             StateError: several processes, and a method that moves: a callback is given the model below DDP.
         """
         if self.method.moves and ranks_of(model) == Ranks() and _several():
@@ -67,7 +69,13 @@ class Terms:
             )
         schedule: Schedule | None = None
         if self.every is not None:
-            schedule = every(min(self.every, max(1, total)), begin=self.begin, until=self.until, total=max(1, total))
+            if not math.isfinite(total):
+                raise ConfigError(
+                    f"{self.method.name} moves by a schedule, and this run has no end (max_epochs=-1?); give the "
+                    "Trainer max_steps or max_epochs, which are the schedule's total"
+                )
+            steps = max(1, int(total))
+            schedule = every(min(self.every, steps), begin=self.begin, until=self.until, total=steps)
         return attach(model, optimizer, self.method, schedule=schedule, seed=self.seed, record=self.record)
 
 

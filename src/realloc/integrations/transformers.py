@@ -8,6 +8,7 @@ from typing import Any, final
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realloc.errors import StateError
+from realloc.integrations.adapter import check_peft, keep_adapter
 from realloc.integrations.plan import AnyHandle, AnyMethod, Terms
 from realloc.record.sink import Sink
 
@@ -20,6 +21,11 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
     ``resume_from_checkpoint`` and ``load_best_model_at_end`` see the prepared model and need no extra call. Hooks go on
     when training begins. ``handle`` is what `realloc.attach` returns; `handle.detach()` gives the plain model back.
 
+    A model of `peft.get_peft_model` saves through its adapter, so its `save_pretrained` and `load_adapter` become ours:
+    ``save_model`` and every checkpoint hold an adapter that stock peft loads, and beside it ``realloc_state.*``, from
+    which the Trainer goes on. Ranks: `peft` models with plain LoRA; layers: any `peft` model. After `handle.detach()`
+    the ranks are in the weights: ``model.merge_and_unload().save_pretrained(folder)``.
+
     Args:
         method: from `realloc.methods`.
         every: optimizer steps between moves; None for methods that never move.
@@ -28,7 +34,8 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
         record: a path to an event log, or an object with ``decision(event)``.
 
     Raises:
-        ConfigError: a method that moves without ``every``.
+        ConfigError: a method that moves without ``every``; when the Trainer is made, a `peft` model whose adapter
+            could not hold what moves.
 
     Example::
 
@@ -55,7 +62,10 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
         model = kwargs.get("model")
         if model is None:
             raise StateError("this Trainer has no model yet (model_init?); give it the model itself")
+        through_adapter = check_peft(model, self.terms.method)
         self.terms.prepare(model)
+        if through_adapter:
+            keep_adapter(model, self.terms.method)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
