@@ -21,6 +21,7 @@ FIRST: Final = 512  # texts of the first probe; doubled until the depths are tol
 TIMED: Final = 12  # texts of the cost table: their products are as quick, a token, as a whole batch's
 GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
 OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
+ABOVE: Final = 1.2  # of a step above a cache, over the same share of LoRA's: look-ups, and gradients of whole weights
 MOST: Final = 4  # times the epochs asked for
 TWO: Final = 2  # layers that a rate is given for: what k layers change adds up as the root of k (docs/adr/0018)
 
@@ -119,7 +120,7 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     spent = time.perf_counter() - began
     faster = costs.low if costs.compute == "bfloat16" else costs.forward
     prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
-    epoch = (3 * k - 1) / (2 * layers) * costs.lora(batches.tokens)  # the lowest needs no gradient of what enters it
+    epoch = ABOVE * (3 * k - 1) / (2 * layers) * costs.lora(batches.tokens)  # the lowest needs no gradient of what enters it
     fits = (share * lora - spent - prefix) / epoch
     chosen = min(MOST * epochs, max(epochs, fits))
     kept = depths.kept if depths.kept < layers else None
