@@ -120,7 +120,8 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     spent = time.perf_counter() - began
     faster = costs.low if costs.compute == "bfloat16" else costs.forward
     prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
-    epoch = ABOVE * (3 * k - 1) / (2 * layers) * costs.lora(batches.tokens)  # the lowest needs no gradient of what enters it
+    units = 3 * k - 1  # the lowest layer that trains needs no gradient of what enters it
+    epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
     fits = (share * lora - spent - prefix) / epoch
     chosen = min(MOST * epochs, max(epochs, fits))
     kept = depths.kept if depths.kept < layers else None
