@@ -36,6 +36,7 @@ KEPT = (
 )  # fmt: skip
 TEXTS = 2000
 RIVAL = "peft lora r8"
+TIE = 1.01
 # arm: method, flags, whose rate it takes
 ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft lora r8": ("peft_lora", (), "peft lora r8"),
@@ -153,7 +154,7 @@ class Bench:
         By the loss, since 200 held-out texts tell accuracies apart by three points only: by accuracy LoRA was given a
         rate on department beside one at which it learns nothing.
 
-        Where the best is the lowest or the highest one tried, half or twice of it is tried too, until it is neither.
+        Of rates that are level within 1 % the highest is taken. Where the best is the lowest or the highest one tried, half or twice of it is tried too, until it is neither.
         """
         leader = ARMS[arm][2]
         tuned = self if self.tuning is None else self.tuning  # timed runs are not those that were made for tuning
@@ -164,7 +165,7 @@ class Bench:
                 return None
             best = min(rates, key=lambda rate: found[rate]["held"]["loss"])
             if rates[0] < best < rates[-1]:
-                return best
+                return max(rate for rate in rates if found[rate]["held"]["loss"] <= TIE * found[best]["held"]["loss"])
             rates = sorted({*rates, best / 2 if best == rates[0] else best * 2})
 
 
