@@ -154,7 +154,8 @@ class Bench:
         By the loss, since 200 held-out texts tell accuracies apart by three points only: by accuracy LoRA was given a
         rate on department beside one at which it learns nothing.
 
-        Of rates that are level within 1 % the highest is taken. Where the best is the lowest or the highest one tried, half or twice of it is tried too, until it is neither.
+        Of rates that are level within 1 % the highest is taken. Where the best is the lowest or the highest one tried,
+        half or twice of it is tried too, until it is neither.
         """
         leader = ARMS[arm][2]
         tuned = self if self.tuning is None else self.tuning  # timed runs are not those that were made for tuning
