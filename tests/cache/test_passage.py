@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo import LAYERS, ZOO, batch, bert, fresh, stack, texts, train
 
 import realloc
+import realloc.cache.passage as passage
 from realloc import Cache, methods
 from realloc.errors import ConfigError, ReallocWarning, RecordError, StateError
 from realloc.methods.layers import LayerMethod
@@ -89,6 +90,26 @@ def test_the_head_alone_and_all_layers() -> None:
         train(model, optimizer, 6)
         assert sum(handle.layers.values()) == trains
         assert handle.hits == (0.5 if trains < LAYERS else None)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_weights_are_rounded_once_and_to_what_autocast_rounds_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    low = Cache(compute="bfloat16")
+    found, held = [], []
+    for copies in (True, False):
+        if not copies:
+            monkeypatch.setattr(passage, "lowered", lambda base, lower: {})
+        model, optimizer, handle = attached(ZOO[name], methods.topk(2, cache=low))
+        plain_types = {key: value.dtype for key, value in model.state_dict().items()}
+        losses = train(model, optimizer, 2)
+        prefix = handle._engine.passage.prefix  # type: ignore[union-attr]
+        held.append(len(prefix.low))
+        losses += train(model, optimizer, 20)
+        found.append(losses)
+        assert not prefix.low  # all is read: no copy is kept
+        assert plain_types == {key: value.dtype for key, value in model.state_dict().items()}
+    assert found[0] == found[1] and held[1] == 0
+    assert held[0] > 0 or name == "gpt2"  # whose layers are no nn.Linear
 
 
 def test_a_sequential_is_read_too() -> None:

@@ -121,9 +121,10 @@ def test_a_progress_line_has_no_empty_end(monkeypatch: pytest.MonkeyPatch, capsy
         tell = shown.show("dense")
         tell(Progress("training", 5, 10, 1.0))
         tell(Progress("training", 6, 10, 1.0, metric=0.5))
-    first, second = capsys.readouterr().err.splitlines()
+        tell(Progress("training", 1, 100, 2.0, left=3.0))  # a budget of seconds ends it sooner
+    first, second, third = capsys.readouterr().err.splitlines()
     assert words(Progress("training")) == "" and first.endswith("to go")
-    assert second.endswith("to go; validation 0.5000")
+    assert second.endswith("to go; validation 0.5000") and "3.0 s to go" in third
 
 
 def table(folder: Path, header: str) -> list[str]:

@@ -90,7 +90,9 @@ def test_a_folder_holds_the_run_and_every_command_reads_it(common: list[str], tm
     story = last(call("inspect", out, "--json").stdout)
     assert story["finished"] and story["config"]["method"] == "topk" and story["checkpoint"] == 7
     assert "finished" in call("inspect", out).stdout
-    told = call("resume", out).stdout
+    resumed = call("resume", out)
+    told = resumed.stdout
+    assert "is finished; this is its result" in resumed.stderr
     assert "test accuracy" in told and "held out" in told and str(Path(out) / "model") in told
     other = call("finetune", "--lr", "0.5", "--resume", "--out", out)
     assert other.exit_code == 2 and "was started with lr None, not 0.5; leave the flag out" in other.stderr

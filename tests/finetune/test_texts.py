@@ -45,6 +45,7 @@ def test_texts_are_parted_and_their_labels_numbered(tmp_path: Path) -> None:
         (HEAD + BODY + " ,a\n", {}, "row 14, column 'text': the text is empty; fill"),
         (HEAD + BODY + "words,\n", {}, r"row 14, column 'label': the label is missing \(''\); fill"),
         (HEAD + BODY + "words,NaN\n", {}, r"the label is missing \('NaN'\)"),
+        (HEAD + BODY + "words,\n" * 3, {}, r"row 14, .*the label is missing \(''\), and in 2 more rows; fill"),
         ("text,text\na,b\n", {}, "two columns named 'text'; rename"),
         ("text;label\na;b\n", {}, "separated by something else than commas"),
         ("text,label,y\na,b,c\n", {}, "'label' and 'y' could each be meant"),
@@ -65,6 +66,12 @@ def test_texts_are_parted_and_their_labels_numbered(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_on(body: str, more: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         read(tmp_path / "a.csv", body, **more)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".xlsx", ".tsv", ".csv.gz"])
+def test_a_file_of_another_kind_is_named(ending: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"files in '\.\w+' are not read; give a \.csv or \.parquet file"):
+        read(tmp_path / f"a{ending}", HEAD + BODY)
 
 
 @pytest.mark.parametrize(

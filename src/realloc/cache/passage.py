@@ -10,10 +10,11 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from realloc.cache.inputs import Call, call_of, hidden_of
 from realloc.cache.keys import Example
-from realloc.cache.prefix import Prefix
+from realloc.cache.prefix import Prefix, lowered
 from realloc.cache.settings import Cache
 from realloc.cache.store import Store
 from realloc.cache.watch import Watch
@@ -121,6 +122,7 @@ class Passage:
         """A weight of the prefix is another one now."""
         self.say("RA102", "a weight below the frozen end has changed: all that was cached is dropped")
         self.prefix.watch.accept()
+        self.prefix.low = {}
         self.unseal((0, 0, 0))
 
     def _made(self) -> int:
@@ -193,6 +195,8 @@ class Passage:
         assert store is not None and self._like is not None
         missing = store.missing(examples)
         found = self._compute(call, missing) if missing else None
+        if not missing:  # nearly all is known: the copies are not needed every step
+            self.prefix.low = {}
         if probe is not None and found is not None:  # the same two rows, in company
             again = [i for i in missing if i < len(probe)]
             self._compare(probe[again], found, again, examples)
@@ -215,8 +219,10 @@ class Passage:
         device = next(self.base.parameters()).device.type
         self._mode = COMPUTE
         try:
+            if low and not self.prefix.low:
+                self.prefix.low = lowered(self.base, self.prefix.lower)
             with torch.autocast(device, torch.bfloat16) if low else nullcontext():
-                self._run(args, kwargs)
+                self._run(args, kwargs, self.prefix.low if low else {})
         except _Reached:
             found, self._found = self._found, None
         finally:
@@ -226,10 +232,10 @@ class Passage:
         self._like = found.new_empty(0)
         return found
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: dict[str, Tensor] | None = None) -> Any:
         with torch.no_grad(), as_it_was(self.base):
             self.base.eval()
-            return self.base(*args, **self._without_cache(kwargs))
+            return functional_call(self.base, weights or {}, args, self._without_cache(kwargs))
 
     def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keys and values of earlier tokens are of no use in training, and a prefix that is read has none."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from realloc.cache.store import Store
 from realloc.cache.watch import Watch
@@ -23,3 +25,19 @@ class Prefix:
     store: Store | None = None
     sealed: tuple[int, int, int] = (0, 0, 0)  # what a checkpoint has of the table: examples, tokens, digest
     sure: bool = False  # whether reading was found to give what computing does
+    low: dict[str, Tensor] = field(default_factory=dict)  # weights in bfloat16, while there is much to compute
+
+
+def lowered(base: nn.Module, lower: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Weights and biases of the linear layers of a prefix in bfloat16, by name in the base.
+
+    Autocast would round them to the same at each call: it keeps no weight that needs no gradient.
+    """
+    inside = set(lower)
+    return {
+        f"{name}.{key}": value.detach().to(torch.bfloat16)
+        for name, module in base.named_modules()
+        if module in inside and type(module) is nn.Linear
+        for key, value in module.named_parameters(recurse=False)
+        if value.dtype == torch.float32
+    }

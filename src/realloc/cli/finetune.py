@@ -23,6 +23,7 @@ from realloc.finetune.run import finetune as finetune_run
 from realloc.finetune.run import resume as resume_run
 from realloc.finetune.seeds import check_same as same_series
 from realloc.finetune.seeds import is_series, series
+from realloc.record.folder import read_result
 from realloc.train.progress import LOADING, Progress, Tell
 
 Words = str | None
@@ -121,6 +122,8 @@ def _begin(given: dict[str, Any], seeds: tuple[int, ...] | None, out: Path | Non
 
 def go_on(folder: Path, json: bool) -> None:
     """Go on with a run from its last checkpoint; of a finished one, print the result."""
+    if read_result(folder) is not None:
+        outcome.talk(f"{plain(str(folder))} is finished; this is its result")
     with Screen() as screen:
         result = resume_run(folder, screen.show(folder.name))
     present(result, json)
@@ -146,7 +149,8 @@ def _announced(tell: Tell, config: FinetuneConfig, out: Path | None) -> Tell:
         nonlocal said
         if not said and progress.stage != LOADING:
             said = True
-            outcome.talk(f"{config.method} on {plain(config.data)}" + ("" if out is None else f", recorded in {out}"))
+            where = "; nothing is saved without --out FOLDER" if out is None else f", recorded in {out}"
+            outcome.talk(f"{config.method} on {plain(config.data)}{where}")
         tell(progress)
 
     return told

@@ -113,6 +113,7 @@ def _plain(title: str) -> Tell:
             return
         last = now
         left = progress.seconds / progress.step * (progress.total - progress.step)
+        left = left if progress.left is None else min(left, progress.left)
         parts = [f"{title}: step {progress.step:,} of {progress.total:,}, {text.time(left)} to go", words(progress)]
         talk("; ".join(part for part in parts if part))
 

@@ -73,7 +73,8 @@ def decide(scene: Scene) -> Decided:
     if method == arms.FOCUS:
         if most is not None:
             ceiling.check_affordable(most, loaded)
-        choice = focus.choose(loaded, scene.train, epochs, float(settings["share"]), _targets(scene))
+        share, judged = float(settings["share"]), scene.held.tokens
+        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged)
         spent = ceiling.under(choice, most, epochs, loaded)
         method, settings, epochs = spent.method, dict(spent.settings), spent.epochs
     elif most is not None:

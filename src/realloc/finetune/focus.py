@@ -98,7 +98,9 @@ def _timed(act: Any) -> float:
     return time.perf_counter() - began
 
 
-def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, targets: Tensor) -> Choice:
+def choose(
+    loaded: Loaded, batches: Batches, epochs: float, share: float, targets: Tensor, judged: int = 0
+) -> Choice:
     """Decide what trains and for how long.
 
     Args:
@@ -107,6 +109,7 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
         epochs: that LoRA would be given.
         share: of LoRA's predicted seconds that may be spent, all included.
         targets: of the training texts, as a probe takes them.
+        judged: tokens of the held-out texts, which are judged once at the end.
     """
     began = time.perf_counter()
     costs = measure(loaded, batches)
@@ -122,7 +125,8 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
     units = 3 * k - 1  # the lowest layer that trains needs no gradient of what enters it
     epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
-    fits = (share * lora - spent - prefix) / epoch
+    judging = costs.forward / costs.tokens * judged
+    fits = (share * lora - spent - prefix - judging) / epoch
     chosen = min(MOST * epochs, max(epochs, fits))
     kept = depths.kept if depths.kept < layers else None
     dropped = "" if kept is None else f", the {layers - kept} above depth {kept}, which knows less, dropped"

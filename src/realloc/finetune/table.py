@@ -11,6 +11,7 @@ from typing import Any, Final
 from realloc.errors import ConfigError, nearest, plain
 
 PARQUET: Final = (".parquet", ".brotli", ".pq")
+CSV: Final = (".csv", ".txt", "")
 FIRST: Final = 2  # the number of the first row under the header
 _MOST: Final = 1 << 24  # characters of one cell
 _COLUMNS, _LETTERS = 12, 40  # of a header, in a message
@@ -24,7 +25,10 @@ def header_of(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise ConfigError(f"data '{plain(str(path))}' is no file; give a .csv or .parquet file, or reviews:department")
-    if path.suffix.lower() in PARQUET:
+    ending = path.suffix.lower()
+    if ending not in (*PARQUET, *CSV):
+        raise ConfigError(f"'{plain(path.name)}': files in '{plain(ending)}' are not read; give a .csv or .parquet file")
+    if ending in PARQUET:
         names = [str(name) for name in _parquet(path).schema_arrow.names]
     else:
         names = next((row for _, row in _lines(path)), [])

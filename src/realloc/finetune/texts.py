@@ -164,16 +164,24 @@ def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
         if names[0] == names[1]:
             raise ConfigError(f"{plain(path.name)}: --text and --label both name '{plain(names[0])}'; name two columns")
     cells: list[Cell] = []
-    for number, (text, *rest) in columns_of(path, names):
+    rows = columns_of(path, names)
+    for number, (text, *rest) in rows:
         place = f"{plain(path.name)}, row {number}"
         if not text:
             raise ConfigError(f"{place}, column '{plain(names[0])}': the text is empty; fill it in or drop the row")
-        if rest and (not rest[0] or rest[0].lower() == "nan"):
+        if rest and _missing(rest[0]):
+            more = sum(_missing(label) for _, (_, label) in rows) - 1
+            also = f", and in {more:,} more row{'s' * (more != 1)}" if more else ""
             raise ConfigError(
-                f"{place}, column '{plain(names[1])}': the label is missing ('{rest[0]}'); fill it in or drop the row"
+                f"{place}, column '{plain(names[1])}': the label is missing ('{rest[0]}'){also}; fill it in or drop the "
+                "row"
             )
         cells.append((place, text, rest[0] if rest else ""))
     return cells
+
+
+def _missing(label: str) -> bool:
+    return not label or label.lower() == "nan"
 
 
 def _whole(path: Path) -> str:

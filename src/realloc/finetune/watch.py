@@ -99,4 +99,5 @@ class Watch:
         self._loss, self._steps = 0.0, 0
 
     def _progress(self, step: int, loss: float) -> Progress:
-        return Progress(TRAINING, step, max(step, self.guide.course.total), self.clock.seconds, loss)
+        left = None if self.guide.length.seconds is None else max(0.0, self.guide.left)
+        return Progress(TRAINING, step, max(step, self.guide.course.total), self.clock.seconds, loss, left=left)

@@ -194,7 +194,8 @@ def _refuse_foreign(path: Path) -> None:
     foreign = sorted(p.name for p in path.iterdir() if p.name not in FILES and not p.name.startswith("tmp-"))
     if _CONFIG in foreign and b"realloc-run" in disk.read(path / _CONFIG, sealed.MOST):
         raise RecordError(
-            f"{disk.shown(path)} holds a run already; resume it (realloc resume), or choose another folder"
+            f"{disk.shown(path)} holds a run already; resume it (realloc resume {plain(str(path))}), or choose another "
+            "folder"
         )
     if foreign:
         raise RecordError(
