@@ -85,7 +85,7 @@ def test_a_miss_trains_on_the_rounded_value_too(dtype: str) -> None:
 
 
 def test_the_head_alone_and_all_layers() -> None:
-    for k, trains in ((0, 0), (LAYERS, LAYERS), (99, LAYERS)):
+    for k, trains in ((0, 0), (LAYERS, LAYERS)):
         model, optimizer, handle = attached(method=methods.topk(k, cache=EXACT))
         train(model, optimizer, 6)
         assert sum(handle.layers.values()) == trains

@@ -98,9 +98,7 @@ def _timed(act: Any) -> float:
     return time.perf_counter() - began
 
 
-def choose(
-    loaded: Loaded, batches: Batches, epochs: float, share: float, targets: Tensor, judged: int = 0
-) -> Choice:
+def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, targets: Tensor, judged: int = 0) -> Choice:
     """Decide what trains and for how long.
 
     Args:

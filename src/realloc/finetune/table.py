@@ -27,7 +27,9 @@ def header_of(path: Path) -> list[str]:
         raise ConfigError(f"data '{plain(str(path))}' is no file; give a .csv or .parquet file, or reviews:department")
     ending = path.suffix.lower()
     if ending not in (*PARQUET, *CSV):
-        raise ConfigError(f"'{plain(path.name)}': files in '{plain(ending)}' are not read; give a .csv or .parquet file")
+        raise ConfigError(
+            f"'{plain(path.name)}': files in '{plain(ending)}' are not read; give a .csv or .parquet file"
+        )
     if ending in PARQUET:
         names = [str(name) for name in _parquet(path).schema_arrow.names]
     else:

@@ -173,8 +173,8 @@ def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
             more = sum(_missing(label) for _, (_, label) in rows) - 1
             also = f", and in {more:,} more row{'s' * (more != 1)}" if more else ""
             raise ConfigError(
-                f"{place}, column '{plain(names[1])}': the label is missing ('{rest[0]}'){also}; fill it in or drop the "
-                "row"
+                f"{place}, column '{plain(names[1])}': the label is missing ('{rest[0]}'){also}; fill it in or drop "
+                "the row"
             )
         cells.append((place, text, rest[0] if rest else ""))
     return cells

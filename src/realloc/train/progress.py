@@ -21,8 +21,8 @@ class Progress:
     loss: float | None = None
     metric: float | None = None
     moves: int = 0
-    left: float | None = None  # seconds of a budget that are left
     density: Mapping[str, float] = field(default_factory=dict)
+    left: float | None = None  # seconds of a budget that are left
 
 
 Tell = Callable[[Progress], None]
