@@ -127,5 +127,5 @@ def test_a_model_without_layers_is_refused(table: Path, tmp_path: Path, tiny: Pa
     config.num_hidden_layers = 1
     transformers.BertModel(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    with pytest.raises(ConfigError, match="has no blocks"):
+    with pytest.raises(ConfigError, match="has one layer only"):
         prepared(folder, table)
