@@ -10,13 +10,13 @@ were better. Losses only, no times, so it may run beside other work.
 from __future__ import annotations
 
 import argparse
-import math
 
 import depths
 import machine
 import torch
 from torch import Tensor
 
+from realloc.allocate.prefix import paired
 from realloc.attach import attach
 from realloc.cache.settings import Cache
 from realloc.finetune.aim import Judged
@@ -76,8 +76,8 @@ class Race:
 
 
 def gain(own: Tensor, other: Tensor) -> str:
-    gains = own.double() - other.double()
-    return f"{float(gains.mean()):+.3f} ± {float(gains.std()) / math.sqrt(len(gains)):.3f}"
+    mean, error = paired(own, other)
+    return f"{mean:+.3f} ± {error:.3f}"
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def _decided(monkeypatch: pytest.MonkeyPatch) -> None:
 def verdicts(monkeypatch: pytest.MonkeyPatch, *, deeper: bool, shallower: bool) -> None:
     """Let the first trial be taken or left, and the second."""
     gains = iter([(1.0 if deeper else -1.0, 0.1), (1.0 if shallower else -1.0, 0.1)])
-    monkeypatch.setattr(trials, "_paired", lambda own, other: next(gains))
+    monkeypatch.setattr(trials, "paired", lambda own, other: next(gains))
 
 
 def run(tiny: Path, table: Path, judging: Path, folder: Path, trial: float = SHARE) -> FinetuneResult:
@@ -86,10 +86,10 @@ def test_a_cut_before_in_or_after_a_trial_is_resumed(
 
 def test_real_trials_judge_pair_by_pair() -> None:
     own, other = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 1.0, 2.7])
-    gain, error = trials._paired(own, other)
+    gain, error = trials.paired(own, other)
     gains = own.double() - other.double()
     assert gain == pytest.approx(0.6, abs=1e-6) and error == pytest.approx(float(gains.std() / 3**0.5))
-    assert trials._paired(own[:1], other[:1])[1] == float("inf")
+    assert trials.paired(own[:1], other[:1])[1] == float("inf")
 
 
 def test_short_runs_try_nothing(tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -106,7 +106,18 @@ def depths_of(errors: Sequence[Tensor]) -> Depths:
 
 
 def _over(errors: Sequence[Tensor], other: Tensor) -> tuple[tuple[float, float], ...]:
-    """By how much the other is worse than each, pair by pair, and the standard error of that."""
-    gains = [other.double() - one.double() for one in errors]
-    n = len(other)
-    return tuple((float(g.mean()), float(g.std()) / math.sqrt(n) if n > 1 else math.inf) for g in gains)
+    return tuple(paired(other, one) for one in errors)
+
+
+def paired(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """By how much the second is smaller than the first, example by example, and the standard error of that.
+
+    Args:
+        one: float ``[n]``, a loss or an error of each example.
+        other: the same examples' under something else.
+
+    >>> paired(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
+    (0.5, 0.0)
+    """
+    gains = one.double() - other.double()
+    return float(gains.mean()), float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf

@@ -43,7 +43,8 @@ def stepped(arm: Arm, batches: Batches, aim: Aim, course: Course, step: int) -> 
     whole = loss if arm.penalty is None else loss + arm.penalty()
     optimizer.zero_grad()
     whole.backward()  # type: ignore[no-untyped-call]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], CLIP)
+    nn.utils.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None], CLIP
+    )
     optimizer.step()
     return float(loss.detach())

@@ -8,13 +8,13 @@ layers do. What such a trial can and cannot tell is measured in docs/adr/0017.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from realloc.allocate.prefix import paired
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.fit import stepped
 from realloc.finetune.guide import Guide
@@ -27,7 +27,7 @@ PARTS: Final = (0.25, 0.5)  # of the run: one layer more at the first, one less 
 LEAST: Final = 64  # steps of a trial: up to 24 were found to point the wrong way (docs/adr/0017)
 SURE: Final = 2.0  # standard errors by which a layer more must be better
 SLACK: Final = 0.01  # of the loss: by so much one layer less may be worse, and surely not by more
-DEEPER, SHALLOWER = range(len(PARTS))
+DEEPER: Final = 0  # which of them asks for one layer more
 
 
 def trial_steps(share: float, total: int) -> int:
@@ -104,7 +104,7 @@ class Trials:
     def _judge(self, step: int, trial: Trial, mean: Mean) -> None:
         with mean.shown():
             own = self._scene.aim.judge(self._arm.model, self._scene.held).losses
-        gain, error = _paired(own, self._losses)
+        gain, error = paired(own, self._losses)
         if self._done == DEEPER:
             better = gain > SURE * error
         else:
@@ -146,9 +146,3 @@ class Trials:
 
 def _training(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _paired(own: Tensor, other: Tensor) -> tuple[float, float]:
-    """By how much the other's losses are smaller, text by text, and the standard error of that."""
-    gains = own.double() - other.double()
-    return float(gains.mean()), float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
