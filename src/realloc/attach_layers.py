@@ -245,7 +245,7 @@ def _hook(root: nn.Module, engine: LayerEngine, trained: list[tuple[nn.Parameter
         hooks.append(base.register_forward_pre_hook(_enter, with_kwargs=True))
         hooks.append(base.register_forward_hook(_leave, always_call=True))
         for number, block in enumerate(gates):
-            block.__dict__["forward"] = Gate(block, number, passage)
+            block.__dict__["forward"] = Gate(block, number, passage.halves)
     if engine.sight.plasticity is not None:
         for block in engine.blocks.modules:
             block.__dict__[LINK] = link

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.allocate.prefix import Depths, depths_of
+from realloc.cache.known import Known
 from realloc.errors import ConfigError, plain
 from realloc.modes import as_it_was
 from realloc.observe.probes import leave_one_out, one_hot
@@ -42,8 +43,16 @@ def probe_depths(
     return compare_depths(pooled_depths(model, batches, compute=compute), targets)
 
 
-def pooled_depths(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, compute: str = "float32") -> Tensor:
+def pooled_depths(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    compute: str = "float32",
+    known: Known | None = None,
+) -> Tensor:
     """What the probes are fitted to: float ``[n, depths, width]``, each layer's mean over the tokens of a text.
+
+    ``known`` takes what was computed, for the cache of a training that follows.
 
     Raises:
         ConfigError: as `probe_depths` does; no batch gives no text.
@@ -56,7 +65,7 @@ def pooled_depths(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, 
         raise ConfigError(f"compute is {compute!r}; use 'float32' or 'bfloat16'")
     with as_it_was(base):
         base.eval()
-        pooled = [_pooled(base, batch, low=compute == "bfloat16") for batch in batches]
+        pooled = [_pooled(base, batch, known, low=compute == "bfloat16") for batch in batches]
     return torch.cat(pooled) if pooled else torch.zeros(0, len(blocks) + 1, 1)
 
 
@@ -73,7 +82,7 @@ def compare_depths(features: Tensor, targets: Tensor) -> Depths:
 
 
 @torch.no_grad()
-def _pooled(base: nn.Module, batch: Mapping[str, Tensor], *, low: bool) -> Tensor:
+def _pooled(base: nn.Module, batch: Mapping[str, Tensor], known: Known | None, *, low: bool) -> Tensor:
     """``[b, depths, width]``: the mean over the tokens of what enters the lowest layer, and of what leaves each."""
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
@@ -81,5 +90,7 @@ def _pooled(base: nn.Module, batch: Mapping[str, Tensor], *, low: bool) -> Tenso
     context: Any = torch.autocast(ids.device.type, torch.bfloat16) if low else nullcontext()
     with context:
         found = base(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    if known is not None:
+        known.add(batch, found)
     weight = (mask / mask.sum(1, keepdim=True).clamp(min=1)).float()
     return torch.stack([torch.einsum("bt,btd->bd", weight, one.float()) for one in found], 1)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from realloc.cache.inputs import Call, call_of, hidden_of
+from realloc.cache.halves import CLOSED, READ, Halves
+from realloc.cache.inputs import Call, call_of
 from realloc.cache.keys import Example
 from realloc.cache.prefix import Prefix, lowered
 from realloc.cache.settings import Cache
@@ -20,21 +18,14 @@ from realloc.cache.store import Store
 from realloc.cache.watch import Watch
 from realloc.errors import StateError, warn
 from realloc.kernels.digest import digest
-from realloc.modes import as_it_was
 
-CLOSED, COMPUTE, READ = range(3)
 CLOSE: Final = 1e-3  # relative difference that other rows in a batch may make in float32
 ROUNDING: Final = 1e-1  # and what a prefix in bfloat16 may
 
 
 @final
-class _Reached(Exception):
-    """The end of the prefix was reached; the rest of the model is not run."""
-
-
-@final
 class Passage:
-    """Answers the gates of the blocks. Between two calls of the base model it is closed, and every gate is open.
+    """Before a call of the base model it looks the examples up, and has the call begin above the frozen end.
 
     Args:
         base: the model whose inputs say what an example is.
@@ -44,20 +35,15 @@ class Passage:
 
     def __init__(self, base: nn.Module, cache: Cache | None, *, dropout: bool = False) -> None:
         self.base = base
+        self.halves = Halves(base)
         self.cache = self._cache = cache  # of the prefixes to come
         self.paused = False  # while a decision wants the gradients of frozen blocks too
         self.prefix = Prefix()
         self._dropout = dropout
         self.say: Callable[[str, str], None] = warn
         self._awake: set[nn.Module] = set()  # modules of the prefix that would be training
-        self._mode = CLOSED
-        self._parts = 0  # of a block's output; 0: a bare tensor
-        self._found: Tensor | None = None
-        self._batch: Tensor | None = None
         self._like: Tensor | None = None
         self._ragged = not isinstance(base, nn.Sequential)
-        takes = inspect.signature(type(base).forward).parameters
-        self._forward_caches = "use_cache" in takes
 
     def freeze(self, end: int, lower: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
         """Begin anew with a prefix of ``end`` gates (0: none), made of these modules and weights."""
@@ -88,6 +74,7 @@ class Passage:
             module.training = self.base.training
         self._awake.clear()
         self.prefix = prefix
+        self.halves.end = prefix.end
 
     @property
     def end(self) -> int:
@@ -131,30 +118,11 @@ class Passage:
         words = f"{self.end} {self.cache.dtype} {self.cache.compute}".encode()
         return digest([torch.tensor([self.prefix.watch.digest(), *words])])
 
-    # the gates' questions ---------------------------------------------------------------------------------------
-
-    def passes(self, number: int) -> bool:
-        """Whether this gate's block is passed by."""
-        return self._mode == READ and number < self.end
-
-    def past(self, number: int, hidden: Any) -> Any:
-        """What comes out of it."""
-        out = self._batch if number == self.end - 1 else hidden
-        return (out, *[None] * (self._parts - 1)) if self._parts else out
-
-    def through(self, number: int, output: Any) -> None:
-        """A block has run; the last one of the prefix ends the pass."""
-        if number == self.end - 1 and self._mode != READ:
-            self._parts = len(output) if isinstance(output, tuple) else 0
-            if self._mode == COMPUTE:
-                self._found = hidden_of(output)
-                raise _Reached
-
     # around a call of the base ----------------------------------------------------------------------------------
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before it: look the examples up, compute those that are missing, and set the gates to reading."""
-        if not self.end or self._mode != CLOSED or not self.base.training or self.paused:
+        if not self.end or self.halves.mode != CLOSED or not self.base.training or self.paused:
             return None
         if not self._dropout:
             for module in self.prefix.lower:  # also after the user's model.train()
@@ -172,7 +140,7 @@ class Passage:
         examples = call.examples()
         if not examples:  # of no row there is nothing to read
             return None
-        self._batch = self._fetch(call, examples)
+        batch = self._fetch(call, examples)
         if self.store is not None and not self.store.pays:
             self.say(
                 "RA103",
@@ -180,13 +148,13 @@ class Passage:
             )
             self._close_store()
             self.prefix.reading, self.prefix.store = False, None
-        self._mode = READ
-        return (args, self._without_cache(kwargs)) if self._forward_caches else None
+        self.halves.open(batch)
+        return (args, self.halves.without_cache(kwargs)) if self.halves.forward_caches else None
 
     def leave(self) -> None:
         """After it, also where it failed."""
-        if self._mode == READ:
-            self._mode, self._batch = CLOSED, None
+        if self.halves.mode == READ:
+            self.halves.close()
 
     def _fetch(self, call: Call, examples: list[Example]) -> Tensor:
         """What the prefix gives for a batch."""
@@ -216,30 +184,11 @@ class Passage:
         assert self.cache is not None
         args, kwargs = call.rows(index)
         low = self.cache.compute == "bfloat16"
-        device = next(self.base.parameters()).device.type
-        self._mode = COMPUTE
-        try:
-            if low and not self.prefix.low:
-                self.prefix.low = lowered(self.base, self.prefix.lower)
-            with torch.autocast(device, torch.bfloat16) if low else nullcontext():
-                self._run(args, kwargs, self.prefix.low if low else {})
-        except _Reached:
-            found, self._found = self._found, None
-        finally:
-            self._mode = CLOSED
-        assert found is not None
-        found = found.float() if low else found
+        if low and not self.prefix.low:
+            self.prefix.low = lowered(self.base, self.prefix.lower)
+        found = self.halves.lower(args, kwargs, self.prefix.low if low else {}, low=low)
         self._like = found.new_empty(0)
         return found
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: dict[str, Tensor] | None = None) -> Any:
-        with torch.no_grad(), as_it_was(self.base):
-            self.base.eval()
-            return functional_call(self.base, weights or {}, args, self._without_cache(kwargs))
-
-    def _without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Keys and values of earlier tokens are of no use in training, and a prefix that is read has none."""
-        return {**kwargs, "use_cache": False} if self._forward_caches else kwargs
 
     def _make_sure(self, call: Call, examples: list[Example]) -> Tensor:
         """Once for each prefix: two rows through the whole model, and from the frozen end on, must come out the same.
@@ -254,13 +203,9 @@ class Passage:
         assert self.cache is not None
         index = list(range(min(2, len(examples))))
         args, kwargs = call.rows(index)
-        want = hidden_of(self._run(args, kwargs))
+        want = self.halves.whole(args, kwargs)
         found = self._compute(call, index)
-        self._batch, self._mode = found, READ
-        try:
-            got = hidden_of(self._run(args, kwargs))
-        finally:
-            self._mode, self._batch = CLOSED, None
+        got = self.halves.upper(args, kwargs, found)
         self._compare(want, got, index, examples)
         store = self.store
         if store is None:
@@ -268,12 +213,14 @@ class Passage:
             made = 0 if self.cache.file is None else self._made()
             store = Store(self.cache, shape, ragged=self._ragged, made=made)
             store.reopen(self.prefix.sealed)
+            for example, rows in self.cache.known.take(self.end) if self.cache.known else ():
+                store.rows.write(example, rows)
             self.prefix.store = store
-        known = [i for i in index if store.rows.has(examples[i])]
-        if known:
-            stored = store.batch([examples[i] for i in known], call.columns, [], None, found)
-            if not self._close(found[known], stored, known, examples, ROUNDING):
-                self.say("RA102", "the cache file was made with other weights: all that was cached is dropped")
+        held = [i for i, example in enumerate(examples) if store.rows.has(example)][:2]
+        if held:
+            stored = store.batch([examples[i] for i in held], call.columns, [], None, found)
+            if not self._close(self._compute(call, held), stored, held, examples, ROUNDING):
+                self.say("RA102", "the cache was made with other weights: all that was cached is dropped")
                 store.rows.clear()
         return found
 

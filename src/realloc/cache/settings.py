@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, final
 
+from realloc.cache.known import Known
 from realloc.cache.rows import DTYPES
 from realloc.errors import ConfigError, plain
 
@@ -28,6 +29,7 @@ class Cache:
             processes rank 0 uses the name as it is, the others add theirs (``rows.rank1``).
         epoch: examples in one epoch, if known: the cache switches itself off where the second one finds under 20 %.
         compute: float32, or bfloat16 to run the prefix under autocast, where the processor gains by it.
+        known: what was computed of some examples already, with the weights that the model has; it is taken over.
 
     Raises:
         ConfigError: a value that is none of these.
@@ -41,6 +43,7 @@ class Cache:
     file: Path | str | None = None
     epoch: int | None = None
     compute: Literal["float32", "bfloat16"] = "float32"
+    known: Known | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

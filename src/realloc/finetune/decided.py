@@ -12,6 +12,7 @@ from torch import Tensor
 import realloc.finetune.arms.table as arms
 import realloc.finetune.ceiling as ceiling
 import realloc.finetune.focus as focus
+from realloc.cache.known import Known
 from realloc.errors import ConfigError
 from realloc.finetune.arms.ranks import RANKS, fewer
 from realloc.finetune.config import FinetuneConfig
@@ -60,8 +61,8 @@ def from_json(values: Mapping[str, Any]) -> Decided:
     return Decided(**{**values, "length": Length(**values["length"])})
 
 
-def decide(scene: Scene) -> Decided:
-    """Fix method, settings and length; focus measures before it does."""
+def decide(scene: Scene, known: Known | None = None) -> Decided:
+    """Fix method, settings and length; focus measures before it does, and puts what the run can use into ``known``."""
     config, spend, loaded = scene.config, scene.config.spend, scene.loaded
     settings = dict(arms.check(config.method, config.settings))
     epochs = config.epochs or EPOCHS
@@ -74,7 +75,7 @@ def decide(scene: Scene) -> Decided:
         if most is not None:
             ceiling.check_affordable(most, loaded)
         share, judged = float(settings["share"]), scene.held.tokens
-        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged)
+        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known)
         spent = ceiling.under(choice, most, epochs, loaded)
         method, settings, epochs = spent.method, dict(spent.settings), spent.epochs
     elif most is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from realloc.allocate.prefix import Depths
+from realloc.cache.known import Known
 from realloc.depths import compare_depths, pooled_depths
 from realloc.finetune.batches import Batch, Batches
 from realloc.finetune.weights import Loaded
@@ -18,6 +19,7 @@ from realloc.modes import as_it_was
 from realloc.sites.blocks import blocks_of
 
 FIRST: Final = 512  # texts of the first probe; doubled until the depths are told apart
+KEPT: Final = 200_000_000  # bytes of what the probes computed, until it is known from which depth it is read
 TIMED: Final = 12  # texts of the cost table: their products are as quick, a token, as a whole batch's
 GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
 OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
@@ -98,7 +100,15 @@ def _timed(act: Any) -> float:
     return time.perf_counter() - began
 
 
-def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, targets: Tensor, judged: int = 0) -> Choice:
+def choose(
+    loaded: Loaded,
+    batches: Batches,
+    epochs: float,
+    share: float,
+    targets: Tensor,
+    judged: int = 0,
+    known: Known | None = None,
+) -> Choice:
     """Decide what trains and for how long.
 
     Args:
@@ -108,10 +118,13 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
         share: of LoRA's predicted seconds that may be spent, all included.
         targets: of the training texts, as a probe takes them.
         judged: tokens of the held-out texts, which are judged once at the end.
+        known: takes what the probes computed at the depth from which training starts.
     """
     began = time.perf_counter()
     costs = measure(loaded, batches)
-    depths = _probed(loaded, batches, targets, costs.compute)
+    known = Known(KEPT) if known is None else known
+    depths = _probed(loaded, batches, targets, costs.compute, known)
+    known.only(depths.frozen)
     layers = len(blocks_of(loaded.base))
     lora = costs.lora(batches.tokens) * epochs
     if not depths.frozen:
@@ -120,7 +133,8 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     k = depths.kept - depths.frozen
     spent = time.perf_counter() - began
     faster = costs.low if costs.compute == "bfloat16" else costs.forward
-    prefix = faster / costs.tokens * batches.tokens * depths.frozen / layers
+    unknown = 1 - len(known) / len(batches.rows)
+    prefix = faster / costs.tokens * batches.tokens * unknown * depths.frozen / layers
     units = 3 * k - 1  # the lowest layer that trains needs no gradient of what enters it
     epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
     judging = costs.forward / costs.tokens * judged
@@ -135,7 +149,7 @@ def choose(loaded: Loaded, batches: Batches, epochs: float, share: float, target
     return Choice(k, kept, chosen, costs.compute, depths, costs, math.sqrt(TWO / k), lora, why)
 
 
-def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str) -> Depths:
+def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str, known: Known) -> Depths:
     """Probe a sample, and twice as many texts as long as the depths are not told apart."""
     order: list[int] = []
     features: list[Tensor] = []
@@ -145,7 +159,7 @@ def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str) -> 
         for index, batch, _ in batches.sorted(64, slice(len(order), count)):
             order += index
             rows.append(batch)
-        features.append(pooled_depths(loaded.model, rows, compute=compute))
+        features.append(pooled_depths(loaded.model, rows, compute=compute, known=known))
         found = compare_depths(torch.cat(features), targets[order])
         if found.separated or count == len(batches.rows):
             return found

@@ -10,12 +10,14 @@ from typing import final
 import torch
 
 import realloc.finetune.arms.table as arms
+from realloc.cache.known import Known
 from realloc.cache.settings import Cache
 from realloc.finetune.aim import Judged
 from realloc.finetune.arms.arm import Arm, Order, ledger_of, parameters_of
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import Decided, decide
 from realloc.finetune.fit import fit
+from realloc.finetune.focus import KEPT
 from realloc.finetune.guide import Guide
 from realloc.finetune.keep import Account, Keep
 from realloc.finetune.moving import frozen_names
@@ -86,11 +88,12 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
     if found is None:
         clock.start()
     decided = keep.decided() if keep else None
+    known = Known(KEPT)
     if decided is None:
-        decided = decide(scene)
+        decided = decide(scene, known)
         if keep:
             keep.write_decided(decided)
-    arm = begun(scene, decided, keep)
+    arm = begun(scene, decided, keep, known)
     course, write = (keep.course(), keep.write_course) if keep else (None, None)
     guide = Guide(decided.length, clock, scene.train, course, write)
     trials = None
@@ -127,13 +130,13 @@ def _both(trials: Trials | None, watch: Watch) -> Callable[[int, float], None]:
     return after
 
 
-def begun(scene: Scene, decided: Decided, keep: Keep | None = None) -> Arm:
+def begun(scene: Scene, decided: Decided, keep: Keep | None = None, known: Known | None = None) -> Arm:
     """Make what the loop trains."""
     config, kind = scene.config, arms.KINDS[decided.method]
     if decided.kept is not None:
         shorten(scene.loaded.base, decided.kept)
     file = None if keep is None else keep.cache
-    cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file)  # type: ignore[arg-type]
+    cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file, known=known)  # type: ignore[arg-type]
     rate = rate_of(config, decided)
     sink = keep.log if keep else None
     order = Order(rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink)
