@@ -4,6 +4,7 @@
     python benchmarks/finetune.py run      # three paired seeds at those rates; resumes run by run
     python benchmarks/finetune.py table
     python benchmarks/finetune.py run --beside   # accuracies beside other work: the table has no seconds of those
+    python benchmarks/finetune.py run --epochs 5 --arms "peft lora r8" top-2 focus --tasks clinc150 sst2
 
 2,000 training texts and 2,000 test texts a task (SST-2 has 1,821), 2 epochs. Each run is a process of its own, arms
 interleaved seed by seed, so that times can be compared. REALLOC_DATA names the folder of clinc150.json and sst2-*.txt.
@@ -22,6 +23,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import machine
 from scipy import stats
@@ -114,29 +116,36 @@ class Case:
 
     def run(self) -> dict:
         method, flags, _ = ARMS[self.arm]
-        words = [sys.executable, "-m", "realloc.cli.main", "finetune", "--model", "minilm", *texts(self.task)]
-        words += ["--method", method, "--seed", str(self.seed), "--lr", str(self.rate), "--json"]
+        words = ["--model", "minilm", *texts(self.task), "--method", method]
+        words += ["--seed", str(self.seed), "--lr", str(self.rate)]
         words += ["--rows", str(self.rows), "--eval-rows", str(TEXTS)]
         words += flags
         words += ["--epochs", f"{self.epochs:g}"] if self.seconds is None else ["--budget", f"{self.seconds:.2f}s"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
-        if done.returncode:
-            raise SystemExit(f"{self}: {done.stderr[-2000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        return {key: found[key] for key in KEPT} | {"machine": machine.describe()}
+        return finetuned(words)
+
+
+def finetuned(words: list[str]) -> dict:
+    """What one run of the command line found, with the machine it ran on."""
+    command = [sys.executable, "-m", "realloc.cli.main", "finetune", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"{words}: {done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {key: found[key] for key in KEPT} | {"machine": machine.describe()}
 
 
 class Bench:
     """Runs, each made once and kept."""
 
-    def __init__(self, file: Path, tuning: Path | None = None) -> None:
-        self.tuning = None if tuning is None else Bench(tuning)
+    def __init__(self, file: Path, tuning: Path | None = None, case: Any = Case, arms: Any = ARMS, rates: Any = RATES):
+        self.case, self.arms, self.rates = case, arms, rates
+        self.tuning = None if tuning is None else Bench(tuning, None, case, arms, rates)
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_text().splitlines() if file.exists() else []
         self.known = {json.dumps(case): found for case, found in map(json.loads, lines)}
 
-    def get(self, case: Case, *, run: bool = True, beside: bool = True) -> dict | None:
+    def get(self, case: Any, *, run: bool = True, beside: bool = True) -> dict | None:
         """What a run found. One made beside other work is made again where its seconds are wanted."""
         key = json.dumps(list(case.__dict__.values()))
         if run and (key not in self.known or (self.known[key]["beside"] and not beside)):
@@ -154,23 +163,26 @@ class Bench:
         By the loss, since 200 held-out texts tell accuracies apart by three points only: by accuracy LoRA was given a
         rate on department beside one at which it learns nothing.
 
-        Of rates that are level within 1 % the highest is taken. Where the best is the lowest or the highest one tried,
-        half or twice of it is tried too, until it is neither.
+        Of rates that are level within 1 % the middle one is taken, the higher of two. Where the best is the lowest or
+        the highest one tried, half or twice of it is tried too, until it is neither.
         """
-        leader = ARMS[arm][2]
+        leader = self.arms[arm][2]
         tuned = self if self.tuning is None else self.tuning  # timed runs are not those that were made for tuning
-        rates = list(RATES[leader])
+        rates = list(self.rates[leader])
         while True:
-            found = {rate: tuned.get(Case(task, leader, 0, rate), run=run) for rate in rates}
+            found = {rate: tuned.get(self.case(task, leader, 0, rate), run=run) for rate in rates}
             if any(one is None for one in found.values()):
                 return None
             best = min(rates, key=lambda rate: found[rate]["held"]["loss"])
             if rates[0] < best < rates[-1]:
-                return max(rate for rate in rates if found[rate]["held"]["loss"] <= TIE * found[best]["held"]["loss"])
+                level = [rate for rate in rates if found[rate]["held"]["loss"] <= TIE * found[best]["held"]["loss"]]
+                return level[len(level) // 2]
             rates = sorted({*rates, best / 2 if best == rates[0] else best * 2})
 
 
-def runs(bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool, beside: bool) -> dict:
+def runs(
+    bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool, beside: bool, epochs: float = 2
+) -> dict:
     found: dict = {}
     for seed in range(seeds):
         for task in tasks:
@@ -182,7 +194,7 @@ def runs(bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: b
                     if focus is None:
                         continue
                     seconds = focus["train_seconds"]
-                case = None if rate is None else Case(task, arm, seed, rate, seconds=seconds)
+                case = None if rate is None else Case(task, arm, seed, rate, epochs, seconds)
                 one = None if case is None else bench.get(case, run=run, beside=beside)
                 if one is not None:
                     found[task, arm, seed] = one | {"rate": rate}
@@ -231,12 +243,19 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
     ]  # fmt: skip
 
 
+def _whole(word: str) -> float:
+    """2 and 2.0 are one key."""
+    value = float(word)
+    return int(value) if value.is_integer() else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("act", choices=("tune", "run", "table"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS[:4]), choices=TASKS)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=_whole, default=2)
     parser.add_argument("--beside", action="store_true", help="other work runs beside: seconds are not to be kept")
     parser.add_argument("--out", type=Path, default=FOUND / "runs.jsonl")
     args = parser.parse_args()
@@ -246,7 +265,9 @@ def main() -> None:
             for arm in args.arms:
                 print(task, arm, bench.rate(task, arm, run=True), flush=True)
         return
-    found = runs(bench, args.tasks, args.arms, args.seeds, run=args.act == "run", beside=args.beside)
+    found = runs(
+        bench, args.tasks, args.arms, args.seeds, run=args.act == "run", beside=args.beside, epochs=args.epochs
+    )
     table(found, args.tasks, args.arms, args.seeds)
 
 
