@@ -30,8 +30,8 @@ ORDER = (
     "sites", "pool", "observe",
     "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas",
     "choose_tables", "prepare_rows", "calibrate",
-    "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
-    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "trial",
+    "release", "acquire", "decide", "decide_ranks", "decide_layers", "ledger", "apply", "record",
+    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_checks", "trial",
     "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows", "attach",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
