@@ -30,9 +30,9 @@ ORDER = (
     "sites", "pool", "observe",
     "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas",
     "choose_tables", "prepare_rows", "calibrate",
-    "release", "acquire", "decide", "decide_ranks", "ledger", "apply", "record",
-    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "trial",
-    "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows", "attach",
+    "release", "acquire", "decide", "decide_ranks", "decide_layers", "ledger", "apply", "record",
+    "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_checks", "trial",
+    "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows", "attach_slots", "attach",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ FROM_PACKAGE = {
     "realloc.train.settings -> realloc.methods": "its names are the names on the command line",
 }
 HOOKS = {
-    "attach": "installs those of units with slots", "attach_layers": "installs those of layers",
+    "attach_slots": "installs those of units with slots", "attach_layers": "installs those of layers",
     "attach_rows": "installs those of embedding rows",
     "time_layers": "sees once what enters each layer, and takes its hooks off before it returns",
 }  # fmt: skip

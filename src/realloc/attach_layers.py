@@ -1,8 +1,7 @@
-"""Attaching a method that chooses layers: what is checked, and the hooks and gates that go on the model."""
+"""Attaching a method that chooses layers: the order of its acts, and the hooks and gates that go on the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, final
 
 import torch
@@ -10,9 +9,16 @@ from torch import Tensor, nn
 
 from realloc.allocate.layer_costs import CostTable
 from realloc.cache.gate import Gate
-from realloc.cache.passage import Passage
-from realloc.cache.rows import room_of
-from realloc.errors import ConfigError, StateError, plain
+from realloc.errors import StateError
+from realloc.layer_checks import (
+    check_below,
+    check_budget,
+    check_optimizer,
+    check_room,
+    check_schedule,
+    check_wrapper,
+    passage_of,
+)
 from realloc.layer_handle import LayerHandle
 from realloc.layers import LayerEngine
 from realloc.links import TAKEN, refuse_taken
@@ -20,14 +26,13 @@ from realloc.methods.layers import LayerMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.observe.sight import Sight
 from realloc.plan import LayerPlan
-from realloc.pool.rights import KEY, Rights
+from realloc.pool.rights import KEY, Rights, held_by
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
-from realloc.sites.blocks import Blocks, blocks_of
+from realloc.sites.blocks import blocks_of
 
 LINK = "realloc_layer_link"
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @final
@@ -63,9 +68,9 @@ def attach_layers(
         raise StateError("this model is attached already; detach() the first handle before attaching again")
     refuse_taken(optimizer)
     blocks = blocks_of(root)
-    _check_schedule(method, schedule)
-    _check_wrapper(model, method)
-    passage = _passage_of(blocks, method)
+    check_schedule(method, schedule)
+    check_wrapper(model, method)
+    passage = passage_of(blocks, method)
     ranks = ranks_of(model)
     if isinstance(sink, EventLog) and not ranks.first:
         sink = None  # one line for each decision, not one for each rank
@@ -74,11 +79,11 @@ def attach_layers(
     trained = [(p, p.requires_grad) for p in root.parameters()]
     resumed = rights.read("number") > 0
     try:
-        _check_budget(engine)
+        check_budget(engine)
         chosen = rights.on if resumed else tuple(engine.choose(0).changes[0].acquired.tolist())
-        _check_optimizer(root, engine, chosen)
-        _check_below(blocks, method, chosen)
-        _check_room(blocks, method, chosen)
+        check_optimizer(engine, chosen)
+        check_below(blocks, method, chosen)
+        check_room(blocks, method, chosen)
         ranks.check_stamp(rights.stamp, "at attach()")
     except BaseException:
         engine.unregister()
@@ -104,112 +109,29 @@ def register_layers(root: nn.Module, method: LayerMethod, seed: int) -> None:
 
 def plan_of(engine: LayerEngine) -> LayerPlan:
     """What trains now, what it costs, and what the user should know of it."""
-    on = engine.rights.on
+    on, ledger = engine.rights.on, engine.ledger
     lowest = min(on, default=len(engine.blocks))
     notes = []
     if engine.passage is not None and engine.passage.end:
         still = engine.method.prefix_dropout == "off"
         notes.append(f"the {lowest} lowest layers and what lies below them are frozen; their dropout "
                      f"{'is off' if still else 'stays on, so nothing is cached'}")  # fmt: skip
-    if engine.caches and lowest:
+    if ledger.caches and lowest:
         cache = engine.method.cache
         assert cache is not None
         notes.append(f"their output is computed once for each example and read afterwards: {cache.dtype}, at most "
                      f"{cache.bytes:,} bytes{'' if cache.file is None else ', in a file'}")  # fmt: skip
     if not engine.blocks.above:
         notes.append("there is no head of its own above the layers (its weights are tied to the embeddings)")
-    held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
+    held = held_by(engine.optimizer)
     trainable = [p for p in engine.owner.parameters() if p.requires_grad and id(p) in held]
     return LayerPlan(
         method=engine.method.name,
         layers=tuple((name, layer in on) for layer, name in enumerate(engine.blocks.names)),
-        cost=engine.cost(on), budget=engine.budget, full=engine.costs.full, unit=engine.costs.unit,
+        cost=ledger.cost(on), budget=ledger.budget, full=ledger.costs.full, unit=ledger.costs.unit,
         trainable=sum(p.numel() for p in trainable), parameters=sum(p.numel() for p in engine.owner.parameters()),
         notes=tuple(notes),
     )  # fmt: skip
-
-
-# checks ---------------------------------------------------------------------------------------------------------
-
-
-def _check_schedule(method: LayerMethod, schedule: Schedule | None) -> None:
-    if method.moves and schedule is None:
-        raise ConfigError(
-            f"{method.name} chooses layers again and again; say when: schedule=realloc.every(100, total=steps)"
-        )
-
-
-def _check_wrapper(model: nn.Module, method: LayerMethod) -> None:
-    kind = type(model).__name__
-    if kind == "DistributedDataParallel":
-        if getattr(model, "static_graph", False):
-            raise ConfigError("DDP(static_graph=True) cannot see layers stop; wrap without it")
-        if method.moves and not getattr(model, "find_unused_parameters", False):
-            raise ConfigError(f"{method.name} stops and starts layers under DDP; wrap with find_unused_parameters=True")
-        if not method.moves:
-            raise ConfigError(f"DDP reads once which parameters train; attach {method.name} first, then wrap the model")
-    if kind == "OptimizedModule":
-        raise ConfigError("torch.compile may keep training what was frozen; attach first, without torch.compile")
-
-
-def _passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
-    if blocks.base is None:
-        if method.cache is None or method.prefix_dropout == "keep":
-            return None
-        raise ConfigError(
-            f"the cache does not know the inputs of {plain(blocks.name)!r}: it takes models of transformers and "
-            "nn.Sequential; train without it: cache=None"
-        )
-    own = next((m for m in blocks.gates if "forward" in m.__dict__), None)
-    if own is not None:
-        raise ConfigError(
-            f"a layer ({type(own).__name__}) has a forward of its own, as accelerate's device hooks give it; remove "
-            "it, or train without the cache: cache=None"
-        )
-    if method.cache is not None:
-        method.cache.check_file()
-    return Passage(blocks.base, method.cache, dropout=method.prefix_dropout == "keep")
-
-
-def _check_budget(engine: LayerEngine) -> None:
-    least = min(engine.cost((layer,)) for layer in range(len(engine.blocks)))
-    if engine.method.moves and least > engine.budget:
-        raise ConfigError(
-            f"budget {engine.method.budget} pays for no layer: the cheapest costs {least / engine.costs.full:.2f} "
-            "of a step in which every layer trains, most of it the forward pass; raise the budget"
-        )
-
-
-def _check_optimizer(root: nn.Module, engine: LayerEngine, chosen: Iterable[int]) -> None:
-    held = {id(p) for group in engine.optimizer.param_groups for p in group["params"]}
-    engine.check_held(range(len(engine.blocks)) if engine.method.moves else chosen)
-    if not held & {id(p) for p in root.parameters()}:
-        raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
-
-
-def _check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
-    lowest = 0 if method.embeddings == "always" else min(chosen, default=len(blocks))
-    if method.cache is None or not lowest or blocks.base is None:
-        return
-    names = {id(m): name for name, m in blocks.base.named_modules()}
-    for module in blocks.lower(lowest):
-        if isinstance(module, _NORMS) and (module.training or not module.track_running_stats):
-            raise ConfigError(
-                f"{plain(names[id(module)])!r} below the frozen end is a {type(module).__name__} that updates or mixes "
-                "examples; call .eval() on it before attach(), or train without the cache: cache=None"
-            )
-
-
-def _check_room(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
-    """A token must fit, as far as the model tells its width before it runs."""
-    if method.cache is None or blocks.base is None or method.embeddings == "always":
-        return
-    hidden = getattr(getattr(blocks.base, "config", None), "hidden_size", None)
-    lowest = min(chosen, default=len(blocks))
-    for last in blocks.modules if method.moves else blocks.modules[max(0, lowest - 1) : lowest]:
-        width = hidden or getattr(last, "out_features", None)
-        if isinstance(width, int):
-            room_of(width, method.cache.bytes, method.cache.dtype)
 
 
 def _agreed(costs: CostTable | None, ranks: Ranks) -> CostTable | None:

@@ -28,13 +28,13 @@ class LayerHandle:
     @property
     def budget(self) -> int:
         """Cost that the method may use, an integer. Constant, but for a checkpoint that brings its own cost table."""
-        return self._engine.budget
+        return self._engine.ledger.budget
 
     @property
     def held(self) -> int:
         """Cost of a step as the layers train now."""
         self._engine.require()
-        return self._engine.cost(self._engine.rights.on)
+        return self._engine.ledger.cost(self._engine.rights.on)
 
     @property
     def parked(self) -> int:
@@ -86,7 +86,7 @@ class LayerHandle:
         hits = self.hits
         lines = [
             f"{self.start.method}: {sum(self.layers.values())} of {len(self.layers)} layers train; {self.held:,} of "
-            f"{self.budget:,} {self._engine.costs.unit}; {self.moves} moves in {self.steps:,} steps",
+            f"{self.budget:,} {self._engine.ledger.costs.unit}; {self.moves} moves in {self.steps:,} steps",
             f"  optimizer state {self.moments_bytes:,} bytes; cache {self.cached_bytes:,} bytes"
             + ("" if hits is None else f", {hits:.0%} of the examples were read from it"),
         ]
@@ -153,7 +153,8 @@ class LayerHandle:
     def state(self) -> dict[str, Any]:
         """The numbers of `summary`, as data."""
         return {
-            "method": self.start.method, "unit": self._engine.costs.unit, "budget": self.budget, "held": self.held,
-            "parked": self.parked, "moves": self.moves, "steps": self.steps, "layers": dict(self.layers),
-            "hits": self.hits, "cached_bytes": self.cached_bytes, "moments_bytes": self.moments_bytes,
+            "method": self.start.method, "unit": self._engine.ledger.costs.unit, "budget": self.budget,
+            "held": self.held, "parked": self.parked, "moves": self.moves, "steps": self.steps,
+            "layers": dict(self.layers), "hits": self.hits, "cached_bytes": self.cached_bytes,
+            "moments_bytes": self.moments_bytes,
         }  # fmt: skip

@@ -1,26 +1,25 @@
-"""Layers that train in turn: what is measured, who is chosen, and what the choice does to the model."""
+"""Layers that train in turn: the order of one step, and what a choice does to the model."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import torch
 from torch import nn
 
-from realloc.allocate.layer_costs import CostTable
 from realloc.cache.passage import Passage
-from realloc.errors import ConfigError, StateError, plain, warn
-from realloc.methods.layers import Chosen, LayerMethod, Turn
+from realloc.decide_layers import LayerLedger, after, decide_layers, plan_for
+from realloc.errors import StateError, warn
+from realloc.methods.layers import Chosen, LayerMethod
 from realloc.observe.closure import behind
 from realloc.observe.ranks import Ranks
 from realloc.observe.sight import Sight
-from realloc.plan import Change, Note, Plan, notes_of
+from realloc.plan import Note, Plan, notes_of
 from realloc.pool.rights import KEY, Rights, forget, grant, revoke
 from realloc.record.sink import Sink, costs_of, event_of
-from realloc.rng import stream
 from realloc.schedule import Schedule
 from realloc.sites.blocks import Blocks
 
@@ -57,7 +56,7 @@ class LayerEngine:
         self.sight = Sight(rights.owner, blocks, method.needs, ranks)
         self.layers = self.sight.layers
         self.below = tuple(p for p in blocks.below if p.requires_grad)
-        self._flops = CostTable.of_sizes([sum(p.numel() for p in module.parameters()) for module in blocks.modules])
+        self.ledger = LayerLedger(blocks, rights, method, reads=passage is not None, embeddings=bool(self.below))
         if passage is not None:
             passage.say = self.say
         self._looking = self._felt = False  # felt: whether the gradients of a first step were looked at
@@ -69,30 +68,6 @@ class LayerEngine:
     def attached(self) -> bool:
         """False once detached."""
         return self.undo is not None
-
-    @property
-    def caches(self) -> bool:
-        """Whether the layers below the lowest one that trains are read."""
-        return self.passage is not None and self.method.cache is not None and self.method.prefix_dropout == "off"
-
-    @property
-    def costs(self) -> CostTable:
-        """What the ledger charges: the microseconds in the model's buffers, or FLOPs of one token."""
-        return self.rights.costs or self._flops
-
-    def cost(self, on: Chosen) -> int:
-        """Cost of a step in the blocks, if these layers train."""
-        return self.costs.cost(on, below=self.trains_below(on), cached=self.caches)
-
-    @property
-    def budget(self) -> int:
-        """Cost that the method may use; one that never moves has what it needs."""
-        return self.costs.budget(self.method.budget) if self.method.moves else self.cost(self.rights.on)
-
-    def trains_below(self, on: Chosen) -> bool:
-        """Whether the embeddings train, if these layers do."""
-        rule = self.method.embeddings
-        return bool(self.below) and (rule == "always" or (rule == "lowest" and 0 in on))
 
     def next_due(self) -> int | None:
         """The step after which the next choice is due."""
@@ -175,89 +150,26 @@ class LayerEngine:
             self.passage.paused = False
         if reason is not None:
             self.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
-        self.make(before if reason else _after(before, plan))
+        self.make(before if reason else after(before, plan))
         self._note(plan, before, time.perf_counter() - began)
 
     def _note(self, plan: Plan, before: Chosen, seconds: float) -> None:
         self.recent.extend(notes_of(plan))
         if self.sink is not None:
             counts = {self.blocks.name: len(before)}
-            self.sink.decision(event_of(plan, counts, seconds, self.budget, self.cost(self.rights.on)))
+            self.sink.decision(event_of(plan, counts, seconds, self.ledger.budget, self.ledger.cost(self.rights.on)))
 
     # the choice -------------------------------------------------------------------------------------------------
 
     def choose(self, step: int) -> Plan:
-        """Decide which layers train from now on; nothing is changed.
-
-        Raises:
-            StateError: the method chose what the ledger does not pay for.
-        """
-        number, seed = self.rights.read("number"), self.rights.read("seed")
-        on, costs, sight = self.rights.on, self.costs, self.sight
-        full = costs.full
-        known = sight.plasticity
-        turn = Turn(
-            count=len(self.blocks), on=on, number=number,
-            phase=0.0 if self.schedule is None else self.schedule.phase(step),
-            draw=lambda n: stream(seed, "layers", self.method.name, n),
-            budget=self.method.budget,
-            cost=lambda layers: costs.cost(layers, below=self.trains_below(layers), cached=self.caches) / full,
-            gradient=sight.gradient, change=sight.change() if number else None,
-            plasticity=() if known is None else known.tests, rate=1.0 if known is None else known.rate,
-            thaws=0 if known is None else known.thaws,
-        )  # fmt: skip
-        chosen = self.method.choose(turn)
-        self._check(chosen)
-        return self._plan(step, on, chosen)
-
-    def _plan(self, step: int, on: Chosen, chosen: Chosen) -> Plan:
-        gradient = self.sight.gradient
-        released = torch.tensor([layer for layer in on if layer not in chosen], dtype=torch.int64)
-        acquired = torch.tensor([layer for layer in chosen if layer not in on], dtype=torch.int64)
-        gain = sum(gradient[layer] for layer in acquired.tolist()) if gradient else 0.0
-        change = Change(self.blocks.name, len(on), len(chosen), released, acquired, predicted_gain=gain)
-        return Plan(step, (change,))
-
-    def _check(self, chosen: Chosen) -> None:
-        """The ledger of layers."""
-        name = self.method.name
-        if list(chosen) != sorted(set(chosen)) or any(not 0 <= layer < len(self.blocks) for layer in chosen):
-            raise StateError(
-                f"{name} chose the layers {chosen}; they are sorted numbers from 0 to {len(self.blocks) - 1}"
-            )
-        if self.method.moves and self.cost(chosen) > self.budget:
-            raise StateError(
-                f"{name} chose the layers {chosen}: {self.cost(chosen):,} {self.costs.unit}, the budget is "
-                f"{self.budget:,}"
-            )
-
-    def check_held(self, layers: Iterable[int]) -> None:
-        """Refuse layers that cannot train.
-
-        Raises:
-            ConfigError: one is frozen, or the optimizer does not hold it.
-        """
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for layer in layers:
-            parameters, name = self.layers[layer], self.method.name
-            if not parameters:
-                raise ConfigError(
-                    f"{self.blocks.names[layer]!r} is frozen (no parameter requires a gradient), yet {name} trains it; "
-                    "let it require gradients before attach()"
-                )
-            missing = next((p for p in parameters if id(p) not in held), None)
-            if missing is not None:
-                names = {id(p): key for key, p in self.owner.named_parameters()}
-                raise ConfigError(
-                    f"the optimizer does not hold {plain(names[id(missing)])!r}, yet {name} trains it; make the "
-                    "optimizer from all parameters of the model, before anything is frozen"
-                )
+        """Decide which layers train from now on; nothing is changed."""
+        return decide_layers(self.ledger, self.sight, self.schedule, step)
 
     def direct(self, chosen: Chosen) -> None:
         """Let these layers train from now on, since somebody said so: recorded as a move is."""
         before = self.rights.on
-        self._check(chosen)
-        plan = self._plan(self.rights.read("steps"), before, chosen)
+        self.ledger.check(chosen)
+        plan = plan_for(self.ledger, self.sight, self.rights.read("steps"), chosen)
         self.make(chosen)
         self._note(plan, before, 0.0)
 
@@ -276,7 +188,7 @@ class LayerEngine:
         on = self.rights.on
         for layer, parameters in enumerate(self.layers):
             grant(parameters) if layer in on else revoke(parameters, self.optimizer, self.method.state)
-        embeddings = self.trains_below(on)
+        embeddings = self.ledger.trains_below(on)
         grant(self.below) if embeddings else revoke(self.below, self.optimizer, self.method.state)
         if self.passage is not None:
             count = 0 if embeddings else min(on, default=len(self.blocks))
@@ -334,9 +246,3 @@ class LayerEngine:
         """Refuse work after detach."""
         if not self.attached or KEY not in self.owner._buffers:
             raise StateError("this handle is detached; attach() again")
-
-
-def _after(before: Chosen, plan: Plan) -> Chosen:
-    gone = {layer for change in plan.changes for layer in change.released.tolist()}
-    come = [layer for change in plan.changes for layer in change.acquired.tolist()]
-    return tuple(sorted([*(layer for layer in before if layer not in gone), *come]))

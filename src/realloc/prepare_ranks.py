@@ -19,7 +19,7 @@ from realloc.plan import SiteLine, StartPlan
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.ranks import RankPool, RankSeat, new_rows
 from realloc.scores.singular import jump
-from realloc.sites.rank import add_ranks
+from realloc.sites.rank import add_ranks, check_rank
 
 GroupKey = Callable[[str], Hashable]
 
@@ -84,7 +84,8 @@ def seats_of(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
         ConfigError: a rank that no layer has.
     """
     shapes = [tuple(layer.weight.shape) for layer in layers]
-    _check_rank(method, layers, shapes)
+    if method.rank is not None and not any(layer.adopted for layer in layers):
+        check_rank(method.rank, {layer.name: shape for layer, shape in zip(layers, shapes, strict=True)})
     most = max(method.share(0.0), method.share(1.0))
     fair = method.rank or max(1, math.ceil((method.budget or 1) / sum(map(sum, shapes))))
     cap = method.cap or math.ceil(fair * max(most, 2.0 if method.want or method.probe else 1.0))
@@ -100,18 +101,6 @@ def seats_of(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
         scale = method.scale if found is None else found.scale
         seats.append(RankSeat(layer.name, (shape[0], shape[1]), most_here, scale))
     return seats
-
-
-def _check_rank(method: RankMethod, layers: Sequence[Layer], shapes: Sequence[tuple[int, ...]]) -> None:
-    """A layer with fewer ranks holds all that it has; a rank that none has is a mistake."""
-    if method.rank is None or any(layer.adopted for layer in layers):
-        return
-    most, name = max((min(shape), layer.name) for shape, layer in zip(shapes, layers, strict=True))
-    if method.rank > most:
-        raise ConfigError(
-            f"rank is {method.rank:,} and no layer has so many: the most, {most:,}, has {plain(name)}; take a rank "
-            f"from 1 to {most:,}"
-        )
 
 
 def _uniform(seats: Sequence[RankSeat], budget: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from realloc.cache.prefix import Prefix
 from realloc.errors import ConfigError, StateError, nearest, plain
+from realloc.layer_checks import check_held
 from realloc.methods.layers import Chosen
 from realloc.pool.snapshot import Snapshot, put, put_buffers, taken
 
@@ -36,7 +37,7 @@ class Trial(AbstractContextManager["Trial"]):
         """What trains in the trial, or trains now, by name."""
         engine = self._engine
         inside = {id(p) for layer in self.layers for p in engine.layers[layer]}
-        if engine.trains_below(self.layers):
+        if engine.ledger.trains_below(self.layers):
             inside |= {id(p) for p in engine.below}
         return {name: p for name, p in engine.owner.named_parameters() if p.requires_grad or id(p) in inside}
 
@@ -119,5 +120,5 @@ def numbered(engine: LayerEngine, layers: Sequence[str | int]) -> Chosen:
         raise StateError(f"{engine.method.name} chooses by itself; attach topk, or another method that never moves")
     if engine.ranks.several:
         raise StateError("DDP reads once which parameters train; choose the layers before the model is wrapped")
-    engine.check_held(sorted(found))
+    check_held(engine, sorted(found))
     return tuple(sorted(found))

@@ -146,6 +146,13 @@ def test_bad_input_ends_with_code_2_and_one_message(words: list[str], said: str,
     assert said in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
+def test_a_run_whose_loss_is_lost_ends_with_code_1(tiny: Path, table: Path) -> None:
+    words = ["finetune", "--model", str(tiny), "--data", str(table), "--method", "lora", "--epochs", "20"]
+    done = call(*words, "--lr", "1000")
+    assert done.exit_code == 1 and done.stdout == ""
+    assert re.search(r"^error: the loss is nan at step [\d,]+; lower the rate with --lr$", done.stderr, re.MULTILINE)
+
+
 def test_flags_that_are_read_are_not_refused(tiny: Path, decoder: Path, tmp_path: Path) -> None:
     """The bundled reviews have evaluation texts of their own; a column is read where one of two files is a table."""
     few = ["--epochs", "1", "--method", "topk", "--set", "k=1", "--json"]
@@ -235,7 +242,7 @@ def test_seeds_run_one_after_the_other_and_are_summed_up(common: list[str], judg
         ([*common, "--seeds", "3000000000,1"], "seed 3000000000 is not allowed", 2),
         ([*common, "--seeds", "3", "--seed", "1"], "--seed 1 and --seeds 3 both name seeds", 2),
         ([*common, "--seed", "0,1"], "seed 0,1 is not allowed; take a whole number", 2),
-        ([*common, "--seeds", "2", "--out", str(out / "seed1")], "holds a single run; choose another --out", 2),
+        ([*common, "--seeds", "2", "--out", str(out / "seed1")], "holds a single run; choose another --out", 1),
     ):
         wrong = call(*given)
         assert wrong.exit_code == code and says in wrong.stderr, wrong.output

@@ -293,7 +293,7 @@ def test_a_sparse_delta_of_real_weights(tmp_path: Path) -> None:
         ({"method": "topk", "settings": {"n": 2}}, "setting 'n' is unknown: 'topk' takes k"),
         ({"method": "topk", "settings": {"k": 0.5}}, "setting 'k' of 'topk' is 0.5"),
         ({"model": "/no/where"}, "does not exist"), ({"model": "no/where"}, "cannot be loaded"),
-        ({"epochs": 0}, "epochs 0 is not allowed"), ({"seed": True}, "seed True is not allowed"),
+        ({"epochs": 0}, "epochs 0 is not allowed"), ({"seed": True}, "seed true is not allowed"),
     ],
 )  # fmt: skip
 def test_bad_configs(more: dict[str, Any], says: str, tiny: Path, table: Path) -> None:

@@ -68,7 +68,7 @@ def test_what_a_range_refuses_before_the_weights_load(
         ("topk", {"k": 99}, "k is 99 and the model has 3 layers; take 3 or fewer"),
         ("lisa", {"layers": 9}, "layers is 9 and the model has 3 layers; take 3 or fewer"),
         *(
-            (name, {"rank": rank}, f"'rank' is {rank}, and the linear layers of .* have at most 32; .* from 1 to 32")
+            (name, {"rank": rank}, f"rank is {rank:,} and no layer has so many: the most, 32, has .*; .* from 1 to 32")
             for name, rank in (("lora", 99_999_999_999), ("peft_lora", 33), ("gora", 33), ("peft_adalora", 40))
         ),
     ],

@@ -45,6 +45,7 @@ def compare(
 ) -> None:
     """Compare arms at one equal budget over paired seeds. With --out, a second call runs only what is missing."""
     with outcome.told():
+        flags.check_paths(data, out)
         values = {
             "data": data, "task": task, "label": label, "model": model, "density": density, "every": every,
             "epochs": epochs, "optimizer": optimizer, "lr": lr, "batch_size": batch_size, "threads": threads,

@@ -31,6 +31,7 @@ def demo(
 ) -> None:
     """LoRA and focus side by side on real reviews; or (weights) sparse training beside its controls."""
     with outcome.told():
+        flags.check_paths(out)
         number = flags.config_of({"seed": seed}, None).seed
         if what not in KINDS:
             raise ConfigError(f"demo '{plain(what)}' is unknown; take {' or '.join(KINDS)}")

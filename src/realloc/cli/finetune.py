@@ -70,6 +70,7 @@ def finetune(
 ) -> None:
     """Fine-tune a pre-trained transformer, with time and parameters spent only where the task needs them."""
     with outcome.told():
+        flags.check_paths(model, data, evaluation, out)
         given = {
             "model": model, "data": data, "eval": evaluation, "text": text_column, "label": label, "task": task,
             "method": method, "settings": flags.settings_of(settings) or None, "budget": budget, "epochs": epochs,

@@ -120,3 +120,29 @@ def seeds_of(text: str) -> tuple[int, ...]:
     if not 0 < numbers[0] <= MOST_SEEDS:
         raise ConfigError(f"seeds {numbers[0]} is how many, from 1 to {MOST_SEEDS:,}; write {numbers[0]}, for one seed")
     return tuple(range(numbers[0]))
+
+
+def check_paths(*paths: Path | str | None) -> None:
+    """Refuse a path that the system cannot even look up; one that is not there yet is no mistake here.
+
+    Raises:
+        ConfigError: a name that is too long, no right to look, links that go in a circle.
+    """
+    for path in paths:
+        try:
+            _ = None if path is None else Path(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"path '{plain(str(path))[:40]}' cannot be looked up ({error.strerror}); mend the path, or the rights "
+                "on it"
+            ) from None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder, for commands that read one."""
+    check_paths(folder)
+    if not folder.is_dir():
+        what = "is no folder; give the one that --out named" if folder.exists() else "does not exist; check the path"
+        raise ConfigError(f"run folder '{plain(str(folder))}' {what}")

@@ -17,7 +17,6 @@ import realloc.cli.outcome as outcome
 import realloc.cli.text as text
 import realloc.train.fashion_mnist as fashion_mnist
 from realloc.cli.story import story, tell
-from realloc.errors import ConfigError, plain
 from realloc.train.arms import CONTROLS
 from realloc.train.optimizers import OPTIMIZERS
 from realloc.train.settings import RECIPES, options
@@ -30,8 +29,7 @@ def inspect(
 ) -> None:
     """Show what a run did so far: its config, its moves, what each layer gained or lost."""
     with outcome.told():
-        if not folder.is_dir():
-            raise ConfigError(f"run folder '{plain(str(folder))}' does not exist; check the path")
+        flags.check_folder(folder)
         found = story(folder)
         outcome.data_json(found) if json else outcome.data(tell(found))
 

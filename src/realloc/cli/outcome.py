@@ -1,6 +1,6 @@
 """How a command ends: exit codes, and one line instead of a traceback for what a user can mend.
 
-0 done, 1 the run failed, 2 usage or config, 130 interrupted.
+0 done; 1 a run or a disk failed, or a folder is no place for the run; 2 usage or config; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import realloc.compare.contest as contest
 import realloc.train.arms as arms
 from realloc.cli.compare import present
 from realloc.cli.screen import Screen
-from realloc.errors import ConfigError, plain
 from realloc.finetune.run import is_finetune
 from realloc.finetune.seeds import is_series
 from realloc.finetune.seeds import read as read_series
@@ -57,6 +56,7 @@ def train(
 ) -> None:
     """Train one model on a budget of weights that moves, and judge it on test data."""
     with outcome.told():
+        flags.check_paths(data, out)
         values = {
             "data": data, "task": task, "label": label, "model": model, "method": method, "density": density,
             "every": every, "epochs": epochs, "seed": seed, "optimizer": optimizer, "lr": lr,
@@ -78,8 +78,7 @@ def train(
 def resume(folder: Folder, json: flags.Json = False) -> None:
     """Go on with a run, a comparison or a fine-tuning from its last checkpoint; of a finished one, print the result."""
     with outcome.told():
-        if not folder.is_dir():
-            raise ConfigError(f"run folder '{plain(str(folder))}' does not exist; check the path")
+        flags.check_folder(folder)
         if (folder / contest.CONTEST).exists():
             present(contest.read(folder), folder, json)
             return

@@ -92,7 +92,8 @@ def compare(contest: Contest, out: Path | None, announce: Announce) -> Compariso
     """Run every arm with every seed, each in its own process; with ``out``, only what is not finished there.
 
     Raises:
-        ConfigError: bad input, or ``out`` holds other runs.
+        ConfigError: bad input, or ``out`` holds runs of another config.
+        RecordError: ``out`` holds a single run; a disk error.
         RunError: a run failed, or an arm did not end at the budget of the others.
         Interrupted: Ctrl-C; with ``out``, the run has written its checkpoint.
     """
@@ -129,7 +130,7 @@ def _write(contest: Contest, out: Path) -> None:
         for seed in contest.seeds:
             finished(entry.model_copy(update={"seed": seed}), out / f"{entry.method}-seed{seed}")
     if (out / "config.json").exists():
-        raise ConfigError(f"{out} holds a single run; choose another --out for a comparison")
+        raise RecordError(f"{disk.shown(out)} holds a single run; choose another --out for a comparison")
     with disk.told("write", out / CONTEST, "make room or rights there, or choose another --out"):
         disk.make_folder(out)
         disk.replace(out / CONTEST, sealed.seal(content))

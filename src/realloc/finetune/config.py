@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from realloc.errors import ConfigError, nearest, plain
+from realloc.errors import ConfigError, plain
 from realloc.finetune.budget import Budget
 from realloc.finetune.bundled import PREFIX
-from realloc.train.config import Setting
+from realloc.train.config import Setting, checked
 
 TEXT: Final = ".txt"  # a file that is one text
 Task = Literal["text-classification", "regression", "causal-lm"]
@@ -116,17 +116,4 @@ def finetune_config(values: Mapping[str, Any]) -> FinetuneConfig:
     ...
     realloc.errors.ConfigError: config key 'epoch' is unknown; nearest: 'epochs'
     """
-    known = FinetuneConfig.model_fields
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"config key '{plain(str(key))}' is unknown{nearest(str(key), known, 1)}")
-    try:
-        return FinetuneConfig.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigError):
-            raise cause from error
-        key = str(first["loc"][0]) if first["loc"] else "config"
-        value = plain(str(values.get(key)))[:80]
-        raise ConfigError(f"{key} {value} is not allowed; {RANGES.get(key, first['msg'])}") from error
+    return checked(FinetuneConfig, values, RANGES)

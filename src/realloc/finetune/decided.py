@@ -63,44 +63,45 @@ def from_json(values: Mapping[str, Any]) -> Decided:
 
 def decide(scene: Scene, known: Known | None = None) -> Decided:
     """Fix method, settings and length; focus measures before it does, and puts what the run can use into ``known``."""
-    config, spend, loaded = scene.config, scene.config.spend, scene.loaded
+    config, seconds = scene.config, scene.config.spend.seconds
     settings = dict(arms.check(config.method, config.settings))
+    choice, spent = _spent(scene, settings, known)
+    length = Length(max(1, math.ceil(spent.epochs * scene.train.per_epoch)))
+    if seconds is not None:
+        length = foreseen(scene, seconds)
+    trial = float(settings.get("trial", 0.0))
+    tried = spent.method == "topk" and spent.deeper and trial_steps(trial, length.steps)
+    measured = {} if choice is None else _measured(choice)
+    return Decided(
+        spent.method, dict(spent.settings), length, length.steps,
+        why=spent.why, trial=trial if tried else 0.0, rate=spent.rate, **measured,
+    )  # fmt: skip
+
+
+def _spent(scene: Scene, settings: Mapping[str, Any], known: Known | None) -> tuple[focus.Choice | None, ceiling.Spent]:
+    """What trains and for how long; and what focus chose, where it was asked."""
+    config, loaded, method, why = scene.config, scene.loaded, scene.config.method, ""
     epochs = config.epochs or EPOCHS
-    most = spend.parameters_of(sum(p.numel() for p in loaded.model.parameters()))
-    choice, spent, method, trial = None, None, config.method, float(settings.get("trial", 0.0))
-    why = ""
-    if method == arms.FOCUS and config.task == "causal-lm":
-        method, settings, why = "lora", {"rank": ceiling.RANK}, NO_LABELS
-    if method == arms.FOCUS:
+    most = config.spend.parameters_of(sum(p.numel() for p in loaded.model.parameters()))
+    if method == arms.FOCUS and config.task != "causal-lm":
         if most is not None:
             ceiling.check_affordable(most, loaded)
         share, judged = float(settings["share"]), scene.held.tokens
         choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known)
-        spent = ceiling.under(choice, most, epochs, loaded)
-        method, settings, epochs = spent.method, dict(spent.settings), spent.epochs
-    elif most is not None:
+        return choice, ceiling.under(choice, most, epochs, loaded)
+    if method == arms.FOCUS:
+        method, settings, why = "lora", {"rank": ceiling.RANK}, NO_LABELS
+    if most is not None:
         settings = _within(config, method, settings, most, loaded)
-    steps = max(1, math.ceil(epochs * scene.train.per_epoch))
-    length = Length(steps)
-    if spend.seconds is not None:
-        length = foreseen(scene, spend.seconds)
-        steps = length.steps
-    if choice is None or spent is None:
-        return Decided(method, settings, length, steps, why=why or _fewer(method, settings, loaded))
-    tried = spent.method == "topk" and spent.deeper and trial_steps(trial, steps)
-    return Decided(
-        method,
-        settings,
-        length,
-        steps,
-        choice.compute,
-        spent.why,
-        choice.lora_seconds,
-        asdict(choice.costs),
-        choice.kept,
-        trial if tried else 0.0,
-        spent.rate,
-    )
+    why = why or _fewer(method, settings, loaded)
+    return None, ceiling.Spent(method, settings, epochs, rate=1.0, why=why, deeper=False)
+
+
+def _measured(choice: focus.Choice) -> dict[str, Any]:
+    return {
+        "compute": choice.compute, "kept": choice.kept, "lora_seconds": choice.lora_seconds,
+        "costs": asdict(choice.costs),
+    }  # fmt: skip
 
 
 def _within(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import realloc.record.disk as disk
-from realloc.errors import RecordError
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.decided import Decided, from_json
 from realloc.finetune.moving import Moving, check_digest, digest
@@ -17,6 +16,7 @@ from realloc.record.checkpoint import Checkpoint, load_latest, save
 from realloc.record.events import EventLog
 from realloc.record.folder import RunFolder
 from realloc.record.state import pack, unpack
+from realloc.train.keep import made
 
 DECIDED: Final = "decided.json"
 COURSE: Final = "course.json"  # of a run with a budget of seconds: how many steps it pays for, as often as revised
@@ -57,14 +57,7 @@ class Keep:
     def decided(self) -> Decided | None:
         """Read what was decided before the first step, or None."""
         values = self._held.read(DECIDED, 1 << 16)
-        if values is None:
-            return None
-        try:
-            return from_json(values)
-        except (TypeError, KeyError):
-            raise RecordError(
-                f"{disk.shown(self._held.file(DECIDED))} was not written by this version of realloc; start a new run"
-            ) from None
+        return None if values is None else made(lambda: from_json(values), self._held.file(DECIDED))
 
     def write_decided(self, decided: Decided) -> None:
         """Write the decision down, once."""
@@ -97,12 +90,7 @@ class Keep:
         model = Moving(arm.model, arm.frozen)
         check_digest(str(found.state.get("extra", {}).get("frozen")), self._digest(arm))
         extra: dict[str, Any] = unpack(found.tensors, found.state, model, arm.optimizer, parts=arm.parts)
-        try:
-            account = Account(**extra)
-        except TypeError:
-            raise RecordError(
-                f"{disk.shown(found.path)} was written by another version of realloc; start a new run"
-            ) from None
+        account = made(lambda: Account(**extra), found.path)
         self.log.truncate(account.log_offset)
         return account
 

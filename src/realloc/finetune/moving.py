@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import RecordError
+from realloc.pool.rights import held_by
 
 
 @final
@@ -48,7 +49,7 @@ def frozen_names(model: nn.Module, optimizer: torch.optim.Optimizer, *, moves: b
         optimizer: its optimizer.
         moves: whether what the optimizer holds may be let train later.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]} if moves else set()
+    held = held_by(optimizer) if moves else frozenset()
     return frozenset(
         name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad and id(p) not in held
     )

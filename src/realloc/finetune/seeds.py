@@ -74,8 +74,8 @@ def run_all(found: Series, out: Path | None, announce: Announce, *, resumed: boo
         resumed: whether ``out`` holds these runs already.
 
     Raises:
-        ConfigError: bad input; a folder that holds other runs.
-        RecordError: ``out`` holds runs already and ``resumed`` was not said; a disk error.
+        ConfigError: bad input; runs of another config in the folders of these seeds.
+        RecordError: ``out`` holds a single run, or runs and ``resumed`` was not said; a disk error.
         Interrupted: Ctrl-C; with ``out``, a checkpoint is written.
     """
     if out is not None and not resumed:
@@ -162,7 +162,7 @@ def _begin(found: Series, out: Path) -> None:
     if is_series(out):
         raise RecordError(f"{disk.shown(out)} holds runs already; go on with them by --resume, or choose another --out")
     if (out / "config.json").exists():
-        raise ConfigError(f"{disk.shown(out)} holds a single run; choose another --out for several seeds")
+        raise RecordError(f"{disk.shown(out)} holds a single run; choose another --out for several seeds")
     content = {"config": found.config.model_dump(mode="json"), "seeds": list(found.seeds)}
     with disk.told("write", out / SEEDS, "make room or rights there, or choose another --out"):
         disk.make_folder(out)

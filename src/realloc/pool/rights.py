@@ -143,6 +143,11 @@ def forget(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = None
 
 
+def held_by(optimizer: torch.optim.Optimizer) -> frozenset[int]:
+    """Ids of the parameters that an optimizer holds."""
+    return frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
+
+
 def moments_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
     """Bytes of optimizer state that some parameters have now."""
     states = [optimizer.state[p] for p in parameters if p in optimizer.state]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from realloc.errors import ConfigError, plain
 from realloc.kernels.rank_graph import rank_part
 from realloc.kernels.rank_product import factors, rank_linear, rank_weight
 from realloc.kernels.taps import Tap
@@ -199,3 +201,26 @@ def drop_ranks(module: Ranked) -> None:
     """Give the layer its old class back. Its weight stays as it is."""
     module.__class__ = module.realloc_class  # type: ignore[assignment]
     del module.__dict__["realloc_site"], module.__dict__["realloc_class"]
+
+
+def check_rank(rank: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a rank that no layer has; one that has fewer than others holds all of its own.
+
+    Args:
+        rank: that was asked for.
+        shapes: of the weights that may hold ranks, by name.
+
+    Raises:
+        ConfigError: it is above the most of every layer.
+
+    >>> check_rank(9, {"a.weight": (4, 8), "b.weight": (2, 2)})
+    Traceback (most recent call last):
+    ...
+    realloc.errors.ConfigError: rank is 9 and no layer has so many: the most, 4, has a.weight; take a rank from 1 to 4
+    """
+    most, name = max((min(shape), name) for name, shape in shapes.items())
+    if rank > most:
+        raise ConfigError(
+            f"rank is {f'{rank:,}'[:40]} and no layer has so many: the most, {most:,}, has {plain(name)}; take a rank "
+            f"from 1 to {most:,}"
+        )

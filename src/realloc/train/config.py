@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, final
+from typing import Annotated, Any, Self, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from realloc.train.dataset import Task
 from realloc.train.optimizers import OPTIMIZERS
 
 Setting = bool | int | float | str
+Config = TypeVar("Config", bound=BaseModel)
 
 DENSITY = 0.1
 EPOCHS = 5
@@ -99,14 +100,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     ...
     realloc.errors.ConfigError: config key 'epoch' is unknown; nearest: 'epochs'
     """
-    known = RunConfig.model_fields
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"config key '{plain(str(key))}' is unknown{nearest(str(key), known, 1)}")
-    try:
-        return RunConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(_explain(error, values)) from error
+    return checked(RunConfig, values, RANGES)
 
 
 RANGES: Mapping[str, str] = {
@@ -123,7 +117,23 @@ RANGES: Mapping[str, str] = {
 }
 
 
-def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
+def checked(kind: type[Config], values: Mapping[str, Any], ranges: Mapping[str, str]) -> Config:
+    """Make a config of a mapping; ``ranges`` says by key what to take instead of a value out of range.
+
+    Raises:
+        ConfigError: the first wrong key, its value and the remedy.
+    """
+    known = kind.model_fields
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"config key '{plain(str(key))}' is unknown{nearest(str(key), known, 1)}")
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values, ranges)) from error
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], ranges: Mapping[str, str]) -> str:
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
@@ -131,7 +141,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
     key = str(first["loc"][0]) if first["loc"] else "config"
     given = values.get(key)
     value = plain(str(given).lower() if isinstance(given, bool) else str(given))[:80]
-    return f"{key} {value} is not allowed; {RANGES.get(key, first['msg'])}"
+    return f"{key} {value} is not allowed; {ranges.get(key, first['msg'])}"
 
 
 def _flag(key: str) -> str:

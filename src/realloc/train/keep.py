@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import realloc.record.disk as disk
 from realloc.errors import RecordError
@@ -17,7 +17,7 @@ from realloc.train.length import Length
 from realloc.train.loop import Trainee
 
 LENGTH = "length.json"
-FOREIGN = "was written by another version of realloc; start a new run"
+T = TypeVar("T")
 
 
 @final
@@ -48,14 +48,7 @@ class Keep:
     def length(self) -> Length | None:
         """Read the length that was decided before the first step, or None."""
         values = self._held.read(LENGTH, 1 << 12)
-        if values is None:
-            return None
-        try:
-            return Length(**values)
-        except TypeError:
-            raise RecordError(
-                f"{disk.shown(self._held.file(LENGTH))} was not written by this version of realloc; start a new run"
-            ) from None
+        return None if values is None else made(lambda: Length(**values), self._held.file(LENGTH))
 
     def write_length(self, length: Length) -> None:
         """Write the length down, once: a resume uses the same number."""
@@ -79,12 +72,7 @@ class Keep:
         extra: dict[str, Any] = unpack(
             found.tensors, found.state, trainee.model, trainee.optimizer, parts={"scheduler": trainee.scheduler}
         )
-        try:
-            account = Account(**extra)
-        except TypeError:
-            raise RecordError(
-                f"{disk.shown(found.path)} was written by another version of realloc; start a new run"
-            ) from None
+        account = made(lambda: Account(**extra), found.path)
         self.log.truncate(account.log_offset)
         return account
 
@@ -92,3 +80,20 @@ class Keep:
         """Write the result: the run counts as finished."""
         self.log.sync()
         self._held.finish(result)
+
+
+def made(make: Callable[[], T], file: Path) -> T:
+    """Make an object of what a file holds.
+
+    Raises:
+        RecordError: its keys are not those of this version.
+
+    >>> made(lambda: Length(epochs=1), Path("length.json"))
+    Traceback (most recent call last):
+    ...
+    realloc.errors.RecordError: 'length.json' was written by another version of realloc; start a new run
+    """
+    try:
+        return make()
+    except (TypeError, KeyError):
+        raise RecordError(f"{disk.shown(file)} was written by another version of realloc; start a new run") from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,12 +33,8 @@ def train(config: RunConfig, folder: Path | None = None, tell: Tell = silent) ->
     config = config if config.threads else config.model_copy(update={"threads": torch.get_num_threads()})
     if folder is None:
         return session(config, None, tell)
-    with RunFolder.create(folder, config.model_dump(mode="json")) as held:
-        try:
-            return session(config, Keep(held), tell)
-        except ConfigError:
-            give_up(held, LENGTH)
-            raise
+    with begun(folder, config.model_dump(mode="json"), LENGTH) as held:
+        return session(config, Keep(held), tell)
 
 
 def resume(folder: Path, tell: Tell = silent) -> RunResult:
@@ -53,7 +51,27 @@ def run_in(folder: Path, config: RunConfig, tell: Tell = silent) -> RunResult:
     return act(tell)
 
 
-def give_up(held: RunFolder, *written: str) -> None:
+@contextlib.contextmanager
+def begun(folder: Path, content: Mapping[str, Any], *written: str) -> Iterator[RunFolder]:
+    """Begin a run in a folder of its own, and give the folder up again where its input is refused.
+
+    Args:
+        folder: a new or an empty one.
+        content: of its config.
+        written: files that the run writes before its first step.
+
+    Raises:
+        RecordError: a folder that is taken, or a disk that fails.
+    """
+    with RunFolder.create(folder, content) as held:
+        try:
+            yield held
+        except ConfigError:
+            _give_up(held, *written)
+            raise
+
+
+def _give_up(held: RunFolder, *written: str) -> None:
     """Leave no trace of a run in which nothing was trained: the same command must work once its input is mended."""
     held.close()
     for name in ("config.json", "events.jsonl", *written, "run.lock", "owner.json"):

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from realloc.errors import ConfigError, plain
+from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Order, optimizer_of
 from realloc.finetune.weights import Loaded
 from realloc.sites.blocks import blocks_of
+from realloc.sites.rank import check_rank
 from realloc.sites.turned import is_linear, turned
 from realloc.train.config import Setting
 
@@ -63,12 +64,8 @@ def rank_of(settings: Mapping[str, Setting], loaded: Loaded) -> int:
     Raises:
         ConfigError: none has so many.
     """
-    rank, most = settings["rank"], max(min(module.weight.shape) for _, module in linear_of(loaded))
-    if not isinstance(rank, int) or not 1 <= rank <= most:
-        raise ConfigError(
-            f"setting 'rank' is {plain(str(rank))[:40]}, and the linear layers of '{plain(loaded.name)}' have at most "
-            f"{most:,}; take a whole number from 1 to {most:,}"
-        )
+    rank = int(settings["rank"])
+    check_rank(rank, {f"{name}.weight": module.weight.shape for name, module in linear_of(loaded)})
     return rank
 
 

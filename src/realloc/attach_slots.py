@@ -1,0 +1,136 @@
+"""The hooks of units with slots: on the model, on its pools and on the optimizer, and what takes them back."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from realloc.apply import Target, mark_groups
+from realloc.bind import check_optimizer_state
+from realloc.engine import Engine
+from realloc.errors import StateError
+from realloc.handle import Handle
+from realloc.links import LINK, TAKEN, Hook, Link
+from realloc.methods.method import Method
+from realloc.methods.rank_method import RankMethod
+from realloc.observe.ranks import ranks_of
+from realloc.plan import StartPlan
+from realloc.pool.groups import carry_out, replace, sort_groups
+from realloc.pool.holdings import find
+from realloc.pool.restore import densify
+from realloc.record.events import EventLog
+from realloc.record.sink import Sink
+from realloc.schedule import Schedule
+
+
+def _open(module: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        holdings = find(module)
+        if holdings is not None:
+            holdings.open()
+
+
+def _close(module: nn.Module, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        holdings = find(module)
+        if holdings is not None:
+            holdings.close()
+
+
+def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    holdings = find(module)
+    if holdings is not None:
+        holdings.stamp()
+
+
+def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    holdings = find(module)
+    budget = None if holdings is None else holdings.check_state(state, prefix)
+    if holdings is None or budget is None:
+        return
+    engine = module.__dict__[LINK].engine
+    if engine is not None and engine.ranks.several:
+        raise StateError("the state is that of a compacted model, and DDP cannot see shapes change; load it before DDP")
+    holdings.shorten(state, prefix, budget, None if engine is None else engine.target.optimizer)
+
+
+def _after_load(module: nn.Module, incompatible: Any) -> None:
+    holdings = find(module)
+    if holdings is None:
+        return
+    if not any(key.endswith("realloc_book") for key in incompatible.missing_keys):
+        holdings.loaded()
+    engine = module.__dict__[LINK].engine
+    if engine is not None:
+        engine.unchecked = True
+        engine.arm()
+
+
+def hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
+    """Put on a prepared model the hooks that open its pools and follow its state: all that needs no optimizer."""
+    hooks = [
+        root.register_forward_pre_hook(_open),
+        root.register_forward_hook(_close, always_call=True),
+        root.register_state_dict_pre_hook(_before_save),  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
+    ]
+    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table, LINK: Link(old)})
+    ignored = [*root._buffers, *getattr(root, "_ddp_params_and_buffers_to_ignore", [])]
+    root._ddp_params_and_buffers_to_ignore = [n for n in ignored if n.startswith("realloc_") or n not in root._buffers]  # type: ignore[assignment]
+
+
+def hook_engine(
+    model: nn.Module,
+    target: Target,
+    method: Method | RankMethod,
+    schedule: Schedule,
+    table: StartPlan,
+    sink: Sink | None,
+) -> Handle:
+    """Put an engine's hooks on the optimizer and on the pools of a prepared model; the handle takes them off."""
+    holdings, optimizer = target.holdings, target.optimizer
+    root = holdings.owner
+    hooks: list[Any] = []
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+        order, dense = root.__dict__[LINK].order, {}
+        for parameter, parts in densify(holdings):
+            carry_out(optimizer, parts, parameter, target.fresh[parameter])
+            replace(optimizer, [("", parameter)], [(part.name, part.parameter) for part in parts])
+            dense.update({part.name: part.parameter for part in parts})
+        sort_groups(optimizer, [dense[p] if isinstance(p, str) else p for p in order] or list(root.parameters()))
+        for group in optimizer.param_groups:
+            group.pop("realloc_stamp", None)
+        TAKEN.discard(optimizer)
+
+    ranks = ranks_of(model)
+    ranks.check_stamp(holdings.stamp(), "after attach")
+    if isinstance(sink, EventLog) and not ranks.first:
+        sink = None  # one line for each decision, not one for each rank
+    engine = Engine(target, method, schedule, ranks=ranks, sink=sink, undo=undo, old=root.__dict__[LINK].old)
+
+    def before_load(_: Any, state: dict[str, Any]) -> None:
+        check_optimizer_state(optimizer, state, target.fresh)
+        engine.unchecked = True
+
+    hooks += [
+        optimizer.register_step_pre_hook(engine.before_step),
+        optimizer.register_step_post_hook(engine.after_step),
+        optimizer.register_load_state_dict_pre_hook(before_load),
+    ]
+    for backwards in engine.backwards:
+        hooks.append(backwards.pool.parameter.register_post_accumulate_grad_hook(backwards))  # type: ignore[no-untyped-call]
+    for site in holdings.masked.sites if holdings.masked is not None else ():
+        hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
+        hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
+    root.__dict__[LINK].engine = engine
+    TAKEN.add(optimizer)
+    if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already
+        mark_groups(target, holdings.stamp())
+    return Handle(engine, table)

@@ -1,0 +1,155 @@
+"""What is refused before layers may train in turn: each check names the thing, the value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from realloc.cache.passage import Passage
+from realloc.cache.rows import room_of
+from realloc.errors import ConfigError, plain
+from realloc.layers import LayerEngine
+from realloc.methods.layers import LayerMethod
+from realloc.pool.rights import held_by
+from realloc.schedule import Schedule
+from realloc.sites.blocks import Blocks
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def check_schedule(method: LayerMethod, schedule: Schedule | None) -> None:
+    """Refuse a method that moves without a word on when.
+
+    Raises:
+        ConfigError: there is no schedule.
+    """
+    if method.moves and schedule is None:
+        raise ConfigError(
+            f"{method.name} chooses layers again and again; say when: schedule=realloc.every(100, total=steps)"
+        )
+
+
+def check_wrapper(model: nn.Module, method: LayerMethod) -> None:
+    """Refuse a wrapper that cannot see layers stop.
+
+    Raises:
+        ConfigError: DDP without its word for it, or a compiled model.
+    """
+    kind = type(model).__name__
+    if kind == "DistributedDataParallel":
+        if getattr(model, "static_graph", False):
+            raise ConfigError("DDP(static_graph=True) cannot see layers stop; wrap without it")
+        if method.moves and not getattr(model, "find_unused_parameters", False):
+            raise ConfigError(f"{method.name} stops and starts layers under DDP; wrap with find_unused_parameters=True")
+        if not method.moves:
+            raise ConfigError(f"DDP reads once which parameters train; attach {method.name} first, then wrap the model")
+    if kind == "OptimizedModule":
+        raise ConfigError("torch.compile may keep training what was frozen; attach first, without torch.compile")
+
+
+def passage_of(blocks: Blocks, method: LayerMethod) -> Passage | None:
+    """The way through the frozen prefix; None: there is nothing to keep.
+
+    Raises:
+        ConfigError: a model whose inputs the cache does not know, or a layer with a forward of its own.
+    """
+    if blocks.base is None:
+        if method.cache is None or method.prefix_dropout == "keep":
+            return None
+        raise ConfigError(
+            f"the cache does not know the inputs of {plain(blocks.name)!r}: it takes models of transformers and "
+            "nn.Sequential; train without it: cache=None"
+        )
+    own = next((m for m in blocks.gates if "forward" in m.__dict__), None)
+    if own is not None:
+        raise ConfigError(
+            f"a layer ({type(own).__name__}) has a forward of its own, as accelerate's device hooks give it; remove "
+            "it, or train without the cache: cache=None"
+        )
+    if method.cache is not None:
+        method.cache.check_file()
+    return Passage(blocks.base, method.cache, dropout=method.prefix_dropout == "keep")
+
+
+def check_budget(engine: LayerEngine) -> None:
+    """Refuse a budget that pays for no layer.
+
+    Raises:
+        ConfigError: the cheapest costs more.
+    """
+    ledger, method = engine.ledger, engine.method
+    least = min(ledger.cost((layer,)) for layer in range(len(engine.blocks)))
+    if method.moves and least > ledger.budget:
+        raise ConfigError(
+            f"budget {method.budget} pays for no layer: the cheapest costs {least / ledger.costs.full:.2f} "
+            "of a step in which every layer trains, most of it the forward pass; raise the budget"
+        )
+
+
+def check_optimizer(engine: LayerEngine, chosen: Iterable[int]) -> None:
+    """Refuse an optimizer that lacks a layer which is to train, or everything.
+
+    Raises:
+        ConfigError: as `check_held`; or it holds no parameter of the model.
+    """
+    check_held(engine, range(len(engine.blocks)) if engine.method.moves else chosen)
+    if not held_by(engine.optimizer) & {id(p) for p in engine.owner.parameters()}:
+        raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
+
+
+def check_held(engine: LayerEngine, layers: Iterable[int]) -> None:
+    """Refuse layers that cannot train.
+
+    Raises:
+        ConfigError: one is frozen, or the optimizer does not hold it.
+    """
+    held, name = held_by(engine.optimizer), engine.method.name
+    for layer in layers:
+        parameters = engine.layers[layer]
+        if not parameters:
+            raise ConfigError(
+                f"{engine.blocks.names[layer]!r} is frozen (no parameter requires a gradient), yet {name} trains it; "
+                "let it require gradients before attach()"
+            )
+        missing = next((p for p in parameters if id(p) not in held), None)
+        if missing is not None:
+            names = {id(p): key for key, p in engine.owner.named_parameters()}
+            raise ConfigError(
+                f"the optimizer does not hold {plain(names[id(missing)])!r}, yet {name} trains it; make the "
+                "optimizer from all parameters of the model, before anything is frozen"
+            )
+
+
+def check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
+    """Refuse a cache over what is not the same for an example each time.
+
+    Raises:
+        ConfigError: a batch norm that updates or mixes examples lies below the frozen end.
+    """
+    lowest = 0 if method.embeddings == "always" else min(chosen, default=len(blocks))
+    if method.cache is None or not lowest or blocks.base is None:
+        return
+    names = {id(m): name for name, m in blocks.base.named_modules()}
+    for module in blocks.lower(lowest):
+        if isinstance(module, _NORMS) and (module.training or not module.track_running_stats):
+            raise ConfigError(
+                f"{plain(names[id(module)])!r} below the frozen end is a {type(module).__name__} that updates or mixes "
+                "examples; call .eval() on it before attach(), or train without the cache: cache=None"
+            )
+
+
+def check_room(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
+    """Refuse a cache that no token fits in, as far as the model tells its width before it runs.
+
+    Raises:
+        ConfigError: one token takes more than the limit.
+    """
+    if method.cache is None or blocks.base is None or method.embeddings == "always":
+        return
+    hidden = getattr(getattr(blocks.base, "config", None), "hidden_size", None)
+    lowest = min(chosen, default=len(blocks))
+    for last in blocks.modules if method.moves else blocks.modules[max(0, lowest - 1) : lowest]:
+        width = hidden or getattr(last, "out_features", None)
+        if isinstance(width, int):
+            room_of(width, method.cache.bytes, method.cache.dtype)
