@@ -121,6 +121,9 @@ def plan_of(engine: LayerEngine) -> LayerPlan:
         assert cache is not None
         notes.append(f"their output is computed once for each example and read afterwards: {cache.dtype}, at most "
                      f"{cache.bytes:,} bytes{'' if cache.file is None else ', in a file'}")  # fmt: skip
+        if cache.epoch is None:
+            notes.append("how many examples an epoch has is not known: where texts are changed each time, that is "
+                         "noticed when the cache is full; give Cache(epoch=...)")  # fmt: skip
     if not engine.blocks.above:
         notes.append("there is no head of its own above the layers (its weights are tied to the embeddings)")
     held = held_by(engine.optimizer)

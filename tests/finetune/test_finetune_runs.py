@@ -212,9 +212,18 @@ def test_a_budget_of_seconds_that_pays_for_no_step_is_refused(tiny: Path, table:
 def test_regression_foretells_numbers_in_their_own_unit(tiny: Path, tmp_path: Path) -> None:
     numbers = [(text, str(1000 + 10 * ("bad", "fine", "good").index(label))) for text, label in rows(240, 0)]
     path = write(tmp_path / "n.csv", numbers, ("text", "label"))
-    found = run(tiny, path, task="regression", method="full", epochs=6)
+    judged = [(text, str(1000 + 10 * ("bad", "fine", "good").index(label))) for text, label in rows(90, 1)]
+    test = str(write(tmp_path / "t.csv", judged, ("text", "label")))
+    found = run(tiny, path, tmp_path / "out", task="regression", method="full", epochs=6, eval=test)
     spread = torch.tensor([float(y) for _, y in numbers]).std()
     assert 0 < found.held["rmse"] < float(spread)
+    saved = tmp_path / "out" / "model"
+    whole = with_head(transformers.AutoModel.from_pretrained(saved, add_pooling_layer=False), saved)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
+    with torch.no_grad():
+        told = [float(whole(**tokenizer([text], return_tensors="pt"))) for text, _ in judged]
+    errors = torch.tensor(told) - torch.tensor([float(y) for _, y in judged])
+    assert float(errors.square().mean().sqrt()) == pytest.approx(found.test_rmse, rel=1e-3)
     flat = write(tmp_path / "f.csv", [(text, "7") for text, _ in numbers])
     with pytest.raises(ConfigError, match="same number"):
         run(tiny, flat, task="regression", method="full")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import realloc
 from realloc import methods
 from realloc.allocate.layer_costs import CostTable
-from realloc.errors import ConfigError, StateError
+from realloc.errors import ConfigError, ReallocWarning, StateError
 from realloc.integrations.lightning import ReallocCallback as LightningCallback
 from realloc.integrations.transformers import ReallocCallback as TrainerCallback
 
@@ -169,6 +169,27 @@ def test_every_loop_decides_alike_and_trains_alike(name: str, tmp_path: Path) ->
     for mine in (found, weights(made.model)):
         for key, value in wanted.items():
             assert torch.allclose(mine[key].float(), value.float(), atol=1e-5), key
+
+
+class Changing(Texts):
+    """Other tokens at each visit, as an augmentation gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draw = torch.Generator().manual_seed(1)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.randint(3, 40, (6,), generator=self.draw)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": (ids[0] > 20).long()}
+
+
+def test_a_cache_learns_from_the_callback_how_long_an_epoch_is(tmp_path: Path) -> None:
+    callback = TrainerCallback(METHODS["topk"]())
+    with pytest.warns(ReallocWarning, match=r"RA103.*off"):  # in the second of two epochs
+        Sequential(model=bert(), args=arguments(tmp_path), train_dataset=Changing(), callbacks=[callback]).train()
+    fitted, _ = lit("topk", 2)
+    with pytest.warns(ReallocWarning, match=r"RA103.*off"):
+        fitted.fit(Module(), DataLoader(Changing(), batch_size=SIZE))
 
 
 @pytest.mark.parametrize("name", METHODS)

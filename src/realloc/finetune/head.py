@@ -43,7 +43,7 @@ class MeanHead(nn.Module):
         return self.get_submodule(self.prefix)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Foretell: classes' logits, or one standardised number.
+        """Foretell: classes' logits, or one number: standardised in training, in the labels' own units once saved.
 
         ``token_type_ids``, as some tokenizers give them, are not read: each text is one segment, as in training.
         """
@@ -53,10 +53,11 @@ class MeanHead(nn.Module):
         return out
 
 
-def save_head(model: MeanHead, folder: Path) -> None:
-    """Write the head beside the model's weights."""
-    tensors = {name: value.detach().contiguous() for name, value in model.classifier.state_dict().items()}
-    save_file(tensors, folder / FILE)
+def save_head(model: MeanHead, folder: Path, mean: float = 0.0, scale: float = 1.0) -> None:
+    """Write the head beside the model's weights. What it foretells is multiplied by ``scale``, and ``mean`` added."""
+    weight, bias = model.classifier.weight.detach().double(), model.classifier.bias.detach().double()
+    tensors = {"weight": weight * scale, "bias": bias * scale + mean}
+    save_file({name: value.to(model.classifier.weight.dtype) for name, value in tensors.items()}, folder / FILE)
 
 
 def with_head(base: nn.Module, folder: Path | str) -> MeanHead:

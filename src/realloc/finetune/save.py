@@ -10,6 +10,7 @@ from typing import Any, Final
 import realloc.record.disk as disk
 from realloc.export.merged import merged
 from realloc.export.peft import peft
+from realloc.finetune.aim import Aim
 from realloc.finetune.arms.arm import Arm
 from realloc.finetune.head import MeanHead, save_head
 from realloc.finetune.weights import Loaded, quiet
@@ -20,12 +21,12 @@ MODEL: Final = "model"
 LABELS: Final = "labels.json"
 
 
-def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) -> Path:
+def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any], aim: Aim) -> Path:
     """Write ``model`` into a run's folder, whole or not at all.
 
     Weights that ``AutoModel`` (for causal-lm ``AutoModelForCausalLM``) reads by ``from_pretrained``, or an adapter that
     stock peft reads; of a base that lost layers always weights, since its name would give all of them. The tokenizer;
-    the head (`realloc.finetune.head.with_head` puts it back on); the classes in order.
+    the head (`realloc.finetune.head.with_head` puts it back on), in the labels' own units; the classes in order.
 
     Raises:
         RecordError: a disk error.
@@ -53,7 +54,7 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any]) 
                 saved.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
         if isinstance(loaded.model, MeanHead):
-            save_head(loaded.model, temporary)
+            save_head(loaded.model, temporary, aim.mean, aim.scale)
             disk.replace(temporary / LABELS, seal(labels))
         disk.sync_folder(temporary)
         disk.rename(temporary, target)

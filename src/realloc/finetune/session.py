@@ -176,8 +176,8 @@ def _result(scene: Scene, keep: Keep | None, done: Done, clock: Clock, test: Jud
     if handle is not None:
         handle.detach()
     if keep is not None:
-        labels = {"task": config.task, "classes": list(scene.classes), "mean": scene.aim.mean, "scale": scene.aim.scale}
-        write_model(keep.path, scene.loaded, arm, labels)
+        labels = {"task": config.task, "classes": list(scene.classes)}
+        write_model(keep.path, scene.loaded, arm, labels, scene.aim)
         keep.finish(result.as_json())
     return result
 

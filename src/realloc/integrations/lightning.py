@@ -61,4 +61,5 @@ class ReallocCallback(lightning.Callback):  # type: ignore[misc]
         """Optimizer and checkpoint are there: hook them."""
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"the module has {len(trainer.optimizers)} optimizers; one budget needs one optimizer")
-        self.handle = self.terms.attach(pl_module, trainer.optimizers[0], trainer.estimated_stepping_batches)
+        total = trainer.estimated_stepping_batches
+        self.handle = self.terms.attach(pl_module, trainer.optimizers[0], total, trainer.train_dataloader)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -53,8 +53,14 @@ class Terms:
         else:
             prepare(model, self.method, seed=self.seed)
 
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: float) -> AnyHandle:
-        """Once the optimizer exists and a checkpoint, if there is one, is loaded. ``total``: steps of the run.
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: float, data: Any = None) -> AnyHandle:
+        """Once the optimizer exists and a checkpoint, if there is one, is loaded.
+
+        Args:
+            model: that trains.
+            optimizer: its optimizer.
+            total: steps of the run.
+            data: the framework's loader; a cache wants to know how many examples an epoch has.
 
         Raises:
             ConfigError: a method that moves, and a run without an end.
@@ -76,7 +82,20 @@ class Terms:
                 )
             steps = max(1, int(total))
             schedule = every(min(self.every, steps), begin=self.begin, until=self.until, total=steps)
-        return attach(model, optimizer, self.method, schedule=schedule, seed=self.seed, record=self.record)
+        method = told(self.method, data)
+        return attach(model, optimizer, method, schedule=schedule, seed=self.seed, record=self.record)
+
+
+def told(method: AnyMethod, data: Any) -> AnyMethod:
+    """The method, its cache told how many examples of a loader's dataset one process sees in an epoch."""
+    if not isinstance(method, LayerMethod) or method.cache is None or method.cache.epoch is not None:
+        return method
+    try:
+        count = len(data.dataset)
+    except (AttributeError, TypeError):  # a stream, or a loader of another kind: nobody knows
+        return method
+    share = -(-count // (torch.distributed.get_world_size() if _several() else 1))
+    return replace(method, cache=replace(method.cache, epoch=share)) if share else method
 
 
 def _several() -> bool:

@@ -72,4 +72,5 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Optimizer and checkpoint are there: hook them."""
         if self.handle is None:
-            self.handle = self.terms.attach(kwargs["model"], kwargs["optimizer"], state.max_steps)
+            loader = kwargs.get("train_dataloader")
+            self.handle = self.terms.attach(kwargs["model"], kwargs["optimizer"], state.max_steps, loader)
