@@ -51,14 +51,14 @@ ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft lora r8 of 5 layers": ("peft_lora", ("--layers", "5"), "peft lora r8"),
     "lora r8": ("lora", (), "peft lora r8"),
     "random ranks": ("random_ranks", (), "peft lora r8"),
-    "adalora": ("adalora", (), "peft adalora"),
+    "adalora": ("adalora", (), "adalora"),  # B'A without peft's third factor: its rates are LoRA's
     "peft adalora": ("peft_adalora", (), "peft adalora"),
     "para": ("para", (), "peft lora r8"),
     "full": ("full", (), "full"),
 }
 RATES = {
     "peft lora r8": (5e-4, 1e-3, 3e-3), "top-2": (5e-4, 1e-3, 2e-3), "peft adalora": (3e-3, 6e-3, 1.2e-2),
-    "full": (1e-4, 3e-4, 6e-4),
+    "adalora": (1e-3, 3e-3, 6e-3),     "full": (1e-4, 3e-4, 6e-4),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import realloc
+import realloc.kernels.rank_product as product
 from realloc import methods
 from realloc.errors import StateError
 from realloc.kernels.rank_product import rank_linear, rank_weight
@@ -22,9 +23,12 @@ def slots_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradcheck(rank, bias):
+@pytest.mark.parametrize(
+    "rows", [1, 2, 6]
+)  # 20 weights against 9 numbers a row: from 3 rows on the ranks are added first
+def test_gradcheck(rank, bias, rows):
     torch.manual_seed(1)
-    x = torch.randn(2, 3, 5, dtype=DOUBLE, requires_grad=True)
+    x = torch.randn(rows, 1, 5, dtype=DOUBLE, requires_grad=True)
     weight = torch.randn(4, 5, dtype=DOUBLE, requires_grad=True)
     offset = torch.randn(4, dtype=DOUBLE, requires_grad=True) if bias else None
     slots = slots_of(torch.randn(rank, 5, dtype=DOUBLE), torch.randn(rank, 4, dtype=DOUBLE))
@@ -32,6 +36,24 @@ def test_gradcheck(rank, bias):
     torch.autograd.gradcheck(lambda *t: rank_weight(t[0], t[1], 0.7, 0), (weight, slots))
     if offset is not None:
         torch.autograd.gradcheck(lambda t: rank_linear(x, weight, t, slots, 0.7, 0), (offset,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_and_few_give_the_same(dtype, monkeypatch):
+    """In half precision the ranks are never added to the weight first: the sum would round them away."""
+    torch.manual_seed(1)
+    x, weight = torch.randn(64, 8, dtype=dtype), torch.randn(6, 8, dtype=dtype)
+    slots = (torch.randn(28, 1, dtype=torch.float64) / 100).to(dtype)
+    found = []
+    for folds in (product._folds, lambda rows, weight: False):
+        monkeypatch.setattr(product, "_folds", folds)
+        mine, its = x.clone().requires_grad_(), slots.clone().requires_grad_()
+        y = rank_linear(mine, weight, None, its, 1.0, 0)
+        y.float().square().sum().backward()
+        found.append((y, mine.grad, its.grad))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two) if dtype == torch.bfloat16 else torch.allclose(one, two, atol=1e-4)
+    assert not torch.equal(found[0][0], x @ weight.t())
 
 
 def test_it_is_differentiated_once():

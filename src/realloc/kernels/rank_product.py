@@ -1,8 +1,9 @@
 """A frozen linear layer with ranks beside it: ``y = x W' + b + scale * (x A') B``, one autograd function.
 
 A segment of the pool holds A ``[r, in]`` and then B ``[r, out]``, each in one piece: with the rows of one rank side
-by side, the products take half as long again. One function computes the layer and its ranks: the output is written
-once, and the gradients of A and B land in the segment's gradient without a copy. LoRA: 2106.09685, equation 3.
+by side, the products take half as long again. Of many rows, ``W + scale * B'A`` is made first, which costs less than a
+second pass over inputs and outputs; not in half precision, where the sum would round the ranks away. The gradients of
+A and B land in the segment's gradient without a copy. LoRA: 2106.09685, equation 3.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         fan_out, fan_in = weight.shape
         rows = rows_of(x, fan_in)
-        out = torch.nn.functional.linear(rows, weight, bias)
         hidden = None
-        if slots.numel():
+        if not slots.numel() or _folds(rows, weight):
+            out = torch.nn.functional.linear(rows, _folded(weight, slots, scale), bias)
+        else:
+            out = torch.nn.functional.linear(rows, weight, bias)
             a, b = factors(slots.to(x.dtype), fan_in, fan_out)
             hidden = rows @ a.t()
             out.addmm_(hidden, b, alpha=scale)
@@ -90,15 +93,19 @@ def _linear_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     fan_out, fan_in = weight.shape
     gy = rows_of(gy, fan_out)
     needs = ctx.needs_input_grad
-    gx = gy @ weight if needs[0] else None
+    folds = not slots.numel() or _folds(gy, weight)  # as forward did
+    gx = None
+    if needs[0]:
+        gx = gy @ (_folded(weight, slots, ctx.scale) if folds else weight)
     own = torch.zeros_like(slots) if needs[3] else None
-    if slots.numel() and (needs[0] or needs[3]):
+    if slots.numel() and (own is not None or (gx is not None and not folds)):
         a, b = factors(slots.to(gy.dtype), fan_in, fan_out)
         back = (gy @ b.t()).mul_(ctx.scale)
-        if gx is not None:
+        if gx is not None and not folds:
             gx.addmm_(back, a)
         if own is not None:
             ga, gb = factors(own, fan_in, fan_out)
+            hidden = rows @ a.t() if hidden is None else hidden
             _product(back.t(), rows, 1.0, ga)
             _product(hidden.t(), gy, ctx.scale, gb)
     gw = gy.t() @ rows if needs[1] else None
@@ -106,6 +113,18 @@ def _linear_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     if own is not None:
         taps.notify(ctx.tap, rows, gy)
     return None if gx is None else gx.view(ctx.shape), gw, gbias, own
+
+
+def _folds(rows: Tensor, weight: Tensor) -> bool:
+    """Whether adding the ranks to the weight costs less than passing so many rows through them."""
+    return rows.element_size() >= 4 and rows.shape[0] * sum(weight.shape) > weight.numel()
+
+
+def _folded(weight: Tensor, slots: Tensor, scale: float) -> Tensor:
+    if not slots.numel():
+        return weight
+    a, b = factors(slots.to(weight.dtype), weight.shape[1], weight.shape[0])
+    return torch.addmm(weight, b.t(), a, alpha=scale)
 
 
 def _product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
@@ -122,8 +141,7 @@ class _Weight(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, slots: Tensor, scale: float, tap: int) -> Tensor:
         ctx.scale, ctx.tap = scale, tap
         ctx.save_for_backward(weight, slots)
-        a, b = factors(slots.to(weight.dtype), weight.shape[1], weight.shape[0])
-        return torch.addmm(weight, b.t(), a, alpha=scale)
+        return _folded(weight, slots, scale) if slots.numel() else weight.clone()
 
     @staticmethod
     def backward(ctx: Any, gw: Tensor) -> Any:
