@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from realloc.cache.inputs import hidden_of
+from realloc.errors import StateError
 from realloc.modes import as_it_was
 
 CLOSED, COMPUTE, READ = range(3)
@@ -90,9 +91,12 @@ class Halves:
             kwargs: of the same.
             weights: in place of the base's, by name.
             low: whether to run under autocast in bfloat16.
+
+        Raises:
+            StateError: the last of these blocks did not run.
         """
         device = next(self.base.parameters()).device.type
-        self.mode = COMPUTE
+        self.mode, found = COMPUTE, None
         try:
             with torch.autocast(device, torch.bfloat16) if low else nullcontext():
                 self._run(args, kwargs, weights)
@@ -100,7 +104,11 @@ class Halves:
             found, self._found = self._found, None
         finally:
             self.mode = CLOSED
-        assert found is not None
+        if found is None:
+            raise StateError(
+                f"the last frozen layer of {type(self.base).__name__} did not run: it was replaced since attach(), or "
+                "this call skips it; detach() the handle and attach() again, or give cache=None"
+            )
         return found.float() if low else found
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:

@@ -45,11 +45,11 @@ class Passage:
         self._like: Tensor | None = None
         self._ragged = not isinstance(base, nn.Sequential)
 
-    def freeze(self, end: int, lower: Sequence[nn.Module], weights: Sequence[Tensor]) -> None:
-        """Begin anew with a prefix of ``end`` gates (0: none), made of these modules and weights."""
+    def freeze(self, end: int, lower: Sequence[nn.Module]) -> None:
+        """Begin anew with a prefix of ``end`` gates (0: none), made of these modules."""
         reads = end > 0 and self.cache is not None and not self._dropout
         self._close_store()
-        self._take(Prefix(end, tuple(lower), Watch(weights), reads))
+        self._take(Prefix(end, tuple(lower), Watch(self.base, lower), reads))
 
     def release(self) -> None:
         """Let what was frozen follow the model's train() again, and another model have the file."""
@@ -107,7 +107,7 @@ class Passage:
 
     def _drop(self) -> None:
         """A weight of the prefix is another one now."""
-        self.say("RA102", "a weight below the frozen end has changed: all that was cached is dropped")
+        self.say("RA102", "a weight, module or hook below the frozen end has changed: all that was cached is dropped")
         self.prefix.watch.accept()
         self.prefix.low = {}
         self.unseal((0, 0, 0))
