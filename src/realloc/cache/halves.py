@@ -119,3 +119,31 @@ class Halves:
     def without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keys and values of earlier tokens are of no use in training, and half a model has none."""
         return {**kwargs, "use_cache": False} if self.forward_caches else kwargs
+
+
+def check_shape(base: nn.Module, found: Tensor, rows: int, columns: int | None) -> None:
+    """Refuse activations that have no row for each example, and in it no place for each token.
+
+    Args:
+        base: the model, for the words.
+        found: what left its lower half.
+        rows: examples of the call.
+        columns: tokens of a row, or None: a row is one example of any shape.
+
+    Raises:
+        StateError: they lie otherwise: tokens before rows (XLNet), fewer tokens than came in (Funnel), or all in one.
+
+    >>> check_shape(nn.Identity(), torch.zeros(2, 5, 8), 2, 5)
+    >>> check_shape(nn.Identity(), torch.zeros(5, 2, 8), 2, 5)
+    Traceback (most recent call last):
+        ...
+    realloc.errors.StateError: the frozen layers of Identity give shape (5, 2, 8), the cache takes [2 rows, 5 tokens, \
+width]; train without the cache: cache=None
+    """
+    wanted = (rows,) if columns is None else (rows, columns)
+    if tuple(found.shape[: len(wanted)]) != wanted:
+        words = f"{rows} rows, ..." if columns is None else f"{rows} rows, {columns} tokens, width"
+        raise StateError(
+            f"the frozen layers of {type(base).__name__} give shape {tuple(found.shape)}, the cache takes [{words}]; "
+            "train without the cache: cache=None"
+        )
