@@ -195,8 +195,7 @@ class LayerEngine:
             end = self.blocks.ends[count - 1] if count else 0
             if loaded or end != self.passage.end:
                 lower = self.blocks.lower(count) if count else ()
-                weights = [t for m in lower for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
-                self.passage.freeze(end, lower, weights)
+                self.passage.freeze(end, lower)
             if loaded:
                 examples, tokens, digest = (self.rights.read(name) for name in SEALED)
                 self.passage.unseal((examples, tokens, digest))

@@ -39,6 +39,27 @@ def test_a_model_that_counts_columns_sees_left_padding_and_one_that_counts_token
     assert counted[0].key == counted[1].key
 
 
+@settings(max_examples=100, deadline=None)
+@given(TEXT, st.integers(1, 3), st.integers(0, 40), st.integers(0, 40))
+def test_what_stands_left_of_the_tokens_counts_unless_positions_are_given(text, left, one, two):
+    """A model may count from there what is no padding token."""
+    a, b = padded(text, left, 1, one), padded(text, left, 2, two)
+    assert (examples_of(*a)[0].key == examples_of(*b)[0].key) == (one == two)
+    given = [examples_of(ids, mask, positions=mask.cumsum(1))[0].key for ids, mask in (a, b)]
+    assert given[0] == given[1]
+
+
+def test_positions_that_are_given_are_not_those_that_a_model_finds():
+    ids, mask = padded([4, 5, 6], 0, 1)
+    assert examples_of(ids, mask)[0].key != examples_of(ids, mask, positions=torch.arange(4)[None])[0].key
+
+
+def test_where_one_number_ends_and_another_begins_counts():
+    """Tokens, columns and what stands left of them are the same numbers here, in another order of rows."""
+    one = examples_of(torch.tensor([[0, 1, 9]]), torch.tensor([[0, 0, 1]]))[0]
+    assert one.key != examples_of(torch.tensor([[9, 2]]))[0].key
+
+
 def test_types_count():
     ids, mask = padded([4, 5, 6], 0, 1)
     keys = {examples_of(ids, mask)[0].key}

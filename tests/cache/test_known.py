@@ -59,6 +59,18 @@ def test_rows_of_other_weights_are_noticed() -> None:
     assert (handle.hits or 0) < 1
 
 
+def test_what_was_known_before_a_weight_changed_is_let_go() -> None:
+    model, optimizer = fresh(bert)
+    known = probed(model, list(range(12)))
+    handle = realloc.attach(model, optimizer, methods.topk(2, cache=Cache(dtype="float32", known=known)))
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.mul_(1.01)
+    with pytest.warns(ReallocWarning, match="RA102"):
+        model(**batch(texts()[0], list(range(12, 20))))
+    model(**batch(texts()[0], list(range(8))))
+    assert handle.hits == 0.0 and len(known) == 0
+
+
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_the_limit_is_never_passed(rows: int) -> None:
     lengths = [int(m.sum()) for m in batch(texts()[0], list(range(8)))["attention_mask"]]

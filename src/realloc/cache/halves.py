@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from realloc.cache.inputs import hidden_of
+from realloc.errors import StateError
 from realloc.modes import as_it_was
 
 CLOSED, COMPUTE, READ = range(3)
@@ -90,9 +91,12 @@ class Halves:
             kwargs: of the same.
             weights: in place of the base's, by name.
             low: whether to run under autocast in bfloat16.
+
+        Raises:
+            StateError: the last of these blocks did not run.
         """
         device = next(self.base.parameters()).device.type
-        self.mode = COMPUTE
+        self.mode, found = COMPUTE, None
         try:
             with torch.autocast(device, torch.bfloat16) if low else nullcontext():
                 self._run(args, kwargs, weights)
@@ -100,7 +104,11 @@ class Halves:
             found, self._found = self._found, None
         finally:
             self.mode = CLOSED
-        assert found is not None
+        if found is None:
+            raise StateError(
+                f"the last frozen layer of {type(self.base).__name__} did not run: it was replaced since attach(), or "
+                "this call skips it; detach() the handle and attach() again, or give cache=None"
+            )
         return found.float() if low else found
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:
@@ -111,3 +119,31 @@ class Halves:
     def without_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keys and values of earlier tokens are of no use in training, and half a model has none."""
         return {**kwargs, "use_cache": False} if self.forward_caches else kwargs
+
+
+def check_shape(base: nn.Module, found: Tensor, rows: int, columns: int | None) -> None:
+    """Refuse activations that have no row for each example, and in it no place for each token.
+
+    Args:
+        base: the model, for the words.
+        found: what left its lower half.
+        rows: examples of the call.
+        columns: tokens of a row, or None: a row is one example of any shape.
+
+    Raises:
+        StateError: they lie otherwise: tokens before rows (XLNet), fewer tokens than came in (Funnel), or all in one.
+
+    >>> check_shape(nn.Identity(), torch.zeros(2, 5, 8), 2, 5)
+    >>> check_shape(nn.Identity(), torch.zeros(5, 2, 8), 2, 5)
+    Traceback (most recent call last):
+        ...
+    realloc.errors.StateError: the frozen layers of Identity give shape (5, 2, 8), the cache takes [2 rows, 5 tokens, \
+width]; train without the cache: cache=None
+    """
+    wanted = (rows,) if columns is None else (rows, columns)
+    if tuple(found.shape[: len(wanted)]) != wanted:
+        words = f"{rows} rows, ..." if columns is None else f"{rows} rows, {columns} tokens, width"
+        raise StateError(
+            f"the frozen layers of {type(base).__name__} give shape {tuple(found.shape)}, the cache takes [{words}]; "
+            "train without the cache: cache=None"
+        )

@@ -35,14 +35,15 @@ def examples_of(
 ) -> list[Example]:
     """The examples of a batch.
 
-    Two rows get one key if and only if a model that looks at tokens, types and positions within the mask computes the
-    same for both: padding on either side is left out, positions are not.
+    Two rows get one key only if a model that looks at tokens, types and positions within the mask computes the same
+    for both. Padding on either side is left out, positions are not. Where none are given they follow from the columns
+    and from what stands left of the tokens: some models count from there what is no padding token.
 
     Args:
         ids: int ``[b, t]``, tokens.
         mask: ``[b, t]``, nonzero where a token counts; None: everywhere.
         types: int ``[b, t]``, token types, or None.
-        positions: int ``[b, t]``, or None: the model counts columns from 0.
+        positions: int ``[b, t]``, or None: the model counts for itself.
 
     Raises:
         StateError: a shape that differs, a row without a token, or a mask that is not plain padding (one run of
@@ -61,7 +62,8 @@ def examples_of(
             raise StateError(f"{name} has shape {tuple(part.shape)}, the token ids {tuple(ids.shape)}")
     bounds = [(0, ids.shape[1])] * ids.shape[0] if mask is None else _runs(mask)
     columns = torch.arange(ids.shape[1]).expand_as(ids) if positions is None else positions
-    seen = [_numbers(ids), _numbers(columns), *([] if types is None else [_numbers(types)])]
+    tokens = _numbers(ids)
+    seen = [tokens, _numbers(columns), *([] if types is None else [_numbers(types)])]
     found = []
     for row, (first, last) in enumerate(bounds):
         if first == last:
@@ -69,7 +71,9 @@ def examples_of(
         digest = blake2b(digest_size=SIZE)
         for numbers in seen:
             digest.update(numbers[row, first:last].tobytes())
-        digest.update(bytes([len(seen)]))
+        if positions is None:
+            digest.update(tokens[row, :first].tobytes())
+        digest.update(f"{last - first} {len(seen)} {positions is not None}".encode())
         found.append(Example(digest.digest(), first, last))
     return found
 

@@ -20,7 +20,7 @@ class Prefix:
 
     end: int = 0
     lower: tuple[nn.Module, ...] = ()
-    watch: Watch = field(default_factory=lambda: Watch(()))
+    watch: Watch = field(default_factory=lambda: Watch(nn.Identity(), ()))
     reading: bool = False  # whether it is read where it can be
     store: Store | None = None
     sealed: tuple[int, int, int] = (0, 0, 0)  # what a checkpoint has of the table: examples, tokens, digest
