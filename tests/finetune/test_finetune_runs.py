@@ -71,6 +71,8 @@ def test_the_saved_model_foretells_what_the_trained_one_did(
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     head = load_file(tmp_path / "out" / "model" / "head.safetensors")
     whole = with_head(base, tmp_path / "out" / "model")
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "out" / "model").iterdir()}
+    assert modes == {(tmp_path / "out" / "model").stat().st_mode & 0o666}
     right = 0
     with torch.no_grad():
         for text, label in rows(90, 1):

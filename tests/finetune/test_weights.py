@@ -105,6 +105,15 @@ def test_a_tokenizer_of_another_model_and_texts_longer_than_the_model_reads(
         prepared(other, table)
 
 
+def test_an_encoder_is_no_language_model(tiny: Path, decoder: Path, tmp_path: Path) -> None:
+    """Its attention sees the very tokens that it should foretell: it would learn to copy them."""
+    text = tmp_path / "t.txt"
+    text.write_text("good jacket bad\n" * 200)
+    assert prepared(decoder, text, task="causal-lm", tokens=16).train.rows
+    with pytest.raises(ConfigError, match="is an encoder; give a decoder"):
+        prepared(tiny, text, task="causal-lm", tokens=16)
+
+
 def test_texts_without_a_token_are_named_also_in_the_evaluation_file(tiny: Path, table: Path, tmp_path: Path) -> None:
     empty = [*rows(20, 0), ("\u200b", "bad")]
     with pytest.raises(ConfigError, match=r"t\.csv, row 22: the text .* has no token of this model; drop the row"):

@@ -65,7 +65,8 @@ def with_head(base: nn.Module, folder: Path | str) -> MeanHead:
 
     Args:
         base: the model that was saved in ``folder``.
-        folder: ``model`` in a run's folder; its ``labels.json`` names the classes in order.
+        folder: ``model`` in a run's folder; its ``labels.json`` names the classes in order. Numbers (regression) are in
+            the labels' own units.
 
     Raises:
         ConfigError: no head there.

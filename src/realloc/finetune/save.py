@@ -56,6 +56,8 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any], 
         if isinstance(loaded.model, MeanHead):
             save_head(loaded.model, temporary, aim.mean, aim.scale)
             disk.replace(temporary / LABELS, seal(labels))
+        for file in temporary.iterdir():  # safetensors makes its files private; who may read the folder may read them
+            file.chmod(temporary.stat().st_mode & 0o666)
         disk.sync_folder(temporary)
         disk.rename(temporary, target)
     return target

@@ -21,6 +21,7 @@ from realloc.finetune.bundled import MODELS, model_folder
 from realloc.finetune.config import FinetuneConfig, Task
 from realloc.finetune.converted import converted
 from realloc.finetune.head import MeanHead, unused
+from realloc.modes import as_it_was
 from realloc.shorten import shorten
 
 # only what is here already is read, without code of its own, and no pickled weights
@@ -72,6 +73,7 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
         shorten(base, config.layers)
     if config.task == "causal-lm":
         base.config.use_cache = False
+        _check_causal(config.model, base)
         return Loaded(base, tokenizer, base, where, most, depth)
     for parameter in unused(base):
         parameter.requires_grad_(False)
@@ -148,6 +150,22 @@ def _check_base(config: FinetuneConfig, base: Any, tokenizer: Any) -> int:
     if config.tokens is not None and config.tokens > most:
         raise ConfigError(f"tokens {config.tokens} is more than '{name}' reads; take --tokens {most} or less")
     return int(min(config.tokens or TOKENS, most))
+
+
+@torch.no_grad()
+def _check_causal(name: str, model: Any) -> None:
+    """What is foretold of a token must not depend on the tokens behind it: those are what it should foretell."""
+    ids = torch.arange(6)[None] % model.get_input_embeddings().num_embeddings
+    other = ids.clone()
+    other[0, -1] = 0
+    with as_it_was(model):
+        model.eval()
+        one, two = (model(input_ids=each).logits[0, :-1] for each in (ids, other))
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
+        raise ConfigError(
+            f"model '{plain(name)}' ({type(model).__name__}) sees the tokens that causal-lm asks it to foretell: it is "
+            "an encoder; give a decoder, such as smollm2, or another --task"
+        )
 
 
 def _cannot(name: str, where: str, error: Exception) -> str:
