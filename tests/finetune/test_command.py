@@ -216,12 +216,14 @@ def test_seeds_run_one_after_the_other_and_are_summed_up(common: list[str], judg
     words = [*common, "--eval", str(judging), "--seeds", "1,4", "--out", str(out)]
     done = call(*words, "--json")
     assert done.exit_code == 0, done.output
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    *found, together = (json.loads(line) for line in done.stdout.splitlines())
     assert [one["seed"] for one in found] == [1, 4] and found[0]["held"] != found[1]["held"]
     values = [one["test_accuracy"] for one in found]
     mean, reach = sum(values) / 2, 12.706 * abs(values[0] - values[1]) / 2  # t of one degree of freedom
-    for part in (f"mean {100 * mean:.2f} %", f"{100 * (mean - reach):.2f} % to {100 * (mean + reach):.2f} %", "n = 2"):
-        assert part in done.stderr.splitlines()[-1]
+    assert together == {
+        "seeds": [1, 4], "metric": "accuracy", "of": "test", "n": 2, "mean": pytest.approx(mean),
+        "low": pytest.approx(mean - reach, abs=1e-4), "high": pytest.approx(mean + reach, abs=1e-4),
+    }  # fmt: skip
     assert {p.name for p in out.iterdir()} == {"seeds.json", "seed1", "seed4"}
     assert (out / "seed4" / "model" / "head.safetensors").is_file()
     single = [word for word in common if word not in ("--seeds", "1,4")]
@@ -229,6 +231,7 @@ def test_seeds_run_one_after_the_other_and_are_summed_up(common: list[str], judg
     assert alone["held"] == found[1]["held"] and alone["test"] == found[1]["test"]
     told = call("resume", str(out)).stdout
     assert "seed  trains  test accuracy" in told and f"mean {100 * mean:.2f} %" in told and "n = 2" in told
+    assert f"{100 * (mean - reach):.2f} % to {100 * (mean + reach):.2f} % (of two seeds" in told
     assert call("inspect", str(out)).stdout.count("finished") == 2
     shown = call(*common, "--seeds", "3", "--dry-run")
     assert "3 runs, seeds 0, 1, 2, one after the other" in shown.stdout

@@ -199,6 +199,8 @@ def test_a_text_file_and_a_text_column_for_a_language_model(tmp_path: Path) -> N
     (tmp_path / "a.txt").write_text("one two\nthree", encoding="utf-8")
     found = texts.read(finetune_config({"model": "m", "data": str(tmp_path / "a.txt"), "task": "causal-lm"}))
     assert [row.text for row in found.train] == ["one two\nthree"] and not found.classes
+    with pytest.raises(ConfigError, match="is plain text without labels; add --task causal-lm"):
+        texts.read(finetune_config({"model": "m", "data": str(tmp_path / "a.txt")}))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     for name, says in (("a.txt", "save it as UTF-8"), ("b.txt", "does not exist")):
         with pytest.raises(ConfigError, match=says):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import realloc.cli.outcome as outcome
 import realloc.cli.text as text
@@ -14,9 +15,11 @@ from realloc.finetune.seeds import Series, run_all, summary
 from realloc.train.progress import Tell
 from realloc.train.stop import Interrupted
 
+FEW: Final = 2  # seeds of which Student's t makes an interval thirteen times as wide as one would think
+
 
 def present(found: Series, out: Path | None, json: bool, *, resumed: bool = False) -> None:
-    """Run several seeds; with ``json``, print each result as soon as it is there, on a line of its own."""
+    """Run several seeds; with ``json``, print each result as soon as it is there, and what they say together last."""
     results = []
     with Screen() as screen:
 
@@ -34,7 +37,21 @@ def present(found: Series, out: Path | None, json: bool, *, resumed: bool = Fals
             if out is None:
                 outcome.talk("nothing is kept without --out FOLDER; with it and --resume, the runs go on")
             raise
-    outcome.talk(_summed(results)) if json else outcome.data(_told_all(results, out))
+    outcome.data_json(_together(results)) if json else outcome.data(_told_all(results, out))
+
+
+def _together(results: Sequence[FinetuneResult]) -> dict[str, Any]:
+    metric, of, found, n = summary(results)
+    seeds = [run.seed for run in results]
+    return {
+        "seeds": seeds,
+        "metric": metric,
+        "of": of,
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "n": n,
+    }
 
 
 def _told_all(results: Sequence[FinetuneResult], out: Path | None) -> str:
@@ -60,4 +77,6 @@ def _summed(results: Sequence[FinetuneResult]) -> str:
     mean = text.measure(metric, found.mean)
     bounds = f"{text.measure(metric, found.low)} to {text.measure(metric, found.high)}"
     spread = "no interval from a single seed" if found.low is None else f"95 % interval {bounds}"
+    if n == FEW:
+        spread += " (of two seeds it is hardly ever narrow; take three or more)"
     return f"{of} {metric}: mean {mean}, {spread}, n = {n}"

@@ -157,6 +157,10 @@ def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
     path = Path(data)
     if config.task == "causal-lm" and path.suffix.lower() == TEXT:
         return [(plain(path.name), _whole(path), "")]
+    if path.suffix.lower() == TEXT:
+        raise ConfigError(
+            f"data '{plain(path.name)}' is plain text without labels; add --task causal-lm, or give a table"
+        )
     header = header_of(path)
     names = [column_of(path, header, config.text, TEXT_NAMES, "text")]
     if config.task != "causal-lm":
