@@ -74,7 +74,7 @@ class Trial(AbstractContextManager["Trial"]):
         parameters = {name: p for name, p in engine.owner.named_parameters() if name in start.trained.values}
         self.end = taken(parameters, engine.optimizer)
         put_buffers(start.buffers, engine.owner)
-        put(start.trained, parameters, engine.optimizer)  # before the prefix is put back: its weights are looked at then
+        put(start.trained, parameters, engine.optimizer)  # before the prefix, whose weights are looked at then
         if engine.passage is not None and start.prefix is not None:
             engine.passage.put_back(start.prefix)
         engine.trying = False
