@@ -142,5 +142,6 @@ def test_seeds_that_were_damaged_are_refused_with_a_remedy_that_works(
         ), done.stderr
     (out / "seeds.json").unlink()
     done = call(*words, "--json")
-    assert done.exit_code == 0 and [json.loads(line)["seed"] for line in done.stdout.splitlines()] == [0, 1]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.exit_code == 0 and [one["seed"] for one in found if "seed" in one] == [0, 1]
     assert (out / "seed0" / "result.json").stat().st_mtime_ns == before
