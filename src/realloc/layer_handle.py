@@ -147,7 +147,13 @@ class LayerHandle:
         return Trial(self._engine, numbered(self._engine, layers))
 
     def detach(self) -> None:
-        """Remove every hook, gate and buffer, and let train what could train before `attach`."""
+        """Remove every hook, gate and buffer, and let train what could train before `attach`.
+
+        Raises:
+            StateError: a trial runs: what it changed could not be taken back.
+        """
+        if self._engine.trying:
+            raise StateError("a trial runs; leave it first")
         self._engine.detach()
 
     def state(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, final
 
 from torch import Tensor, nn
@@ -12,16 +13,28 @@ from realloc.cache.prefix import Prefix
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.layer_checks import check_held
 from realloc.methods.layers import Chosen
-from realloc.pool.snapshot import Snapshot, put, put_buffers, taken
+from realloc.pool.snapshot import Snapshot, put, put_buffers, put_gradients, take_gradients, taken
 
 if TYPE_CHECKING:
     from realloc.layers import LayerEngine
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is put back after a trial; ``pending``: gradients that no step had taken yet."""
+
+    trained: Snapshot
+    buffers: dict[str, Tensor]
+    prefix: Prefix | None
+    pending: dict[str, Tensor]
+
+
+@final
 class Trial(AbstractContextManager["Trial"]):
     """What `LayerHandle.trial` returns. Inside ``with`` other layers train; after it all is as before, bit for bit.
 
+    It begins without gradients; those that were pending are there again after it, and `adopt` drops them.
     ``adopt()`` takes over, also some steps later, what the trial found: its layers, their weights and moments.
     Random numbers are torch's and are not put back: draw inside ``torch.random.fork_rng()`` where that matters.
     """
@@ -30,7 +43,7 @@ class Trial(AbstractContextManager["Trial"]):
         self._engine = engine
         self.layers = layers
         self.end: Snapshot | None = None  # what it found
-        self._start: tuple[Snapshot, dict[str, Tensor], Prefix | None] | None = None
+        self._start: Start | None = None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -49,22 +62,24 @@ class Trial(AbstractContextManager["Trial"]):
         passage = engine.passage
         buffers = {name: b.clone() for name, b in engine.owner.named_buffers()}
         prefix = None if passage is None else passage.aside()
-        self._start = taken(self.parameters, engine.optimizer), buffers, prefix
+        pending = take_gradients(engine.owner)
+        self._start = Start(taken(self.parameters, engine.optimizer), buffers, prefix, pending)
         engine.trying = True
         engine.rights.give(self.layers)
         engine.enact()
         return self
 
     def __exit__(self, *error: object) -> None:
-        engine, (start, buffers, prefix) = self._engine, self._started()
-        parameters = {name: p for name, p in engine.owner.named_parameters() if name in start.values}
+        engine, start = self._engine, self._started()
+        parameters = {name: p for name, p in engine.owner.named_parameters() if name in start.trained.values}
         self.end = taken(parameters, engine.optimizer)
-        put_buffers(buffers, engine.owner)
-        put(start, parameters, engine.optimizer)  # before the prefix is put back: its weights are looked at then
-        if engine.passage is not None and prefix is not None:
-            engine.passage.put_back(prefix)
+        put_buffers(start.buffers, engine.owner)
+        put(start.trained, parameters, engine.optimizer)  # before the prefix, whose weights are looked at then
+        if engine.passage is not None and start.prefix is not None:
+            engine.passage.put_back(start.prefix)
         engine.trying = False
         engine.enact()
+        put_gradients(start.pending, engine.owner)  # last: what is frozen again has lost its gradient by then
         self._start = None
 
     def adopt(self) -> None:
@@ -79,7 +94,7 @@ class Trial(AbstractContextManager["Trial"]):
         put(self.end, {name: parameters[name] for name in self.end.values}, self._engine.optimizer)
         self._engine.direct(self.layers)  # last: what is frozen by it is looked at as it is now
 
-    def _started(self) -> tuple[Snapshot, dict[str, Tensor], Prefix | None]:
+    def _started(self) -> Start:
         if self._start is None:
             raise StateError("the trial has not begun: use it as `with handle.trial(layers) as trial:`")
         return self._start

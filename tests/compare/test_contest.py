@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from realloc.compare.apart import finished, run_apart
-from realloc.compare.contest import Contest, compare, contest, read
+from realloc.compare.contest import CONTEST, Contest, compare, contest, read
 from realloc.compare.demo import demo_contest
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, RecordError
 from realloc.train import fashion_mnist
 from realloc.train.config import RunConfig, run_config
 from realloc.train.progress import Tell, silent
@@ -94,6 +94,12 @@ def test_a_contest_is_read_back_from_its_folder_and_finished_runs_are_not_run_ag
     assert second.rows[2].excess is not None and second.rows[2].held is None
     with pytest.raises(ConfigError, match="epochs 2, not 3"):
         compare(contest(base(epochs=3), ["static"], [0], {}), out, announce)
+    (out / CONTEST).write_text("{}")
+    with pytest.raises(RecordError, match="delete it and compare once more: finished runs are kept"):
+        read(out)
+    (out / CONTEST).unlink()
+    ran.clear()
+    assert compare(found, out, announce).rows == first.rows and not ran and read(out) == found
 
 
 def test_an_arm_that_ends_at_another_budget_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,30 @@ def test_a_trial_leaves_no_trace(layers: set[int], k: int, steps: int) -> None:
     assert same(everything(model, optimizer), everything(straight, its_optimizer))
 
 
+@pytest.mark.parametrize("layers", [[4], [0], [0, 4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_gradients_that_were_pending_are_there_again(layers: list[int], steps: int) -> None:
+    model, optimizer, handle = start()
+    straight, its_optimizer, _ = start()
+    for one, its in ((model, optimizer), (straight, its_optimizer)):
+        train(one, its, 5)
+        its.zero_grad()
+        one(torch.ones(3, 8).double()).sum().backward()  # half of an accumulated step
+    frozen = next(p for p in model.parameters() if not p.requires_grad)
+    frozen.grad = torch.full_like(frozen, 0.5)  # of a user who looks at a frozen layer
+    before = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    assert sum(grad is not None for grad in before.values()) > 1
+    with handle.trial(layers):
+        assert all(p.grad is None for p in model.parameters())
+        train(model, optimizer, 5 + steps, first=5)
+    assert same(before, {name: p.grad for name, p in model.named_parameters()})
+    frozen.grad = None
+    for one, its in ((model, optimizer), (straight, its_optimizer)):
+        one(torch.zeros(3, 8).double()).sum().backward()
+        its.step()
+    assert same(everything(model, optimizer), everything(straight, its_optimizer))
+
+
 @settings(max_examples=25, deadline=None)
 @given(STARTS)
 def test_what_was_adopted_is_what_the_trial_ended_with(layers: set[int]) -> None:
@@ -150,6 +174,10 @@ def test_trials_that_cannot_be() -> None:
         pass
     with handle.trial([4]), pytest.raises(StateError, match="leave it first"):
         handle.train([3])
+    with handle.trial([4]):
+        with pytest.raises(StateError, match="leave it first"):
+            handle.detach()
+        assert handle.layers["8"] and not handle.layers["6"]  # it is attached, and the trial goes on
     handle.detach()
     with pytest.raises(StateError, match="detached"):
         handle.train([3])

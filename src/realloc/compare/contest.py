@@ -17,6 +17,7 @@ import realloc.train.arms as arms
 from realloc.compare.apart import finished, run_apart
 from realloc.compare.table import Comparison, tabulate
 from realloc.errors import ConfigError, RecordError, nearest, plain
+from realloc.record.folder import read_sealed
 from realloc.train.config import RunConfig, refuse_flag, run_config
 from realloc.train.progress import Tell
 from realloc.train.result import RunResult
@@ -139,10 +140,9 @@ def _write(contest: Contest, out: Path) -> None:
 def read(out: Path) -> Contest:
     """Read the contest that was begun in a folder.
 
-    Raises RecordError when it was not written by this version.
+    Raises RecordError when it is damaged, or was not written by this version.
     """
-    with disk.told("read", out / CONTEST, "check the path"):
-        values = sealed.unseal(disk.read(out / CONTEST, sealed.MOST), disk.shown(out / CONTEST))
+    values = read_sealed(out / CONTEST, sealed.MOST, "delete it and compare once more: finished runs are kept")
     try:
         return Contest(tuple(run_config(e) for e in values["entries"]), tuple(int(s) for s in values["seeds"]))
     except (KeyError, TypeError, ValueError) as error:

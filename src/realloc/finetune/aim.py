@@ -23,6 +23,14 @@ class Aim:
     mean: float = 0.0
     scale: float = 1.0
 
+    def standardised(self, labels: Tensor) -> Tensor:
+        """Labels of a regression ``[b]`` as a model foretells them, in float32.
+
+        >>> Aim("regression", mean=1e8, scale=0.25).standardised(torch.tensor([1e8 + 0.5], dtype=torch.float64))
+        tensor([2.])
+        """
+        return ((labels.double() - self.mean) / self.scale).float()
+
     def losses(self, model: nn.Module, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss of each row ``[b]``, and what was foretold."""
         if self.task == "causal-lm":
@@ -30,7 +38,7 @@ class Aim:
         out = model(**batch)
         if self.task == "regression":
             foretold = out.squeeze(1)
-            return (foretold - (labels - self.mean) / self.scale).square(), foretold
+            return (foretold - self.standardised(labels)).square(), foretold
         return nn.functional.cross_entropy(out, labels.long(), reduction="none"), out.argmax(1)
 
     @torch.no_grad()

@@ -21,12 +21,17 @@ def tokenise(rows: Sequence[Row], tokenizer: Any, most: int) -> list[list[int]]:
     """Token numbers of each text, cut at ``most``.
 
     Raises:
-        ConfigError: a text without a token.
+        ConfigError: a text without a token, or so few tokens that no text could have one.
     """
     if not rows:
         return []
-    found: list[list[int]] = tokenizer([row.text for row in rows], truncation=True, max_length=most)["input_ids"]
     special = tokenizer.num_special_tokens_to_add(pair=False)
+    if most <= special:
+        raise ConfigError(
+            f"--tokens {most} leaves no room for a text: this model puts {special} tokens of its own around each; take "
+            f"--tokens {special + 1} or more"
+        )
+    found: list[list[int]] = tokenizer([row.text for row in rows], truncation=True, max_length=most)["input_ids"]
     for row, tokens in zip(rows, found, strict=True):
         if len(tokens) <= special:
             raise ConfigError(

@@ -122,4 +122,4 @@ def _fewer(method: str, settings: Mapping[str, Any], loaded: Loaded) -> str:
 
 def _targets(scene: Scene) -> Tensor:
     labels = scene.train.labels
-    return labels.long() if scene.classes else (labels - scene.aim.mean) / scene.aim.scale
+    return labels.long() if scene.classes else scene.aim.standardised(labels)

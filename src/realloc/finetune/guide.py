@@ -73,9 +73,9 @@ class Guide:
         if self.left <= 0:
             spent, budget = self.clock.seconds, self.length.seconds or 0.0
             raise ConfigError(
-                f"the budget of {budget:g} s pays for no step: what comes before the first took {spent:.1f} s, and "
-                f"judging {texts:,} held-out texts will take {self.length.reserve:.1f} s; give more than "
-                f"{budget - self.left:.1f} s"
+                f"the budget of {budget:g} s pays for no step: what comes before the first took {spent:.3g} s, and "
+                f"judging {texts:,} held-out texts will take {self.length.reserve:.3g} s; give --budget more than "
+                f"{budget - self.left:.3g} s"
             )
 
     def after(self, step: int) -> None:

@@ -20,6 +20,7 @@ from realloc.handle import Handle
 from realloc.sites.blocks import blocks_of
 from realloc.train.loop import Clock
 from realloc.train.memory import Peak
+from realloc.train.threads import threads
 
 FLOAT: Final = 4  # bytes of a float32
 QUANTILES: Final = (0.5, 0.1, 0.9)  # of length, at which steps are timed
@@ -94,8 +95,12 @@ def _mb(value: int) -> str:
 
 def preview(config: FinetuneConfig) -> Preview:
     """Load, decide, time a few steps, and say so; raises ConfigError where a run would."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    scene = prepared(config)
+    with threads(config.threads):
+        return _measured(prepared(config))
+
+
+def _measured(scene: Scene) -> Preview:
+    config = scene.config
     with torch.random.fork_rng(devices=[]), Peak() as peak:
         clock = Clock()
         clock.start()

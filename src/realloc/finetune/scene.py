@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 import realloc.finetune.arms.table as arms
 import realloc.finetune.texts as texts
@@ -54,12 +55,7 @@ def prepared(config: FinetuneConfig) -> Scene:
         return _batches([tokens[i] for i in index], [labels[i] for i in index], config, loaded)
 
     train = part(kept)
-    aim = Aim(config.task)
-    if config.task == "regression":
-        spread = float(train.labels.std(correction=0))
-        if not spread > 0:
-            raise ConfigError("every label of the training texts is the same number; there is nothing to learn")
-        aim = Aim(config.task, float(train.labels.mean()), spread)
+    aim = _standard(train.labels) if config.task == "regression" else Aim(config.task)
     test = _batches(judged, judged_labels, config, loaded) if judged else None
     return Scene(config, loaded, aim, train, part(back), test, found.classes)
 
@@ -81,7 +77,23 @@ def _check_pieces(what: str, where: str, pieces: int, least: int, loaded: Loaded
         )
 
 
+def _standard(labels: Tensor) -> Aim:
+    """Mean and spread of the numbers ``[n]`` to foretell, in float64: float32 does not tell 100000000.5 from its mean.
+
+    Raises:
+        ConfigError: they are all the same.
+    """
+    least, most = labels.min(), labels.max()
+    if least == most:
+        raise ConfigError("every label of the training texts is the same number; there is nothing to learn")
+    width = most - least
+    parts = (
+        labels - least
+    ) / width  # from 0 to 1: squares of very small numbers vanish, sums of large ones are rounded
+    return Aim("regression", float(least + width * parts.mean()), float(width * parts.std(correction=0)))
+
+
 def _batches(tokens: list[list[int]], labels: list[float], config: FinetuneConfig, loaded: Loaded) -> Batches:
     pad = loaded.tokenizer.pad_token_id
-    marks = torch.tensor(labels, dtype=torch.float32)
+    marks = torch.tensor(labels, dtype=torch.float64)
     return Batches(tokens, marks, config.batch_size, config.seed, 0 if pad is None else int(pad))

@@ -18,11 +18,12 @@ from realloc.errors import ConfigError, RecordError
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.result import FinetuneResult, from_json
 from realloc.finetune.run import KEY, refuse_other
-from realloc.record.folder import read_config, read_result
+from realloc.record.folder import read_config, read_result, read_sealed
 from realloc.train.progress import Tell
 from realloc.train.stop import Interrupted
 
 SEEDS: Final = "seeds.json"
+_ANEW: Final = "delete it and give the command that began the runs once more: finished ones are kept"
 CHILD: Final = "realloc.finetune.child"
 Announce = Callable[[FinetuneConfig, int, int], Tell]
 
@@ -129,10 +130,9 @@ def read(folder: Path) -> Series:
     """Read the runs that were begun in a folder.
 
     Raises:
-        RecordError: not written by this version.
+        RecordError: damaged, or not written by this version.
     """
-    with disk.told("read", folder / SEEDS, "check the path"):
-        values = sealed.unseal(disk.read(folder / SEEDS, sealed.MOST), disk.shown(folder / SEEDS))
+    values = read_sealed(folder / SEEDS, sealed.MOST, _ANEW)
     try:
         return Series(finetune_config(values["config"]), tuple(int(seed) for seed in values["seeds"]))
     except (KeyError, TypeError, ValueError) as error:

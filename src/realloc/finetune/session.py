@@ -33,6 +33,7 @@ from realloc.train.loop import Clock
 from realloc.train.memory import Peak
 from realloc.train.progress import LOADING, Progress, Tell
 from realloc.train.stop import Interrupted, Stop
+from realloc.train.threads import threads
 
 METRICS = {"text-classification": "accuracy", "regression": "rmse", "causal-lm": "loss"}
 MEASURING = "measuring"
@@ -40,10 +41,12 @@ PACKAGES = ("realloc", "torch", "transformers", "peft")
 
 
 def session(config: FinetuneConfig, keep: Keep | None, tell: Tell) -> FinetuneResult:
-    """Run to the end, from the newest checkpoint if ``keep`` has one. Global random numbers end as they were."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    """Run to the end, from the newest checkpoint if ``keep`` has one.
+
+    Global random numbers and the number of torch's threads end as they were.
+    """
     clock = Clock()
-    with Stop() as stop, torch.random.fork_rng(devices=[]):
+    with threads(config.threads), Stop() as stop, torch.random.fork_rng(devices=[]):
         with clock.apart("setup"):
             tell(Progress(LOADING))
             scene = prepared(config)

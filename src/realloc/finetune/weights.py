@@ -47,7 +47,7 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
 
     Raises:
         ConfigError: transformers is missing, no such model here, quantised weights, an architecture that is unknown,
-            needs code of its own or reads no tokens.
+            needs code of its own or reads no tokens, more layers to keep than there are.
     """
     library = _transformers()
     where, gguf = _find(config.model)
@@ -70,6 +70,11 @@ def load(config: FinetuneConfig, outputs: int) -> Loaded:
     most = _check_base(config, base, tokenizer)
     depth = getattr(base.config, "num_hidden_layers", None)
     if config.layers is not None:
+        if isinstance(depth, int) and config.layers > depth:
+            raise ConfigError(
+                f"--layers {config.layers} is more than the {depth} layers of '{plain(config.model)}'; leave --layers "
+                "out to keep them all, or lower it"
+            )
         shorten(base, config.layers)
     if config.task == "causal-lm":
         base.config.use_cache = False

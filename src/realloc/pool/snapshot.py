@@ -44,6 +44,28 @@ def put(snapshot: Snapshot, parameters: Mapping[str, nn.Parameter], optimizer: O
             optimizer.state[parameter] = _copied(state)
 
 
+def take_gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Take the gradients off a module's parameters, frozen ones too, and hand them out by the parameter's name.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> layer(torch.ones(1)).backward()
+    >>> sorted(pending := take_gradients(layer)), layer.weight.grad
+    (['bias', 'weight'], None)
+    >>> put_gradients(pending, layer)
+    >>> layer.weight.grad
+    tensor([[1.]])
+    """
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    put_gradients({}, module)
+    return found
+
+
+def put_gradients(gradients: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Put back what `take_gradients` took; every other parameter is left without a gradient."""
+    for name, parameter in module.named_parameters():
+        parameter.grad = gradients.get(name)
+
+
 @torch.no_grad()
 def put_buffers(values: Mapping[str, Tensor], module: nn.Module) -> None:
     """Write a module's buffers back, as ``named_buffers()`` named them."""

@@ -53,7 +53,8 @@ def save(
     parent, only then the removal of old ones. The caller holds the run's lock.
 
     Raises:
-        RecordError: disk full or any other disk error; a value that cannot be saved. What was saved before stays.
+        RecordError: disk full or any other disk error; the folder is a file; a value that cannot be saved. What was
+            saved before stays.
 
     Example:
         >>> import tempfile, torch
@@ -68,6 +69,7 @@ def save(
     if step < 0 or keep < 1:
         raise RecordError(f"a checkpoint needs step >= 0 and keep >= 1; got {step=} and {keep=}")
     text = _state_text(state)
+    _refuse_file(folder)
     kept = "the checkpoints before it are whole: make room or rights, then resume the run"
     with disk.told("save a checkpoint in", folder, kept):
         disk.make_folder(folder)
@@ -100,10 +102,11 @@ def load_latest(folder: Path | str) -> Checkpoint | None:
     """Read the newest checkpoint, verified before anything is returned; None when there is none yet.
 
     Raises:
-        RecordError: the newest one is damaged, foreign or of a newer version. An older one is never taken in its place
-            unasked: the message says what to delete to fall back to it.
+        RecordError: the folder is a file; the newest one is damaged, foreign or of a newer version. An older one is
+            never taken in its place unasked: the message says what to delete to fall back to it.
     """
     folder = Path(folder)
+    _refuse_file(folder)
     with disk.told("list", folder, "check the rights on it"):
         found = _numbered(folder) if folder.is_dir() else []
     if not found:
@@ -141,6 +144,14 @@ def load(path: Path | str) -> Checkpoint:
         if not isinstance(state, dict):
             raise RecordError(f"{disk.shown(path / _FILES[1])} holds no JSON object")
         return Checkpoint(path, int(match[2]), tensors.load(path / _FILES[0]), state)
+
+
+def _refuse_file(folder: Path) -> None:
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        raise RecordError(
+            f"{disk.shown(folder)} is no folder, so no checkpoint lies in it; move it away, and put the folder back or "
+            "begin anew"
+        )
 
 
 def listing(folder: Path | str) -> list[Path]:

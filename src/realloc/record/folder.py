@@ -107,8 +107,7 @@ class RunFolder:
         file = self.file(name)
         if not file.exists():
             return None
-        with disk.told("read", file, "check the rights on it"):
-            return sealed.unseal(disk.read(file, most), disk.shown(file))
+        return read_sealed(file, most, "put the written one back, or start a new run in another folder")
 
     def write(self, name: str, values: Mapping[str, object]) -> None:
         """Write a file that a resume reads, sealed and atomically."""
@@ -166,12 +165,27 @@ def read_result(path: Path | str) -> dict[str, Any] | None:
     return _content(file, "realloc-result", "delete it and resume the run to get it again") if file.exists() else None
 
 
-def _content(file: Path, kind: str, remedy: str) -> dict[str, Any]:
+def read_sealed(file: Path, most: int, remedy: str) -> dict[str, Any]:
+    """Read a sealed file of a run, of at most so many bytes.
+
+    Raises:
+        RecordError: it cannot be read, or was changed: the message ends with ``remedy``.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.json"
+    >>> _ = file.write_bytes(sealed.seal({"step": 3}))
+    >>> read_sealed(file, 100, "write it again")
+    {'step': 3}
+    """
     with disk.told("read", file, "check the rights on it"):
         try:
-            content = sealed.unseal(disk.read(file, sealed.MOST), disk.shown(file))
+            return sealed.unseal(disk.read(file, most), disk.shown(file))
         except RecordError as error:
             raise RecordError(f"{error}; {remedy}") from None
+
+
+def _content(file: Path, kind: str, remedy: str) -> dict[str, Any]:
+    content = read_sealed(file, sealed.MOST, remedy)
     if content.get("format") != kind or not isinstance(content.get("content"), dict):
         raise RecordError(f"{disk.shown(file)} was not written by realloc; {remedy}")
     if content.get("v") != VERSION:

@@ -28,6 +28,7 @@ from realloc.train.progress import COMPILING, LOADING, WARMING, Progress, Tell
 from realloc.train.prune_after import turn
 from realloc.train.result import RunResult
 from realloc.train.stop import Interrupted, Stop
+from realloc.train.threads import threads
 from realloc.train.watch import Doings, OutOfTime, Tally, Watch
 
 
@@ -48,9 +49,8 @@ class Scene:
 
 def session(config: RunConfig, keep: Keep | None, tell: Tell) -> RunResult:
     """Run to the end, from the newest checkpoint if ``keep`` has one."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
     clock = Clock()
-    with Stop() as stop:
+    with threads(config.threads), Stop() as stop:
         with clock.apart("setup"):
             tell(Progress(LOADING))
             loaded = data.load(config.data, config.task, config.label)

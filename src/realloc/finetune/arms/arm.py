@@ -74,6 +74,15 @@ def parameters_of(arm: Arm) -> int:
     return sum(p.numel() for p in arm.model.parameters()) - (0 if arm.rows is None else arm.rows.budget)
 
 
+def left_beside_head(most: int) -> str:
+    """How each refusal of a budget of parameters begins; a head that alone takes more leaves nothing.
+
+    >>> left_beside_head(-99)
+    'the budget leaves 0 parameters beside the head'
+    """
+    return f"the budget leaves {max(0, most):,} parameters beside the head"
+
+
 Maker = Callable[[Loaded, Order], Arm]
 Within = Callable[[Mapping[str, Setting], int, Loaded], dict[str, Setting]]
 

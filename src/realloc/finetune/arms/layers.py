@@ -10,7 +10,7 @@ from typing import Any, Final
 from realloc.attach import attach
 from realloc.cache.settings import Cache
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
+from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head, optimizer_of
 from realloc.finetune.arms.rows import ROWS, touched
 from realloc.finetune.weights import Loaded
 from realloc.methods.autofreeze import autofreeze
@@ -55,7 +55,7 @@ def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
     k = sum(size <= most for size in sizes)
     if not k:
         raise ConfigError(
-            f"the budget leaves {most:,} parameters beside the head, and the top layer takes {sizes[0]:,}, with what "
+            f"{left_beside_head(most)}, and the top layer takes {sizes[0]:,}, with what "
             "trains above it; raise the budget, or take --method lora"
         )
     return {**settings, "k": k}

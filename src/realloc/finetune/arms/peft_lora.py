@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Order, optimizer_of
+from realloc.finetune.arms.arm import Arm, Order, left_beside_head, optimizer_of
 from realloc.finetune.weights import Loaded
 from realloc.sites.blocks import blocks_of
 from realloc.sites.rank import check_rank
@@ -35,7 +35,7 @@ def rank_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
     least = one_rank(loaded)
     if most < least:
         raise ConfigError(
-            f"the budget leaves {most:,} parameters beside the head, and one LoRA rank on every linear layer takes "
+            f"{left_beside_head(most)}, and one LoRA rank on every linear layer takes "
             f"{least:,}; raise the budget by {least - most:,} or more"
         )
     return {**settings, "rank": most // least}

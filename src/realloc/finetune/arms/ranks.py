@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from realloc.attach import attach, prepare
 from realloc.calibrate import calibrate
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Kind, Order, optimizer_of
+from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head, optimizer_of
 from realloc.finetune.arms.peft_lora import linear_of, rank_of
 from realloc.finetune.batches import Batch
 from realloc.finetune.weights import Loaded
@@ -66,7 +66,7 @@ def ranks_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> 
     check_least(most, loaded)
     if most > whole:
         raise ConfigError(
-            f"the budget leaves {most:,} parameters beside the head, and all ranks of all linear layers hold "
+            f"{left_beside_head(most)}, and all ranks of all linear layers hold "
             f"{whole:,}; lower the budget by {most - whole:,} or more, or take --method full"
         )
     return {key: value for key, value in settings.items() if key != "rank"} | {PARAMETERS: most}
@@ -81,7 +81,7 @@ def check_least(most: int, loaded: Loaded) -> None:
     least = min(sum(module.weight.shape) for _, module in linear_of(loaded))
     if most < least:
         raise ConfigError(
-            f"the budget leaves {most:,} parameters beside the head, and the cheapest LoRA rank takes {least:,}; raise "
+            f"{left_beside_head(most)}, and the cheapest LoRA rank takes {least:,}; raise "
             f"the budget by {least - most:,} or more"
         )
 
