@@ -33,6 +33,7 @@ MEASURED: Final = 5  # batches, by those that choose ranks before training
 MOVES: Final = 20  # in a run, at most
 SETTLE: Final = 0.6  # share of the run after which ranks stay
 SCALE: Final = 2.0  # alpha / r, as in peft's examples
+SMALL: Final = 0.5  # the same of ranks that move much: they bear a higher rate so, and the new head needs one
 PARAMETERS: Final = "budget"  # of the ranks, in the settings of a run with a budget of parameters
 TOP: Final = "layers"  # that may hold ranks, the highest ones, in the settings of a run that focus decided
 
@@ -44,13 +45,13 @@ class Recipe(Protocol):
         """Make the method."""
 
 
-def ranks(recipe: Recipe, *, moves: bool = True) -> Kind:
+def ranks(recipe: Recipe, *, moves: bool = True, scale: float = SCALE) -> Kind:
     """Make an arm of a recipe. Of a budget of parameters the pool's length is the whole, at every step of the run."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
         if PARAMETERS in order.settings:
-            return beside(loaded, order, recipe(budget=int(order.settings[PARAMETERS]), scale=SCALE).at_most())
-        return beside(loaded, order, recipe(rank_of(order.settings, loaded), scale=SCALE))
+            return beside(loaded, order, recipe(budget=int(order.settings[PARAMETERS]), scale=scale).at_most())
+        return beside(loaded, order, recipe(rank_of(order.settings, loaded), scale=scale))
 
     return Kind(make, 3e-3, {"rank": 8}, ranks_within, moves=moves)
 
@@ -126,7 +127,7 @@ def _loss(order: Order, model: nn.Module, batch: Batch) -> Tensor:
 
 
 RANKS: Final[Mapping[str, Kind]] = {
-    "adalora": ranks(adalora),
+    "adalora": ranks(adalora, scale=SMALL),
     "eva": ranks(eva, moves=False),
     "gora": ranks(gora, moves=False),
     "lora": ranks(lora, moves=False),
