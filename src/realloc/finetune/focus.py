@@ -25,6 +25,7 @@ GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
 OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
 ABOVE: Final = 1.2  # of a step above a cache, over the same share of LoRA's: look-ups, and gradients of whole weights
 MOST: Final = 4  # times the epochs asked for
+LEAST: Final = 0.9  # the same, where that keeps within the share
 TWO: Final = 2  # layers that a rate is given for: what k layers change adds up as the root of k (docs/adr/0018)
 
 
@@ -139,7 +140,7 @@ def choose(
     epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
     judging = costs.forward / costs.tokens * judged
     fits = (share * lora - spent - prefix - judging) / epoch
-    chosen = min(MOST * epochs, max(epochs, fits))
+    chosen = min(MOST * epochs, fits) if fits >= LEAST * epochs else epochs
     kept = depths.kept if depths.kept < layers else None
     dropped = "" if kept is None else f", the {layers - kept} above depth {kept}, which knows less, dropped"
     why = (

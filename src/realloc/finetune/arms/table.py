@@ -43,7 +43,7 @@ def check(name: str, settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
         raise ConfigError(
             f"method '{plain(name)}' is unknown; fine-tuning has {', '.join(NAMES)}{nearest(name.lower(), NAMES, 1)}"
         )
-    known: Mapping[str, Setting] = {"share": 0.33, "trial": 0.04} if name == FOCUS else KINDS[name].settings
+    known: Mapping[str, Setting] = {"share": 0.31, "trial": 0.04} if name == FOCUS else KINDS[name].settings
     for key, value in settings.items():
         if key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no settings"
