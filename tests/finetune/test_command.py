@@ -266,7 +266,8 @@ def test_seeds_that_were_cut_go_on_where_they_stopped(common: list[str], tmp_pat
     before = (out / "seed0" / "result.json").stat().st_mtime_ns
     done = call("finetune", "--resume", "--out", str(out), "--json")
     assert done.exit_code == 0, done.output
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    *found, together = (json.loads(line) for line in done.stdout.splitlines())
+    assert together["seeds"] == [0, 1]
     assert [one["seed"] for one in found] == [0, 1] and found[0]["resumed_from"] is None and found[1]["resumed_from"]
     assert (out / "seed0" / "result.json").stat().st_mtime_ns == before, "what is finished is read"
 

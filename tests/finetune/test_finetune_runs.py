@@ -121,7 +121,7 @@ def test_focus_drops_the_layers_that_know_less_and_a_resume_does_too(
 def test_a_model_may_be_asked_for_fewer_layers(tiny: Path, table: Path, tmp_path: Path) -> None:
     found = run(tiny, table, tmp_path / "a", method="lora", layers=2)
     assert found.parameters < run(tiny, table, method="lora").parameters
-    with pytest.raises(ConfigError, match="keep is 9; the model has 3 layers"):
+    with pytest.raises(ConfigError, match="--layers 9 is more than the 3 layers of"):
         run(tiny, table, layers=9)
 
 
