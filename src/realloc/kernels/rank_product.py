@@ -9,7 +9,7 @@ A and B land in the segment's gradient without a copy. LoRA: 2106.09685, equatio
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from realloc.kernels import taps
 from realloc.kernels.compute import rows_of
 from realloc.kernels.ops import once
 from realloc.kernels.rank_graph import TWICE
+
+MANY: Final = 4  # times a weight's size that rows must read and write before it pays to make another weight
 
 
 def rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, slots: Tensor, scale: float, tap: int) -> Tensor:
@@ -117,7 +119,7 @@ def _linear_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _folds(rows: Tensor, weight: Tensor) -> bool:
     """Whether adding the ranks to the weight costs less than passing so many rows through them."""
-    return rows.element_size() >= 4 and rows.shape[0] * sum(weight.shape) > weight.numel()
+    return rows.element_size() >= 4 and rows.shape[0] * sum(weight.shape) > MANY * weight.numel()
 
 
 def _folded(weight: Tensor, slots: Tensor, scale: float) -> Tensor:
