@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import realloc.kernels.rank_product as product
 
 RANK, SCALE, TURNS = 8, 2.0, 60
-ROWS = (128, 420, 1024, 2400)  # tokens of a batch: a question to a shop, a sentence, a page, a review
+ROWS = (128, 420, 1024, 2400)  # tokens of a batch: 420 of CLINC150, 2,400 of the reviews
 SHAPES = ((384, 384), (1536, 384), (384, 1536))  # [out, in] of MiniLM
 
 

@@ -42,16 +42,10 @@ def present(found: Series, out: Path | None, json: bool, *, resumed: bool = Fals
 
 def _together(results: Sequence[FinetuneResult]) -> dict[str, Any]:
     metric, of, found, n = summary(results)
-    seeds = [run.seed for run in results]
     return {
-        "seeds": seeds,
-        "metric": metric,
-        "of": of,
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "n": n,
-    }
+        "seeds": [run.seed for run in results], "metric": metric, "of": of,
+        "mean": found.mean, "low": found.low, "high": found.high, "n": n,
+    }  # fmt: skip
 
 
 def _told_all(results: Sequence[FinetuneResult], out: Path | None) -> str:

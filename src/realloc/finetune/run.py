@@ -15,7 +15,7 @@ from realloc.finetune.result import FinetuneResult, from_json
 from realloc.finetune.session import session
 from realloc.record.folder import RunFolder, read_config
 from realloc.train.progress import Tell, silent
-from realloc.train.run import begun
+from realloc.train.run import in_new_folder
 
 KEY: Final = "finetune"  # in a folder's config: which kind of run it is
 
@@ -32,7 +32,7 @@ def finetune(config: FinetuneConfig, folder: Path | None = None, tell: Tell = si
     config = config if config.threads else config.model_copy(update={"threads": torch.get_num_threads()})
     if folder is None:
         return session(config, None, tell)
-    with begun(folder, {KEY: config.model_dump(mode="json")}, DECIDED) as held:
+    with in_new_folder(folder, {KEY: config.model_dump(mode="json")}, DECIDED) as held:
         return session(config, Keep(held), tell)
 
 

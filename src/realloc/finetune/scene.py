@@ -87,9 +87,7 @@ def _standard(labels: Tensor) -> Aim:
     if least == most:
         raise ConfigError("every label of the training texts is the same number; there is nothing to learn")
     width = most - least
-    parts = (
-        labels - least
-    ) / width  # from 0 to 1: squares of very small numbers vanish, sums of large ones are rounded
+    parts = (labels - least) / width  # from 0 to 1: squares of tiny numbers vanish, sums of large ones are rounded
     return Aim("regression", float(least + width * parts.mean()), float(width * parts.std(correction=0)))
 
 

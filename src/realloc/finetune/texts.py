@@ -155,9 +155,9 @@ def _classes(where: str, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
     path = Path(data)
-    if config.task == "causal-lm" and path.suffix.lower() == TEXT:
-        return [(plain(path.name), _whole(path), "")]
     if path.suffix.lower() == TEXT:
+        if config.task == "causal-lm":
+            return [(plain(path.name), _whole(path), "")]
         raise ConfigError(
             f"data '{plain(path.name)}' is plain text without labels; add --task causal-lm, or give a table"
         )

@@ -82,11 +82,11 @@ class Terms:
                 )
             steps = max(1, int(total))
             schedule = every(min(self.every, steps), begin=self.begin, until=self.until, total=steps)
-        method = told(self.method, data)
+        method = _told(self.method, data)
         return attach(model, optimizer, method, schedule=schedule, seed=self.seed, record=self.record)
 
 
-def told(method: AnyMethod, data: Any) -> AnyMethod:
+def _told(method: AnyMethod, data: Any) -> AnyMethod:
     """The method, its cache told how many examples of a loader's dataset one process sees in an epoch."""
     if not isinstance(method, LayerMethod) or method.cache is None or method.cache.epoch is not None:
         return method

@@ -70,11 +70,9 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         fan_out, fan_in = weight.shape
         rows = rows_of(x, fan_in)
-        hidden = None
-        if not slots.numel() or _folds(rows, weight):
-            out = torch.nn.functional.linear(rows, _folded(weight, slots, scale), bias)
-        else:
-            out = torch.nn.functional.linear(rows, weight, bias)
+        used, passes = _used(rows, weight, slots, scale)
+        out, hidden = torch.nn.functional.linear(rows, used, bias), None
+        if passes:
             a, b = factors(slots.to(x.dtype), fan_in, fan_out)
             hidden = rows @ a.t()
             out.addmm_(hidden, b, alpha=scale)
@@ -95,15 +93,15 @@ def _linear_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     fan_out, fan_in = weight.shape
     gy = rows_of(gy, fan_out)
     needs = ctx.needs_input_grad
-    folds = not slots.numel() or _folds(gy, weight)  # as forward did
-    gx = None
+    gx, passes = None, False
     if needs[0]:
-        gx = gy @ (_folded(weight, slots, ctx.scale) if folds else weight)
+        used, passes = _used(gy, weight, slots, ctx.scale)
+        gx = gy @ used
     own = torch.zeros_like(slots) if needs[3] else None
-    if slots.numel() and (own is not None or (gx is not None and not folds)):
+    if slots.numel() and (passes or own is not None):
         a, b = factors(slots.to(gy.dtype), fan_in, fan_out)
         back = (gy @ b.t()).mul_(ctx.scale)
-        if gx is not None and not folds:
+        if passes and gx is not None:
             gx.addmm_(back, a)
         if own is not None:
             ga, gb = factors(own, fan_in, fan_out)
@@ -122,9 +120,14 @@ def _folds(rows: Tensor, weight: Tensor) -> bool:
     return rows.element_size() >= 4 and rows.shape[0] * sum(weight.shape) > MANY * weight.numel()
 
 
-def _folded(weight: Tensor, slots: Tensor, scale: float) -> Tensor:
+def _used(rows: Tensor, weight: Tensor, slots: Tensor, scale: float) -> tuple[Tensor, bool]:
+    """The weight that rows are multiplied with, and whether they must pass the ranks beside it."""
     if not slots.numel():
-        return weight
+        return weight, False
+    return (_folded(weight, slots, scale), False) if _folds(rows, weight) else (weight, True)
+
+
+def _folded(weight: Tensor, slots: Tensor, scale: float) -> Tensor:
     a, b = factors(slots.to(weight.dtype), weight.shape[1], weight.shape[0])
     return torch.addmm(weight, b.t(), a, alpha=scale)
 
@@ -143,7 +146,7 @@ class _Weight(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, slots: Tensor, scale: float, tap: int) -> Tensor:
         ctx.scale, ctx.tap = scale, tap
         ctx.save_for_backward(weight, slots)
-        return _folded(weight, slots, scale) if slots.numel() else weight.clone()
+        return _folded(weight, slots, scale)
 
     @staticmethod
     def backward(ctx: Any, gw: Tensor) -> Any:

@@ -33,7 +33,7 @@ def train(config: RunConfig, folder: Path | None = None, tell: Tell = silent) ->
     config = config if config.threads else config.model_copy(update={"threads": torch.get_num_threads()})
     if folder is None:
         return session(config, None, tell)
-    with begun(folder, config.model_dump(mode="json"), LENGTH) as held:
+    with in_new_folder(folder, config.model_dump(mode="json"), LENGTH) as held:
         return session(config, Keep(held), tell)
 
 
@@ -52,7 +52,7 @@ def run_in(folder: Path, config: RunConfig, tell: Tell = silent) -> RunResult:
 
 
 @contextlib.contextmanager
-def begun(folder: Path, content: Mapping[str, Any], *written: str) -> Iterator[RunFolder]:
+def in_new_folder(folder: Path, content: Mapping[str, Any], *written: str) -> Iterator[RunFolder]:
     """Begin a run in a folder of its own, and give the folder up again where its input is refused.
 
     Args:
