@@ -57,6 +57,7 @@ WIDE = {
 ANYTHING = {
     "realloc.integrations.transformers.on_init_end": "the signature of transformers' callbacks",
     "realloc.integrations.transformers.on_train_begin": "the same",
+    "realloc.integrations.transformers.on_epoch_end": "the same",
     "realloc.cache.gate.__call__": "stands for any block's forward, whose arguments are the block's own",
 }
 WRITES = {

@@ -27,7 +27,7 @@ class Collect:
     def __init__(self, holdings: Holdings, method: Method | RankMethod, schedule: Schedule, ranks: Ranks) -> None:
         self._holdings = holdings
         self._method = method
-        self._schedule = schedule
+        self.schedule = schedule
         self._ranks = ranks
         self.averages = Averages(holdings, method.average)
         self.window = method.candidates.steps  # steps before a move, and its own, whose gradients it looks at
@@ -38,7 +38,7 @@ class Collect:
 
     def before_move(self, step: int) -> bool:
         """Whether a step is one of those that a coming move looks at."""
-        due = self._schedule.upcoming(step)
+        due = self.schedule.upcoming(step)
         return due is not None and due - step < self.window
 
     def standings(

@@ -114,6 +114,12 @@ class Engine:
             return None
         return self.schedule.upcoming(self.holdings.book.read("steps") + 1)
 
+    def reschedule(self, schedule: Schedule) -> None:
+        """Move by another schedule from now on."""
+        self.require()
+        self.schedule = self._collect.schedule = schedule
+        self.arm()
+
     # observe ----------------------------------------------------------------------------------------------------
 
     def arm(self) -> None:

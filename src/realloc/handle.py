@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
+from realloc.schedule import Schedule
 from realloc.sites.rank import RankSite
 
 if TYPE_CHECKING:
@@ -91,12 +92,15 @@ class Handle:
         """A table of the budget and the sites, and a warning where nothing was measured or nothing moved."""
         self._engine.complain()
         self._holdings.stamp()
+        before = {line.name: line.held for line in self.start.sites}
+        fewer = sum(before.values()) - self.held
         lines = [
             f"{self.start.method}: budget {self.budget:,} = {self.held:,} held + {self.parked:,} parked; "
-            f"{self.moves} moves, {self.units_moved:,} units moved in {self.steps:,} steps"
+            f"{self.moves} moves, {self.units_moved:,} units moved"
+            + (f" and {fewer:,} weights released for good" if fewer > 0 else "")
+            + f" in {self.steps:,} steps"
         ]
         width = max(len(plain(name)) for name in self.sites)
-        before = {line.name: line.held for line in self.start.sites}
         for name, site in self.sites.items():
             gained = site.held - before.get(name, site.held)
             lines.append(
@@ -132,12 +136,13 @@ class Handle:
             known = note.keep_threshold is not None and note.released
             word = keep.name if keep else "singular value"
             gone = f", {word} up to {note.keep_threshold:.3g} went" if known else ""
-            known = note.want_threshold is not None and note.acquired
+            known = note.want_threshold is not None and note.acquired and not note.note  # evenly: by no score
             came = f", from {note.want_threshold:.3g} up came" if known else ""
             lines.append(
                 f"  step {note.step}: {note.before:,} -> {note.after:,} units "
                 f"(-{note.released:,} +{note.acquired:,}{gone}{came})"
                 + ("" if note.jump is None else f"; the layer's weight jumped by {note.jump:.3g}")
+                + (f"; {note.note}" if note.note else "")
             )
         if not any(note.site == site.name for note in self._notes):
             due = self._engine.next_due()
@@ -185,6 +190,13 @@ class Handle:
                 "use_buffers=True averages the integers of the placement too; make the copy with use_buffers=False"
             )
         self._engine.follow(found)
+
+    def reschedule(self, schedule: Schedule) -> None:
+        """Move by another schedule from now on, where the run turns out longer or shorter than it was thought to be.
+
+        It is no part of a checkpoint: a resume gives `attach` the one that it goes on with. All ranks call it alike.
+        """
+        self._engine.reschedule(schedule)
 
     def restart_moments(self) -> None:
         """Accept a model loaded without its optimizer: the moments of all slots start anew."""

@@ -125,13 +125,19 @@ def check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) ->
     """Refuse a cache over what is not the same for an example each time.
 
     Raises:
-        ConfigError: a batch norm that updates or mixes examples lies below the frozen end.
+        ConfigError: a batch norm that updates or mixes examples lies below the frozen end; layers skip at random.
     """
     lowest = 0 if method.embeddings == "always" else min(chosen, default=len(blocks))
-    if method.cache is None or not lowest or blocks.base is None:
+    if method.cache is None or not (lowest or method.moves) or blocks.base is None:
         return
     names = {id(m): name for name, m in blocks.base.named_modules()}
-    for module in blocks.lower(lowest):
+    for module in blocks.base.modules():
+        if isinstance(dropped := getattr(module, "layerdrop", 0), int | float) and dropped > 0:
+            raise ConfigError(
+                f"{type(module).__name__} skips whole layers at random (layerdrop={dropped}), frozen ones too; set its "
+                "layerdrop to 0.0, or train without the cache: cache=None"
+            )
+    for module in blocks.lower(lowest) if lowest else ():
         if isinstance(module, _NORMS) and (module.training or not module.track_running_stats):
             raise ConfigError(
                 f"{plain(names[id(module)])!r} below the frozen end is a {type(module).__name__} that updates or mixes "

@@ -146,6 +146,11 @@ class LayerHandle:
         self._engine.require()
         return Trial(self._engine, numbered(self._engine, layers))
 
+    def epoch_over(self, examples: int) -> None:
+        """Say that an epoch of so many examples is over; a callback does, where the cache was told to wait for it."""
+        if self._engine.attached and self._engine.passage is not None:
+            self._engine.passage.epoch_over(examples)
+
     def detach(self) -> None:
         """Remove every hook, gate and buffer, and let train what could train before `attach`.
 

@@ -25,6 +25,7 @@ from realloc.sites.blocks import Blocks
 
 QUIET: Final = 10  # steps without any gradient: a schedule may be stepped before training, but not so often
 SEALED: Final = ("examples", "tokens", "digest")
+OFF: Final = "uncached"
 
 
 @final
@@ -146,8 +147,6 @@ class LayerEngine:
         else:
             plan = Plan(step, (), skipped=reason)
         self._looking = False
-        if self.passage is not None:
-            self.passage.paused = False
         if reason is not None:
             self.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
         self.make(before if reason else after(before, plan))
@@ -186,11 +185,15 @@ class LayerEngine:
     def enact(self, *, loaded: bool = False) -> None:
         """Bring the model in line with its buffers: after a choice, and after a load."""
         on = self.rights.on
+        self._looking = self._looking and not loaded  # `arm` lets them look again
         for layer, parameters in enumerate(self.layers):
             grant(parameters) if layer in on else revoke(parameters, self.optimizer, self.method.state)
         embeddings = self.ledger.trains_below(on)
         grant(self.below) if embeddings else revoke(self.below, self.optimizer, self.method.state)
         if self.passage is not None:
+            self.passage.paused = self._looking
+            if loaded:
+                self.passage.off = bool(self.rights.read(OFF))
             count = 0 if embeddings else min(on, default=len(self.blocks))
             end = self.blocks.ends[count - 1] if count else 0
             if loaded or end != self.passage.end:
@@ -205,6 +208,7 @@ class LayerEngine:
         if self.passage is not None:
             for name, number in zip(SEALED, self.passage.seal(), strict=True):
                 self.rights.write(name, number)
+            self.rights.write(OFF, int(self.passage.off))
 
     # words ------------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Note:
     keep_threshold: float | None
     want_threshold: float | None
     jump: float | None = None
+    note: str = ""  # of its plan
 
 
 def notes_of(plan: Plan) -> list[Note]:
@@ -73,7 +74,7 @@ def notes_of(plan: Plan) -> list[Note]:
     return [
         Note(
             plan.step, c.site, c.before, c.after, c.released.numel(), c.acquired.numel(), c.keep_threshold,
-            c.want_threshold, c.jump,
+            c.want_threshold, c.jump, plan.note,
         )
         for c in plan.changes
     ]  # fmt: skip

@@ -52,6 +52,7 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
     seats, most = seats_of(method, choice.layers), max(method.share(0.0), method.share(1.0))
     if method.ranks:
         counts = _given(method, seats)
+        _check_kept(method, choice.layers, counts)
         seats = [RankSeat(s.name, s.shape, max(1, n), s.scale) for s, n in zip(seats, counts, strict=True)]
         held = sum(s.cost * n for s, n in zip(seats, counts, strict=True))
         budget = max(held, method.budget or 0)
@@ -67,6 +68,11 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
         if held > capacity:
             raise ConfigError(
                 f"the adapter holds {held:,} parameters, {method.name} may hold {capacity:,}; raise its rank or budget"
+            )
+        if method.want and not method.keep and final - held < min(s.cost for s in seats):
+            raise ConfigError(
+                f"the adapter holds {held:,} of the {final:,} parameters of {method.name}, which only adds ranks: "
+                "nothing could move; raise its rank or budget, or take a method that cuts, such as adalora"
             )
         return RankStart(choice, tuple(seats), counts, capacity, budget, final)
     return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, budget, final)
@@ -116,6 +122,17 @@ def _given(method: RankMethod, seats: Sequence[RankSeat]) -> tuple[int, ...]:
         if asked.get(name, 0) > min(seat.shape):
             raise ConfigError(f"{plain(name)} is {seat.shape} and asked for {asked[name]} ranks, more than it has")
     return tuple(asked.get(name, 0) for name in names)
+
+
+def _check_kept(method: RankMethod, layers: Sequence[Layer], counts: Sequence[int]) -> None:
+    """Refuse to set a number of ranks where an adapter has another: what it learnt would be lost."""
+    for layer, count in zip(layers, counts, strict=True):
+        if layer.adopted is not None and len(layer.adopted.a) != count:
+            raise ConfigError(
+                f"{method.name} sets {plain(layer.name)} to {count} ranks, and its adapter has {len(layer.adopted.a)}, "
+                "which would be lost; give it as many, take a method that moves them, or a plain model: "
+                "merge_and_unload()"
+            )
 
 
 def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int) -> None:

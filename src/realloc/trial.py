@@ -13,6 +13,7 @@ from realloc.cache.prefix import Prefix
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.layer_checks import check_held
 from realloc.methods.layers import Chosen
+from realloc.pool.rows import pools_of
 from realloc.pool.snapshot import Snapshot, put, put_buffers, put_gradients, take_gradients, taken
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Trial(AbstractContextManager["Trial"]):
         engine.require()
         if engine.trying:
             raise StateError("a trial runs already; leave it first")
+        if pools_of(engine.owner) and any(map(engine.ledger.trains_below, (self.layers, engine.rights.on))):
+            raise StateError(
+                "the embeddings train in a pool of rows, whose ids a trial cannot take back; detach() the handle of "
+                "the rows first, or leave the lowest layer out of both"
+            )
         passage = engine.passage
         buffers = {name: b.clone() for name, b in engine.owner.named_buffers()}
         prefix = None if passage is None else passage.aside()

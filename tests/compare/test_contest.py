@@ -102,6 +102,13 @@ def test_a_contest_is_read_back_from_its_folder_and_finished_runs_are_not_run_ag
     assert compare(found, out, announce).rows == first.rows and not ran and read(out) == found
 
 
+def test_a_folder_with_other_files_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RecordError, match=r"is not empty \(it holds 'thesis.tex'\); a comparison starts in an empty"):
+        compare(contest(base(), ["static"], [0], {}), tmp_path, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_an_arm_that_ends_at_another_budget_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import realloc.compare.contest as module
 

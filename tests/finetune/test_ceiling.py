@@ -56,7 +56,7 @@ def test_a_budget_below_one_layer_goes_to_ranks_on_the_chosen_layers(
     assert made.trainable == made.ledger["budget"] == told.ledger["budget"] == most
     assert 0 <= made.ledger["parked"] < 64  # what the cheapest rank costs
     assert made.epochs == 2, "without a cache nothing pays for more epochs than were asked for"
-    assert "the budget pays for no whole layer: LoRA ranks on 2 layers train instead, for 2 epochs" in made.why
+    assert "the budget pays for no whole layer: LoRA ranks on 2 layers train instead for 2 epochs" in made.why
     ranks = json.loads((tmp_path / "out" / "model" / "adapter_config.json").read_text())
     named = [*ranks["rank_pattern"], *ranks["target_modules"]]
     assert any("layer.1." in name for name in named) and not any("layer.0." in name for name in named)

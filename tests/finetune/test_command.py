@@ -249,6 +249,28 @@ def test_seeds_run_one_after_the_other_and_are_summed_up(common: list[str], judg
     ):
         wrong = call(*given)
         assert wrong.exit_code == code and says in wrong.stderr, wrong.output
+    finished = (out / "seed1" / "result.json").read_bytes()
+    more = call("finetune", "--resume", "--out", str(out), "--seeds", "1,4,6", "--json")
+    *again, together = (json.loads(line) for line in more.stdout.splitlines())
+    assert again[:2] == found and again[2]["seed"] == 6 and together["n"] == 3
+    assert (out / "seed1" / "result.json").read_bytes() == finished and last(call("resume", str(out), "--json").stdout)
+    assert last(call("resume", str(out), "--json").stdout)["seeds"] == [1, 4, 6]
+
+
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
+def test_a_folder_with_other_files_is_not_written_into(common: list[str], tmp_path: Path, seeds: list[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    wrong = call(*common, *seeds, "--out", str(tmp_path))
+    assert wrong.exit_code == 1 and "is not empty (it holds 'thesis.tex')" in wrong.stderr, wrong.output
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_texts_that_were_trained_on_do_not_judge(common: list[str], table: Path, tmp_path: Path) -> None:
+    link = tmp_path / "other name.csv"
+    link.symlink_to(table)
+    for same in (table, link):
+        wrong = call(*common, "--eval", str(same))
+        assert wrong.exit_code == 2 and "is the file that --data names" in wrong.stderr, wrong.output
 
 
 def test_seeds_that_were_cut_go_on_where_they_stopped(common: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,12 +15,15 @@ from made_texts import WORDS, rows, write
 from safetensors.torch import load_file
 
 import realloc.finetune.arms.table as arms
+import realloc.finetune.decided as decided
 import realloc.finetune.focus as focus
+import realloc.finetune.session as session
 from realloc.allocate.prefix import depths_of
 from realloc.errors import ConfigError
 from realloc.finetune.arms.ranks import RANKS
 from realloc.finetune.bundled import REVIEW, model_folder, reviews
 from realloc.finetune.config import FinetuneConfig, finetune_config
+from realloc.finetune.foresee import foreseen
 from realloc.finetune.head import with_head
 from realloc.finetune.preview import preview
 from realloc.finetune.result import FinetuneResult
@@ -201,6 +205,30 @@ def test_a_budget_of_parameters_sets_peft_s_rank_or_layers_at_most(tiny: Path, t
 def test_a_budget_of_seconds_holds_all_that_train_seconds_counts(name: str, tiny: Path, table: Path) -> None:
     found = run(tiny, table, method=name, budget="3s", epochs=None)
     assert 2.0 < found.train_seconds <= 3.06 and found.steps > 3
+
+
+@pytest.mark.parametrize("times", [0.2, 5.0])
+@pytest.mark.parametrize("name", ["para", "adalora", "rank_gradient", "peft_adalora"])
+def test_ranks_get_where_they_were_to_get_however_wrong_the_first_guess_was(
+    name: str, times: float, tiny: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = run(tiny, table, method=name, budget="1s", epochs=None).steps
+    steps = max(4, int(times * right))
+    monkeypatch.setattr(decided, "foreseen", lambda scene, s: dataclasses.replace(foreseen(scene, s), steps=steps))
+    made: list[Any] = []
+    whole = session.fit
+    monkeypatch.setattr(session, "fit", lambda arm, *rest: made.append(arm) or whole(arm, *rest))
+    result = run(tiny, table, method=name, budget="1s", epochs=None, settings={"rank": 4})
+    if name == "peft_adalora":
+        config = made[0].adapter.peft_config["default"]
+        stays = sum(map(sum, config.rank_pattern.values()))
+        assert stays <= 4 * len(config.rank_pattern) and result.steps >= config.total_step - config.tfinal
+        return
+    ledger, handle = result.ledger, made[0].handle
+    assert ledger is not None and handle.start.budget == ledger["held"] + ledger["parked"]
+    least = min(sum(site.shape) for site in handle.sites.values())
+    final = handle._engine.method.share(1.0) * sum(min(4, *s.shape) * sum(s.shape) for s in handle.sites.values())
+    assert final - 40 * least <= ledger["held"] <= final
 
 
 def test_a_budget_of_seconds_that_pays_for_no_step_is_refused(tiny: Path, table: Path, tmp_path: Path) -> None:

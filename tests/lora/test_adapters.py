@@ -314,6 +314,27 @@ def test_what_of_peft_is_no_plain_lora_is_refused(settings, word):
     assert [*model.state_dict()] == before
 
 
+def test_ranks_that_are_given_anew_do_not_throw_an_adapter_away():
+    model = wrapped(bert, target_modules=["query"])
+    names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    before = model(tokens()).logits
+    for other in (2, 4):
+        with pytest.raises(ConfigError, match=f"to {other} ranks, and its adapter has 3, which would be lost"):
+            realloc.prepare(model, methods.fixed({names[0]: 3, names[1]: other}))
+    with pytest.raises(ConfigError, match="to 0 ranks"):
+        realloc.prepare(model, methods.fixed({names[0]: 3}))
+    realloc.prepare(model, methods.fixed(dict.fromkeys(names, 3)))
+    assert torch.allclose(model(tokens()).logits, before, atol=1e-5)
+
+
+def test_an_adapter_that_holds_all_that_a_method_may_only_add_to_is_refused():
+    model = wrapped(bert, r=3)
+    with pytest.raises(ConfigError, match=r"rank_gradient, which only adds ranks: nothing could move"):
+        realloc.prepare(model, methods.rank_gradient(rank=3))
+    start = realloc.prepare(model, methods.rank_gradient(rank=6))
+    assert 2 * sum(line.held for line in start.sites) == start.budget
+
+
 def test_merged_or_several_adapters_are_refused():
     model = wrapped(bert)
     model.merge_adapter()

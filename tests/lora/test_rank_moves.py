@@ -173,6 +173,23 @@ def test_growth_leaves_the_function(dtype):
     assert grown >= 3 and handle.held > 0.9 * handle.budget
 
 
+def test_ranks_that_came_evenly_are_explained_by_no_score():
+    model, optimizer, handle = made(methods.rank_gradient(rank=4, start=0.25, margin=1e6), gap=3, total=9)
+    for number in range(9):
+        step_on(model, optimizer, number)
+    words = "".join(handle.explain(name) for name in handle.sites)
+    assert "+1); uniform: the gradients of this batch do not tell the layers apart" in words and "up came" not in words
+
+
+def test_what_is_given_up_is_in_the_summary():
+    model, optimizer, handle = made(methods.adalora(rank=3), gap=2, total=8)
+    held = handle.held
+    for number in range(8):
+        step_on(model, optimizer, number)
+    assert handle.moves and not handle.units_moved and handle.held < held
+    assert f"0 units moved and {held - handle.held:,} weights released for good in 8 steps" in handle.summary()
+
+
 def test_new_ranks_start_as_peft_starts_them_and_as_the_seed_says():
     one, two = made(methods.lora(rank=4))[2], made(methods.lora(rank=4))[2]
     other = made(methods.lora(rank=4), seed=1)[2]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layer_methods import net, train
@@ -191,6 +192,38 @@ def test_trials_that_cannot_be() -> None:
     )
     with pytest.raises(StateError, match="lisa chooses by itself"):
         moving.train([0])
+
+
+def test_rows_that_train_cannot_be_tried_with() -> None:
+    """Their ids would not be taken back; above them a trial is as anywhere."""
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    rows = realloc.attach(model, optimizer, methods.touched_rows(40).on("*word_embeddings"))
+    handle = realloc.attach(model, optimizer, methods.full())
+    words = torch.tensor([[5, 6], [7, 8]])
+
+    def step() -> None:
+        model(input_ids=words).logits.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    with pytest.raises(StateError, match="ids a trial cannot take back"), handle.trial([0, 2]):
+        pass
+    handle.train([2])
+    with handle.trial([1, 2]):
+        step()
+    step()
+    rows.detach()
+    with handle.trial([0, 2]):
+        step()
+    step()
 
 
 def test_a_trial_that_fails_is_taken_back_too() -> None:

@@ -38,6 +38,7 @@ class Halves:
         self._parts = 0  # of a block's output; 0: a bare tensor
         self._found: Tensor | None = None
         self._batch: Tensor | None = None
+        self._handed = False  # whether the blocks above got it
         self.forward_caches = "use_cache" in inspect.signature(type(base).forward).parameters
 
     # the gates' questions ---------------------------------------------------------------------------------------
@@ -49,10 +50,20 @@ class Halves:
     def past(self, number: int, hidden: Any) -> Any:
         """What comes out of it."""
         out = self._batch if number == self.end - 1 else hidden
+        self._handed |= number == self.end - 1
         return (out, *[None] * (self._parts - 1)) if self._parts else out
 
     def through(self, number: int, output: Any) -> None:
-        """A block has run; the last one below the end ends the pass."""
+        """A block has run; the last one below the end ends the pass.
+
+        Raises:
+            StateError: a block above the end ran on something else than what was read.
+        """
+        if self.mode == READ and not self._handed:
+            raise StateError(
+                f"{type(self.base).__name__} skipped the last frozen layer, and the layers above it got something else "
+                "than its output; train without the cache: cache=None"
+            )
         if number == self.end - 1 and self.mode != READ:
             self._parts = len(output) if isinstance(output, tuple) else 0
             if self.mode == COMPUTE:
@@ -63,7 +74,7 @@ class Halves:
 
     def open(self, hidden: Tensor) -> None:
         """Until it is closed, a call of the base begins above the end, from these activations."""
-        self.mode, self._batch = READ, hidden
+        self.mode, self._batch, self._handed = READ, hidden, False
 
     def close(self) -> None:
         """Every block runs again."""

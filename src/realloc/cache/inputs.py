@@ -14,7 +14,8 @@ from realloc.cache.keys import Example, examples_of, tensors_of
 from realloc.errors import StateError
 
 _WIDE: Final = ("output_hidden_states", "output_attentions")  # asks for what a prefix that is read does not compute
-_NEW: Final = ("past_key_values", "inputs_embeds", "encoder_hidden_states", "head_mask", "bbox", "pixel_values")
+_KNOWN: Final = ("input_ids", "attention_mask", "token_type_ids", "position_ids")  # in an example's key
+_IDLE: Final = ("num_items_in_batch",)  # of the loss, handed on to every layer
 
 
 class Call(Protocol):
@@ -48,13 +49,17 @@ class Tokens:
         """Why not."""
         if not torch.is_tensor(self.given.get("input_ids")):
             return "it got no input_ids"
-        strange = next((name for name in _NEW if self.given.get(name) is not None), None)
+        strange = next((name for name in self.given if name not in _KNOWN + _IDLE and self._reaches(name)), None)
         if strange is not None:
             return f"it got {strange}"
         asked = next((name for name in _WIDE if self.given.get(name)), None)
         if asked is not None or self.wide:
             return f"{asked or 'its configuration'} asks for what the frozen layers computed"
         return None
+
+    def _reaches(self, name: str) -> bool:
+        """Whether an argument may change what the layers give: all but switches and None."""
+        return not isinstance(self.given[name], bool | int | float | str | None)
 
     @property
     def columns(self) -> int:

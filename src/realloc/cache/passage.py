@@ -13,7 +13,7 @@ from realloc.cache.halves import CLOSED, READ, Halves, check_shape
 from realloc.cache.inputs import Call, call_of
 from realloc.cache.keys import Example
 from realloc.cache.prefix import Prefix, lowered
-from realloc.cache.settings import Cache
+from realloc.cache.settings import TOLD, Cache
 from realloc.cache.store import Store
 from realloc.cache.watch import Watch
 from realloc.errors import StateError, warn
@@ -38,6 +38,7 @@ class Passage:
         self.halves = Halves(base)
         self.cache = self._cache = cache  # of the prefixes to come
         self.paused = False  # while a decision wants the gradients of frozen blocks too
+        self.off = False  # for good: too few examples were found again
         self.prefix = Prefix()
         self._dropout = dropout
         self.say: Callable[[str, str], None] = warn
@@ -47,7 +48,7 @@ class Passage:
 
     def freeze(self, end: int, lower: Sequence[nn.Module]) -> None:
         """Begin anew with a prefix of ``end`` gates (0: none), made of these modules."""
-        reads = end > 0 and self.cache is not None and not self._dropout
+        reads = end > 0 and self.cache is not None and not self._dropout and not self.off
         self._close_store()
         self._take(Prefix(end, tuple(lower), Watch(self.base, lower), reads))
 
@@ -101,6 +102,12 @@ class Passage:
         self._close_store()
         self.prefix.store, self.prefix.sealed, self.prefix.sure = None, sealed, False
 
+    def epoch_over(self, examples: int) -> None:
+        """The first epoch has ended: it had as many rows as were looked up, where an example is several."""
+        if self.cache is not None and self._cache is not None and self.cache.epoch == TOLD and self.store is not None:
+            rows = self.store.epoch = max(examples, self.store.visits)
+            self.cache, self._cache = replace(self.cache, epoch=rows), replace(self._cache, epoch=rows)
+
     def _close_store(self) -> None:
         if self.store is not None:
             self.store.rows.close()
@@ -124,14 +131,14 @@ class Passage:
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before it: look the examples up, compute those that are missing, and set the gates to reading."""
-        if not self.end or self.halves.mode != CLOSED or not self.base.training or self.paused:
+        if not self.end or self.halves.mode != CLOSED or not self.base.training:
             return None
         if not self._dropout:
             for module in self.prefix.lower:  # also after the user's model.train()
                 if module.training:
                     self._awake.add(module)
                     module.training = False
-        if not self.prefix.reading or torch.compiler.is_compiling():
+        if self.paused or not self.prefix.reading or torch.compiler.is_compiling():
             return None
         call = call_of(self.base, args, kwargs)
         if call.refusal is not None:
@@ -149,7 +156,7 @@ class Passage:
                 "under 20 % of the examples were found again (is the data augmented?): the cache is off from here",
             )
             self._close_store()
-            self.prefix.reading, self.prefix.store = False, None
+            self.prefix.reading, self.prefix.store, self.off = False, None, True
         self.halves.open(batch)
         return (args, self.halves.without_cache(kwargs)) if self.halves.forward_caches else None
 
@@ -160,16 +167,17 @@ class Passage:
 
     def _fetch(self, call: Call, examples: list[Example]) -> Tensor:
         """What the prefix gives for a batch."""
-        probe = None if self.prefix.sure else self._make_sure(call, examples)
+        if not self.prefix.sure:
+            self._make_sure(call, examples)
         store = self.store
         assert store is not None and self._like is not None
         missing = store.missing(examples)
         found = self._compute(call, missing) if missing else None
         if not missing:  # nearly all is known: the copies are not needed every step
             self.prefix.low = {}
-        if probe is not None and found is not None:  # the same two rows, in company
-            again = [i for i in missing if i < len(probe)]
-            self._compare(probe[again], found, again, examples)
+        if found is not None and len(missing) > 1 and not self.prefix.apart:  # a row alone, and in company
+            self._compare(self._compute(call, missing[:1]), found, missing[:1], examples)
+            self.prefix.apart = True
         if found is not None:
             store.keep([examples[i] for i in missing], found)
             if store.rows.overflowed:
@@ -193,15 +201,12 @@ class Passage:
         self._like = found.new_empty(0)
         return found
 
-    def _make_sure(self, call: Call, examples: list[Example]) -> Tensor:
+    def _make_sure(self, call: Call, examples: list[Example]) -> None:
         """Once for each prefix: a row or two must come out the same of the whole model, and from the frozen end on.
 
-        Returns:
-            What the prefix gives for them.
-
         Raises:
-            StateError: a random layer that eval() does not switch off, a layer that mixes examples, a model whose
-                upper layers read more than the block below them, or activations of another shape.
+            StateError: a random layer that eval() does not switch off, a model whose upper layers read more than the
+                block below them, or activations of another shape.
         """
         assert self.cache is not None
         few = 1 if call.columns == 2 else 2  # as many rows as tokens would hide that they are exchanged
@@ -226,11 +231,11 @@ class Passage:
             if not self._close(self._compute(call, held), stored, held, examples, ROUNDING):
                 self.say("RA102", "the cache was made with other weights: all that was cached is dropped")
                 store.rows.clear()
-        return found
 
     def _compare(self, want: Tensor, got: Tensor, index: Sequence[int], examples: list[Example]) -> None:
         assert self.cache is not None
-        tolerance = CLOSE if self.cache.compute == "float32" else ROUNDING
+        narrow = got.element_size() < 4 or torch.is_autocast_enabled(got.device.type)  # the user's own
+        tolerance = ROUNDING if narrow or self.cache.compute != "float32" else CLOSE
         if not self._close(want, got, index, examples, tolerance):
             raise StateError(
                 f"the frozen layers of {type(self.base).__name__} do not give the same for one example each time: "

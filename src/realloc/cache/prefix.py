@@ -25,6 +25,7 @@ class Prefix:
     store: Store | None = None
     sealed: tuple[int, int, int] = (0, 0, 0)  # what a checkpoint has of the table: examples, tokens, digest
     sure: bool = False  # whether reading was found to give what computing does
+    apart: bool = False  # whether a row was found to be the same alone and in company
     low: dict[str, Tensor] = field(default_factory=dict)  # weights in bfloat16, while there is much to compute
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, final
@@ -13,6 +14,7 @@ from realloc.cache.rows import DTYPES
 from realloc.errors import ConfigError, plain
 
 COMPUTE: Final = ("float32", "bfloat16")
+TOLD: Final = sys.maxsize  # examples of an epoch whose end a callback will tell
 _UNITS: Final = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ import realloc.train.arms as arms
 from realloc.compare.apart import finished, run_apart
 from realloc.compare.table import Comparison, tabulate
 from realloc.errors import ConfigError, RecordError, nearest, plain
-from realloc.record.folder import read_sealed
+from realloc.record.folder import read_sealed, refuse_foreign
 from realloc.train.config import RunConfig, refuse_flag, run_config
 from realloc.train.progress import Tell
 from realloc.train.result import RunResult
@@ -25,6 +26,7 @@ from realloc.train.stop import Interrupted
 from realloc.train.watch import RunError
 
 CONTEST = "compare.json"
+OURS = re.compile(r"[^/]+-seed\d+", re.ASCII)  # a damaged compare.json may be deleted: finished runs are kept
 RATE = "lr"  # arms are at their best at different rates: one rate for all is no equal chance
 Announce = Callable[[RunConfig, int, int], Tell]
 
@@ -94,7 +96,7 @@ def compare(contest: Contest, out: Path | None, announce: Announce) -> Compariso
 
     Raises:
         ConfigError: bad input, or ``out`` holds runs of another config.
-        RecordError: ``out`` holds a single run; a disk error.
+        RecordError: ``out`` holds a single run, or other files; a disk error.
         RunError: a run failed, or an arm did not end at the budget of the others.
         Interrupted: Ctrl-C; with ``out``, the run has written its checkpoint.
     """
@@ -132,6 +134,8 @@ def _write(contest: Contest, out: Path) -> None:
             finished(entry.model_copy(update={"seed": seed}), out / f"{entry.method}-seed{seed}")
     if (out / "config.json").exists():
         raise RecordError(f"{disk.shown(out)} holds a single run; choose another --out for a comparison")
+    if not (out / CONTEST).exists():
+        refuse_foreign(out, lambda name: OURS.fullmatch(name) is not None, "a comparison")
     with disk.told("write", out / CONTEST, "make room or rights there, or choose another --out"):
         disk.make_folder(out)
         disk.replace(out / CONTEST, sealed.seal(content))
@@ -143,9 +147,8 @@ def read(out: Path) -> Contest:
     Raises RecordError when it is damaged, or was not written by this version.
     """
     values = read_sealed(out / CONTEST, sealed.MOST, "delete it and compare once more: finished runs are kept")
-    try:
-        return Contest(tuple(run_config(e) for e in values["entries"]), tuple(int(s) for s in values["seeds"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(
-            f"{disk.shown(out / CONTEST)} was written by another version of realloc; compare anew"
-        ) from error
+    return sealed.made(
+        lambda: Contest(tuple(run_config(e) for e in values["entries"]), tuple(int(s) for s in values["seeds"])),
+        out / CONTEST,
+        "compare anew",
+    )

@@ -40,7 +40,7 @@ def check_affordable(most: int, loaded: Loaded) -> None:
     check_least(most - arms.head_size(loaded.model, loaded.base), loaded)
 
 
-def under(choice: Choice, most: int | None, epochs: float, loaded: Loaded) -> Spent:
+def under(choice: Choice, most: int | None, epochs: float, loaded: Loaded, *, timed: bool = False) -> Spent:
     """Spend at most a budget on what focus chose: its layers, the highest of them, or LoRA ranks on all of them.
 
     Args:
@@ -48,6 +48,7 @@ def under(choice: Choice, most: int | None, epochs: float, loaded: Loaded) -> Sp
         most: parameters that may train, the head among them; None: no bound.
         epochs: that were asked for. Ranks train for so many: read from no cache, they cannot pay for more.
         loaded: the model, with all its layers.
+        timed: whether seconds end the run, whatever the epochs.
     """
     if choice.k is None:
         return _uniform(choice, most, loaded)
@@ -57,12 +58,13 @@ def under(choice: Choice, most: int | None, epochs: float, loaded: Loaded) -> Sp
     if k:
         less = "" if k == choice.k else f"; the budget pays for {_layers(k)} of these {choice.k}, the highest"
         rate = choice.rate * math.sqrt(choice.k / k)  # what k layers change adds up as the root of k
-        return Spent("topk", {"k": k}, choice.epochs, rate, choice.why + less, fits > choice.k)
+        why = choice.why + _for(choice.epochs, timed=timed) + less
+        return Spent("topk", {"k": k}, choice.epochs, rate, why, fits > choice.k)
     assert most is not None
     settings = arms.within("lora", {TOP: choice.k}, most, loaded)
     why = (
-        f"{choice.why}; but the budget pays for no whole layer: LoRA ranks on {_layers(choice.k)} train instead, for "
-        f"{epochs:.2g} epochs, and the frozen layers are computed anew at each step"
+        f"{choice.why}; but the budget pays for no whole layer: LoRA ranks on {_layers(choice.k)} train "
+        f"instead{_for(epochs, timed=timed)}, and the frozen layers are computed anew at each step"
     )
     return Spent("lora", settings, epochs, 1.0, why, deeper=False)
 
@@ -75,6 +77,10 @@ def _uniform(choice: Choice, most: int | None, loaded: Loaded) -> Spent:
         settings = arms.within("lora", settings, most, loaded)
         why += f"; the budget pays for less than LoRA of rank {RANK}"
     return Spent("lora", settings, choice.epochs, choice.rate, why)
+
+
+def _for(epochs: float, *, timed: bool) -> str:
+    return "" if timed else f" for {epochs:.2g} epochs"
 
 
 def _layers(count: int) -> str:

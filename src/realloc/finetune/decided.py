@@ -88,7 +88,7 @@ def _spent(scene: Scene, settings: Mapping[str, Any], known: Known | None) -> tu
             ceiling.check_affordable(most, loaded)
         share, judged = float(settings["share"]), scene.held.tokens
         choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known)
-        return choice, ceiling.under(choice, most, epochs, loaded)
+        return choice, ceiling.under(choice, most, epochs, loaded, timed=config.spend.seconds is not None)
     if method == arms.FOCUS:
         method, settings, why = "lora", {"rank": ceiling.RANK}, NO_LABELS
     if most is not None:

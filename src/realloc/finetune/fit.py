@@ -22,6 +22,8 @@ def fit(arm: Arm, batches: Batches, aim: Aim, guide: Guide, first: int, after: C
     At least one step is taken, however short the time is.
     """
     arm.model.train()
+    for since in range(1, first + 1):  # of a run that is gone on with: what was revised before
+        _revise(arm, guide.course, since)
     step = first
     while not step or not guide.course.over(step):
         loss = stepped(arm, batches, aim, guide.course, step)
@@ -29,8 +31,15 @@ def fit(arm: Arm, batches: Batches, aim: Aim, guide: Guide, first: int, after: C
         if arm.moved is not None:
             arm.moved(step)
         guide.after(step)
+        _revise(arm, guide.course, step)
         after(step, loss)
     return step
+
+
+def _revise(arm: Arm, course: Course, step: int) -> None:
+    total = course.set_at(step)
+    if total is not None and arm.revised is not None and not course.over(step):
+        arm.revised(step, total)
 
 
 def stepped(arm: Arm, batches: Batches, aim: Aim, course: Course, step: int) -> float:

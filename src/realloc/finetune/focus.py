@@ -145,7 +145,7 @@ def choose(
     dropped = "" if kept is None else f", the {layers - kept} above depth {kept}, which knows less, dropped"
     why = (
         f"depth {depths.best} of {layers} knows most of the labels: the {depths.frozen} lowest layers are frozen"
-        f"{dropped}; {k} train for {chosen:.2g} epochs"
+        f"{dropped}; {k} train"
     )
     return Choice(k, kept, chosen, costs.compute, depths, costs, math.sqrt(TWO / k), lora, why)
 

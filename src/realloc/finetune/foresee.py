@@ -43,4 +43,5 @@ def foreseen(scene: Scene, seconds: float) -> Length:
             tokens += batch["input_ids"].numel()
     token = seconds_of_sample / tokens
     step = STEP * token * scene.train.tokens / scene.train.per_epoch
-    return Length(max(LEAST, int(seconds / step)), seconds, MARGIN * token * sum(sizes) + SLACK * seconds)
+    reserve = MARGIN * token * sum(sizes) + SLACK * seconds
+    return Length(max(LEAST, int((seconds - reserve) / step)), seconds, reserve)

@@ -15,8 +15,8 @@ from realloc.finetune.pace import Course, course_of
 from realloc.record.checkpoint import Checkpoint, load_latest, save
 from realloc.record.events import EventLog
 from realloc.record.folder import RunFolder
+from realloc.record.sealed import made
 from realloc.record.state import pack, unpack
-from realloc.train.keep import made
 
 DECIDED: Final = "decided.json"
 COURSE: Final = "course.json"  # of a run with a budget of seconds: how many steps it pays for, as often as revised

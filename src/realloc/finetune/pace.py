@@ -63,6 +63,10 @@ class Course:
             gone += (1 - gone) * (min(after, step + 0.5) - first) / (total - first)
         return gone
 
+    def set_at(self, step: int) -> int | None:
+        """The length of the whole run that was set after so many steps, or None."""
+        return next((total for first, total in self.totals if first == step), None)
+
     def over(self, step: int) -> bool:
         """Whether the run ends here, as far as is known."""
         return step >= self.total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from realloc.errors import ConfigError, RecordError
 from realloc.finetune.config import FinetuneConfig, finetune_config
 from realloc.finetune.result import FinetuneResult, from_json
 from realloc.finetune.run import KEY, refuse_other
-from realloc.record.folder import read_config, read_result, read_sealed
+from realloc.record.folder import read_config, read_result, read_sealed, refuse_foreign
 from realloc.train.progress import Tell
 from realloc.train.stop import Interrupted
 
 SEEDS: Final = "seeds.json"
+OURS: Final = re.compile(r"seed\d+", re.ASCII)  # a damaged seeds.json may be deleted: the runs are gone on with
 _ANEW: Final = "delete it and give the command that began the runs once more: finished ones are kept"
 CHILD: Final = "realloc.finetune.child"
 Announce = Callable[[FinetuneConfig, int, int], Tell]
@@ -72,15 +74,19 @@ def run_all(found: Series, out: Path | None, announce: Announce, *, resumed: boo
         found: the runs.
         out: a folder that gets one folder for each seed, such as ``seed0``; None: nothing is kept.
         announce: told of each run before it begins.
-        resumed: whether ``out`` holds these runs already.
+        resumed: whether ``out`` holds these runs already, or the first of them.
 
     Raises:
         ConfigError: bad input; runs of another config in the folders of these seeds.
-        RecordError: ``out`` holds a single run, or runs and ``resumed`` was not said; a disk error.
+        RecordError: ``out`` holds a single run, other files, or runs and ``resumed`` was not said; a disk error.
         Interrupted: Ctrl-C; with ``out``, a checkpoint is written.
     """
     if out is not None and not resumed:
-        _begin(found, out)
+        _check_free(out)
+    if out is not None and (not resumed or read(out).seeds != found.seeds):
+        for config in found.configs:  # before anything is written: runs of another config are refused
+            finished(config, out / f"seed{config.seed}")
+        _write(found, out)
     for number, config in enumerate(found.configs, 1):
         folder = None if out is None else out / f"seed{config.seed}"
         done = None if folder is None else finished(config, folder)
@@ -133,36 +139,43 @@ def read(folder: Path) -> Series:
         RecordError: damaged, or not written by this version.
     """
     values = read_sealed(folder / SEEDS, sealed.MOST, _ANEW)
-    try:
-        return Series(finetune_config(values["config"]), tuple(int(seed) for seed in values["seeds"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(
-            f"{disk.shown(folder / SEEDS)} was written by another version of realloc; start new runs"
-        ) from error
+    return sealed.made(
+        lambda: Series(finetune_config(values["config"]), tuple(int(seed) for seed in values["seeds"])),
+        folder / SEEDS,
+        "start new runs",
+    )
 
 
 def check_same(folder: Path, given: Mapping[str, Any], seeds: Sequence[int] | None) -> Series:
     """Read the runs of a folder, and refuse flags that say something else than they were started with.
 
+    Seeds may be added: where those that were begun come first, the others follow.
+
     Raises:
-        ConfigError: the first flag that differs.
+        ConfigError: the first flag that differs; seeds without those that were begun.
     """
     found = read(folder)
     asked = finetune_config({**found.config.model_dump(), **given})
     refuse_other(found.config.model_dump(), {key: getattr(asked, key) for key in given}, folder)
-    if seeds is not None and tuple(seeds) != found.seeds:
+    if seeds is None:
+        return found
+    if tuple(seeds[: len(found.seeds)]) != found.seeds:
         raise ConfigError(
             f"the runs in {disk.shown(folder)} were started with seeds {_listed(found.seeds)}, not {_listed(seeds)}; "
-            "leave the flag out to go on with them, or give another --out"
+            "leave the flag out to go on with them, name more behind them, or give another --out"
         )
-    return found
+    return series(found.config, seeds)
 
 
-def _begin(found: Series, out: Path) -> None:
+def _check_free(out: Path) -> None:
     if is_series(out):
         raise RecordError(f"{disk.shown(out)} holds runs already; go on with them by --resume, or choose another --out")
     if (out / "config.json").exists():
         raise RecordError(f"{disk.shown(out)} holds a single run; choose another --out for several seeds")
+    refuse_foreign(out, lambda name: OURS.fullmatch(name) is not None, "a series of runs")
+
+
+def _write(found: Series, out: Path) -> None:
     content = {"config": found.config.model_dump(mode="json"), "seeds": list(found.seeds)}
     with disk.told("write", out / SEEDS, "make room or rights there, or choose another --out"):
         disk.make_folder(out)

@@ -62,7 +62,7 @@ def read(config: FinetuneConfig) -> Texts:
         cells, judged = _reviews(config)
     else:
         cells = _cells(config.data, config)
-        judged = _cells(config.eval, config) if config.eval is not None else []
+        judged = _judged(config, config.eval)
     if config.task != "causal-lm" and min(len(cells), config.rows or LEAST) < LEAST:
         least = f"at least {LEAST} are needed"
         raise ConfigError(f"data '{plain(config.data)}' gives {min(len(cells), config.rows or LEAST)} texts; {least}")
@@ -182,6 +182,17 @@ def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
             )
         cells.append((place, text, rest[0] if rest else ""))
     return cells
+
+
+def _judged(config: FinetuneConfig, evaluation: str | None) -> list[Cell]:
+    if evaluation is None:
+        return []
+    if Path(evaluation).exists() and Path(evaluation).samefile(config.data):
+        raise ConfigError(
+            f"eval '{plain(evaluation)}' is the file that --data names, and a model knows the texts it trained on; "
+            "give other texts, or leave --eval out: a tenth of the training texts is held out and judged anyway"
+        )
+    return _cells(evaluation, config)
 
 
 def _missing(label: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, final
 import lightning
 
 from realloc.errors import ConfigError, StateError
-from realloc.integrations.plan import AnyHandle, AnyMethod, Terms
+from realloc.integrations.plan import AnyHandle, AnyMethod, Terms, epoch_over
 from realloc.record.sink import Sink
 
 
@@ -63,3 +63,7 @@ class ReallocCallback(lightning.Callback):  # type: ignore[misc]
             raise ConfigError(f"the module has {len(trainer.optimizers)} optimizers; one budget needs one optimizer")
         total = trainer.estimated_stepping_batches
         self.handle = self.terms.attach(pl_module, trainer.optimizers[0], total, trainer.train_dataloader)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Whether a cache pays is judged by whole epochs."""
+        epoch_over(self.handle, trainer.train_dataloader)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 from torch import nn
 
 from realloc.attach import attach, prepare
 from realloc.attach_layers import register_layers
+from realloc.cache.settings import TOLD
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
@@ -82,20 +83,30 @@ class Terms:
                 )
             steps = max(1, int(total))
             schedule = every(min(self.every, steps), begin=self.begin, until=self.until, total=steps)
-        method = _told(self.method, data)
+        method = self.method
+        if _waits(method) and _examples(data):
+            method = replace(method, cache=replace(method.cache, epoch=TOLD))
         return attach(model, optimizer, method, schedule=schedule, seed=self.seed, record=self.record)
 
 
-def _told(method: AnyMethod, data: Any) -> AnyMethod:
-    """The method, its cache told how many examples of a loader's dataset one process sees in an epoch."""
-    if not isinstance(method, LayerMethod) or method.cache is None or method.cache.epoch is not None:
-        return method
+def epoch_over(handle: AnyHandle | None, data: Any) -> None:
+    """Tell a handle, after an epoch, how many examples of a loader's dataset one process has seen in it."""
+    count = _examples(data)
+    if count and isinstance(handle, LayerHandle):
+        handle.epoch_over(count)
+
+
+def _waits(method: AnyMethod) -> TypeGuard[LayerMethod]:
+    """Whether its cache wants to know how many examples an epoch has."""
+    return isinstance(method, LayerMethod) and method.cache is not None and method.cache.epoch is None
+
+
+def _examples(data: Any) -> int:
+    """Of one epoch in one process; 0: nobody knows."""
     try:
-        count = len(data.dataset)
-    except (AttributeError, TypeError):  # a stream, or a loader of another kind: nobody knows
-        return method
-    share = -(-count // (torch.distributed.get_world_size() if _several() else 1))
-    return replace(method, cache=replace(method.cache, epoch=share)) if share else method
+        return -(-len(data.dataset) // (torch.distributed.get_world_size() if _several() else 1))
+    except (AttributeError, TypeError):  # a stream, or a loader of another kind
+        return 0
 
 
 def _several() -> bool:

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from realloc.errors import StateError
 from realloc.integrations.adapter import check_peft, keep_adapter
-from realloc.integrations.plan import AnyHandle, AnyMethod, Terms
+from realloc.integrations.plan import AnyHandle, AnyMethod, Terms, epoch_over
 from realloc.record.sink import Sink
 
 
@@ -74,3 +74,9 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
         if self.handle is None:
             loader = kwargs.get("train_dataloader")
             self.handle = self.terms.attach(kwargs["model"], kwargs["optimizer"], state.max_steps, loader)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Whether a cache pays is judged by whole epochs."""
+        epoch_over(self.handle, kwargs.get("train_dataloader"))

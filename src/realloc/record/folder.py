@@ -11,7 +11,7 @@ runs/a/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -203,16 +203,33 @@ def _checked(path: Path | str) -> Path:
     return Path(text)
 
 
+def refuse_foreign(path: Path, ours: Callable[[str], bool], what: str) -> None:
+    """Refuse to begin in a folder that holds something else.
+
+    Args:
+        path: the folder; it need not be there yet.
+        ours: which names may lie there.
+        what: begins, such as "a run".
+
+    Raises:
+        RecordError: it holds another name, or is a file.
+    """
+    with disk.told("look into", path, _RETRY):
+        names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    foreign = next((name for name in names if not ours(name) and not name.startswith("tmp-")), None)
+    if foreign is not None:
+        raise RecordError(
+            f"{disk.shown(path)} is not empty (it holds {plain(foreign)!r}); {what} starts in an empty folder: choose "
+            "another"
+        )
+
+
 def _refuse_foreign(path: Path) -> None:
-    # A create that was killed before its config leaves FILES; such a folder is as good as empty.
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in FILES and not p.name.startswith("tmp-"))
-    if _CONFIG in foreign and b"realloc-run" in disk.read(path / _CONFIG, sealed.MOST):
+    config = path / _CONFIG
+    if config.exists() and b"realloc-run" in disk.read(config, sealed.MOST):
         raise RecordError(
             f"{disk.shown(path)} holds a run already; resume it (realloc resume {plain(str(path))}), or choose another "
             "folder"
         )
-    if foreign:
-        raise RecordError(
-            f"{disk.shown(path)} is not empty (it holds {plain(foreign[0])!r}); a run starts in an empty folder: "
-            "choose another"
-        )
+    # A create that was killed before its config leaves FILES; such a folder is as good as empty.
+    refuse_foreign(path, lambda name: name in FILES, "a run")

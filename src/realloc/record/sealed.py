@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
+import realloc.record.disk as disk
 from realloc.errors import RecordError
 
 MOST = 16 << 20
 """Most bytes of one JSON file: small enough that no content of it can fill the memory."""
 
 _SEAL = "sha256"
+T = TypeVar("T")
 
 
 def dump(value: object) -> bytes:
@@ -82,3 +85,20 @@ def _written(content: Mapping[str, object]) -> bytes:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"a bare {constant}")
+
+
+def made(make: Callable[[], T], file: Path, remedy: str = "start a new run") -> T:
+    """Make an object of what a file holds.
+
+    Raises:
+        RecordError: its keys or values are not those of this version.
+
+    >>> made(lambda: {}["steps"], Path("length.json"))
+    Traceback (most recent call last):
+    ...
+    realloc.errors.RecordError: 'length.json' was written by another version of realloc; start a new run
+    """
+    try:
+        return make()
+    except (TypeError, KeyError, ValueError):  # a config that is refused is a ValueError
+        raise RecordError(f"{disk.shown(file)} was written by another version of realloc; {remedy}") from None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
-import realloc.record.disk as disk
-from realloc.errors import RecordError
 from realloc.record.checkpoint import Checkpoint, load_latest, save
 from realloc.record.events import EventLog
 from realloc.record.folder import RunFolder
+from realloc.record.sealed import made
 from realloc.record.state import pack, unpack
 from realloc.train.length import Length
 from realloc.train.loop import Trainee
 
 LENGTH = "length.json"
-T = TypeVar("T")
 
 
 @final
@@ -80,20 +78,3 @@ class Keep:
         """Write the result: the run counts as finished."""
         self.log.sync()
         self._held.finish(result)
-
-
-def made(make: Callable[[], T], file: Path) -> T:
-    """Make an object of what a file holds.
-
-    Raises:
-        RecordError: its keys are not those of this version.
-
-    >>> made(lambda: Length(epochs=1), Path("length.json"))
-    Traceback (most recent call last):
-    ...
-    realloc.errors.RecordError: 'length.json' was written by another version of realloc; start a new run
-    """
-    try:
-        return make()
-    except (TypeError, KeyError):
-        raise RecordError(f"{disk.shown(file)} was written by another version of realloc; start a new run") from None

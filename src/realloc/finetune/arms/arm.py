@@ -36,6 +36,7 @@ class Arm:
     adapter: Any = None  # peft's model, where there is one
     penalty: Callable[[], Tensor] | None = None  # added to the loss
     moved: Callable[[int], None] | None = None  # called with the step's number, gradients still alive
+    revised: Callable[[int, int], None] | None = None  # called with the step and the run's new length, set by seconds
     parts: Mapping[str, Stateful] | None = None  # what a checkpoint must hold beside model and optimizer
     frozen: frozenset[str] = frozenset()  # parameters that never train: a checkpoint leaves them out
 

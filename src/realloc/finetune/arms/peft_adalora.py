@@ -7,6 +7,7 @@ the regulariser and ``update_and_allocate``; the arm makes them, and a checkpoin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -20,6 +21,7 @@ from realloc.train.config import Setting
 REGULAR: Final = 0.5  # weight of the orthogonality of the bases, peft's default
 WARM, LAST = 0.1, 0.3  # shares of the run before the first cut, and after the last
 CUTS: Final = 50  # about so many in between
+_CUT = "rank_pattern"  # which ranks stay, from the last cut on; peft keeps it in its config
 _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -37,10 +39,11 @@ def peft_adalora(loaded: Loaded, order: Order) -> Arm:
     allocator = adapter.base_model.rankallocator
 
     def moved(step: int) -> None:
-        adapter.base_model.update_and_allocate(min(step, steps - 1))
+        adapter.base_model.update_and_allocate(min(step, allocator.peft_config.total_step - 1))
 
     return Arm(
         loaded.model, optimizer_of(loaded, order.rate), adapter=adapter, moved=moved,
+        revised=partial(_revise, allocator),
         penalty=lambda: _orthogonal(loaded.base), parts={"allocator": _Means(allocator)},
     )  # fmt: skip
 
@@ -62,18 +65,29 @@ def _orthogonal(base: nn.Module) -> Tensor:
     return REGULAR * torch.stack(found).mean()
 
 
+def _revise(allocator: Any, step: int, total: int) -> None:
+    """Put the last cut where a run of another length has it, after this step in any case; one that was made stays."""
+    config = allocator.peft_config
+    if step < config.total_step - config.tfinal:
+        config.total_step = total
+        config.tfinal = min(int(LAST * total), total - step - 1)
+        config.tinit = min(config.tinit, total - config.tfinal - 1)
+
+
 @final
 class _Means:
-    """peft's running means as something a checkpoint can hold; peft itself forgets them."""
+    """peft's running means and last cut as something a checkpoint can hold; peft itself forgets them."""
 
     def __init__(self, allocator: Any) -> None:
         self._allocator = allocator
 
     def state_dict(self) -> dict[str, Any]:
         """The means by name of the adapter's weight."""
-        return {name: dict(getattr(self._allocator, name)) for name in _MEANS}
+        means = {name: dict(getattr(self._allocator, name)) for name in _MEANS}
+        return {**means, _CUT: self._allocator.peft_config.rank_pattern}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Take them back."""
         for name in _MEANS:
             setattr(self._allocator, name, dict(state_dict[name]))
+        self._allocator.peft_config.rank_pattern = state_dict[_CUT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Final, Protocol
@@ -12,7 +13,7 @@ from realloc.attach import attach, prepare
 from realloc.calibrate import calibrate
 from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head, optimizer_of
-from realloc.finetune.arms.peft_lora import linear_of, rank_of
+from realloc.finetune.arms.peft_lora import RATE, linear_of, rank_of
 from realloc.finetune.batches import Batch
 from realloc.finetune.weights import Loaded
 from realloc.methods.adalora import adalora
@@ -24,7 +25,7 @@ from realloc.methods.para import para
 from realloc.methods.random_ranks import random_ranks
 from realloc.methods.rank_gradient import rank_gradient
 from realloc.methods.rank_method import RankMethod
-from realloc.schedule import every
+from realloc.schedule import Schedule, every
 from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
@@ -45,7 +46,7 @@ class Recipe(Protocol):
         """Make the method."""
 
 
-def ranks(recipe: Recipe, *, moves: bool = True, scale: float = SCALE) -> Kind:
+def ranks(recipe: Recipe, *, moves: bool = True, scale: float = SCALE, rate: float = RATE) -> Kind:
     """Make an arm of a recipe. Of a budget of parameters the pool's length is the whole, at every step of the run."""
 
     def make(loaded: Loaded, order: Order) -> Arm:
@@ -53,7 +54,7 @@ def ranks(recipe: Recipe, *, moves: bool = True, scale: float = SCALE) -> Kind:
             return beside(loaded, order, recipe(budget=int(order.settings[PARAMETERS]), scale=scale).at_most())
         return beside(loaded, order, recipe(rank_of(order.settings, loaded), scale=scale))
 
-    return Kind(make, 3e-3, {"rank": 8}, ranks_within, moves=moves)
+    return Kind(make, rate, {"rank": 8}, ranks_within, moves=moves)
 
 
 def ranks_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
@@ -109,11 +110,31 @@ def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod, apart
         method = calibrate(loaded.model, few, method, loss=partial(_loss, order), seed=order.seed)
     prepare(loaded.model, method, seed=order.seed)
     optimizer = optimizer_of(loaded, order.rate)
-    steps = max(2, order.steps)
-    gap = min(max(apart, steps // MOVES), max(1, int(SETTLE * steps) // 2))
-    schedule = every(gap, until=SETTLE, total=steps)
+    schedule = moments(order.steps, apart)
     handle = attach(loaded.model, optimizer, method, schedule=schedule, seed=order.seed, record=order.sink)
-    return Arm(loaded.model, optimizer, handle)
+
+    def revised(step: int, total: int) -> None:
+        nonlocal schedule
+        if step < schedule.last:
+            schedule = moments(total, apart, step)
+            handle.reschedule(schedule)
+
+    return Arm(loaded.model, optimizer, handle, revised=revised)
+
+
+def moments(steps: int, apart: int = 1, gone: int = 0) -> Schedule:
+    """When units move in a run of so many steps, of which some are gone: the last move is still to come.
+
+    >>> print(moments(100)); print(moments(100, gone=70))
+    every 5 steps after 0, to step 60 of 100: 12 moves, the last at step 60
+    every 71 steps after 0, to step 71 of 100: 1 move, the last at step 71
+    """
+    steps = max(2, steps)
+    until = max(math.floor(SETTLE * steps + 1e-6), gone + 1)
+    gap = min(max(apart, steps // MOVES), max(1, until // 2))
+    if until // gap * gap <= gone:
+        gap = until
+    return every(gap, until=until, total=max(steps, until))
 
 
 def _with_labels(order: Order, step: int) -> Batch:
@@ -127,7 +148,7 @@ def _loss(order: Order, model: nn.Module, batch: Batch) -> Tensor:
 
 
 RANKS: Final[Mapping[str, Kind]] = {
-    "adalora": ranks(adalora, scale=SMALL),
+    "adalora": ranks(adalora, scale=SMALL, rate=3e-3),
     "eva": ranks(eva, moves=False),
     "gora": ranks(gora, moves=False),
     "lora": ranks(lora, moves=False),

@@ -13,7 +13,7 @@ from realloc.finetune.arms.deltas import DELTAS
 from realloc.finetune.arms.full import full
 from realloc.finetune.arms.layers import LAYERS
 from realloc.finetune.arms.peft_adalora import peft_adalora, peft_adalora_within
-from realloc.finetune.arms.peft_lora import peft_lora, rank_within
+from realloc.finetune.arms.peft_lora import RATE, peft_lora, rank_within
 from realloc.finetune.arms.ranges import check_range
 from realloc.finetune.arms.ranks import RANKS
 from realloc.finetune.arms.rows import ROWS
@@ -23,8 +23,8 @@ from realloc.train.config import Setting
 FOCUS: Final = "focus"  # decides by measurement which of the others trains
 KINDS: Final[Mapping[str, Kind]] = {
     "full": Kind(full, 3e-4, {ROWS: True}),
-    "peft_adalora": Kind(peft_adalora, 3e-3, {"rank": 8}, peft_adalora_within, moves=True),
-    "peft_lora": Kind(peft_lora, 3e-3, {"rank": 8}, rank_within),
+    "peft_adalora": Kind(peft_adalora, 1.2e-2, {"rank": 8}, peft_adalora_within, moves=True),
+    "peft_lora": Kind(peft_lora, RATE, {"rank": 8}, rank_within),
     **DELTAS,
     **LAYERS,
     **RANKS,
