@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realloc.errors import ConfigError
+from realloc.finetune.arms.ranks import moments
 from realloc.schedule import constant, cosine, cubic, every, linear
 
 
@@ -131,3 +132,15 @@ def test_curves_refuse(value):
             curve(value)
     with pytest.raises(ConfigError, match="end="):
         cubic(1.0, value)
+
+
+@given(st.integers(1, 400), st.integers(1, 20), st.data())
+def test_moves_of_a_run_whose_length_was_revised(steps, apart, data):
+    """The last move is still to come, and two moves stay apart."""
+    gone = data.draw(st.integers(0, steps))
+    made = data.draw(st.integers(0, gone))
+    found = moments(steps, apart, gone, made)
+    coming = found.upcoming(gone + 1)
+    assert coming is not None and found.last >= gone + 1
+    assert not made or coming >= made + apart
+    assert moments(steps, apart) == moments(steps, apart, 0, 0)

@@ -36,7 +36,7 @@ from realloc.prepare import build, describe, plan_start
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
-from realloc.schedule import Schedule
+from realloc.schedule import Schedule, made
 
 
 def prepare(
@@ -165,8 +165,8 @@ def attach(
     if schedule is None and isinstance(method, RankMethod | DeltaMethod) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
     still = isinstance(method, RowMethod) or (isinstance(method, LayerMethod) and schedule is None)
-    if not still and not isinstance(schedule, Schedule):
-        raise ConfigError(f"schedule is {schedule!r}; make one with realloc.every(n, until=..., total=...)")
+    if not still:
+        schedule = made(schedule)
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")

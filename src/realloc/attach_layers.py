@@ -89,6 +89,8 @@ def attach_layers(
         engine.unregister()
         raise
     _hook(root, engine, trained)
+    if passage is not None:
+        passage.resumed = resumed
     engine.enact(loaded=True) if resumed else engine.make(chosen)
     engine.arm()
     return LayerHandle(engine, plan_of(engine))

@@ -117,6 +117,8 @@ class Engine:
     def reschedule(self, schedule: Schedule) -> None:
         """Move by another schedule from now on."""
         self.require()
+        if schedule.upcoming(self.holdings.book.read("steps") + 1) != self.next_due():
+            self._collect.forget()  # sums that were begun for another step
         self.schedule = self._collect.schedule = schedule
         self.arm()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
-from realloc.schedule import Schedule
+from realloc.schedule import Schedule, made
 from realloc.sites.rank import RankSite
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Handle:
         return self._holdings.book.read("units_moved")
 
     @property
+    def next_due(self) -> int | None:
+        """The step after which the next move is due; None: no more."""
+        return self._engine.next_due()
+
+    @property
     def sites(self) -> Mapping[str, Site]:
         """Sites by parameter name; each has ``held`` and ``capacity``."""
         return self._holdings.sites
@@ -97,7 +102,7 @@ class Handle:
         lines = [
             f"{self.start.method}: budget {self.budget:,} = {self.held:,} held + {self.parked:,} parked; "
             f"{self.moves} moves, {self.units_moved:,} units moved"
-            + (f" and {fewer:,} weights released for good" if fewer > 0 else "")
+            + (f" and {fewer:,} weights released for good" if fewer > 0 and not self._engine.method.want else "")
             + f" in {self.steps:,} steps"
         ]
         width = max(len(plain(name)) for name in self.sites)
@@ -145,7 +150,7 @@ class Handle:
                 + (f"; {note.note}" if note.note else "")
             )
         if not any(note.site == site.name for note in self._notes):
-            due = self._engine.next_due()
+            due = self.next_due
             lines.append("  no move yet; " + ("none is due" if due is None else f"the next one is due at step {due}"))
         return "\n".join(lines)
 
@@ -194,9 +199,13 @@ class Handle:
     def reschedule(self, schedule: Schedule) -> None:
         """Move by another schedule from now on, where the run turns out longer or shorter than it was thought to be.
 
-        It is no part of a checkpoint: a resume gives `attach` the one that it goes on with. All ranks call it alike.
+        Call it between two steps, on all ranks alike. It is no part of a checkpoint: a resume gives `attach` the one
+        that it goes on with.
+
+        Raises:
+            ConfigError: no schedule.
         """
-        self._engine.reschedule(schedule)
+        self._engine.reschedule(made(schedule))
 
     def restart_moments(self) -> None:
         """Accept a model loaded without its optimizer: the moments of all slots start anew."""

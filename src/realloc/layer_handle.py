@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import LayerPlan
 from realloc.pool.rights import moments_bytes
+from realloc.schedule import Schedule, made
 from realloc.trial import Trial, numbered
 
 if TYPE_CHECKING:
@@ -145,6 +146,16 @@ class LayerHandle:
         """
         self._engine.require()
         return Trial(self._engine, numbered(self._engine, layers))
+
+    def reschedule(self, schedule: Schedule) -> None:
+        """Choose by another schedule from now on, where the run turns out longer or shorter than it was thought to be.
+
+        Call it between two steps. It is no part of a checkpoint: a resume gives `attach` the one that it goes on with.
+
+        Raises:
+            ConfigError: no schedule.
+        """
+        self._engine.reschedule(made(schedule))
 
     def epoch_over(self, examples: int) -> None:
         """Say that an epoch of so many examples is over; a callback does, where the cache was told to wait for it."""

@@ -76,6 +76,12 @@ class LayerEngine:
             return None
         return self.schedule.upcoming(self.rights.read("steps") + 1)
 
+    def reschedule(self, schedule: Schedule) -> None:
+        """Choose by another schedule from now on."""
+        self.require()
+        self.schedule = schedule
+        self.arm()
+
     # the step ---------------------------------------------------------------------------------------------------
 
     def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:

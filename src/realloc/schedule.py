@@ -67,6 +67,19 @@ class Schedule:
         )
 
 
+def made(schedule: object) -> Schedule:
+    """Refuse what is no schedule.
+
+    >>> made(100)
+    Traceback (most recent call last):
+    ...
+    realloc.errors.ConfigError: schedule is 100; make one with realloc.every(n, until=..., total=...)
+    """
+    if not isinstance(schedule, Schedule):
+        raise ConfigError(f"schedule is {schedule!r}; make one with realloc.every(n, until=..., total=...)")
+    return schedule
+
+
 def every(n: int, *, begin: int | float = 0, until: int | float = 1.0, total: int) -> Schedule:
     """Fire every ``n`` optimizer steps between two moments.
 

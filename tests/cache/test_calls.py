@@ -14,6 +14,7 @@ from zoo import SIZES, batch, bert, fresh, gpt2, stack, texts, train
 
 import realloc
 from realloc import Cache, methods
+from realloc.attach_layers import register_layers
 from realloc.errors import ConfigError, ReallocWarning, StateError
 
 WORDS = {"input_ids": torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])}
@@ -192,3 +193,38 @@ def test_an_epoch_of_examples_that_are_several_rows_each() -> None:
                 model((rows + epoch)[start : start + 8])
             handle.epoch_over(6)
             assert (handle.hits is None) == (epoch == 2) or epoch == 1
+
+
+def test_an_epoch_that_was_begun_by_another_process_does_not_count() -> None:
+    """6 questions with 4 choices each; a checkpoint lies after the fifth."""
+    from realloc.cache.settings import TOLD
+
+    rows = torch.randint(5, 50, (24, 5), generator=torch.Generator().manual_seed(0))
+    model, optimizer = fresh(bert)
+    realloc.attach(model, optimizer, methods.topk(1, cache=Cache(epoch=TOLD)))
+    state = copy.deepcopy(model.state_dict())
+    again, other = fresh(bert)
+    register_layers(again, methods.topk(1), 0)
+    again.load_state_dict(state)
+    handle = realloc.attach(again, other, methods.topk(1, cache=Cache(epoch=TOLD)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again(rows[20:])
+        handle.epoch_over(6)
+        for _ in range(2):
+            for start in range(0, 24, 8):
+                again(rows[start : start + 8])
+            handle.epoch_over(6)
+    assert handle.hits == pytest.approx(28 / 52)
+
+
+def test_scalars_that_no_key_holds_are_computed_and_said() -> None:
+    class Task(transformers.BertModel):
+        def forward(self, input_ids: Tensor, attention_mask: Any = None, task: int | None = None, **more: Any) -> Any:
+            return super().forward(input_ids + (task or 0), attention_mask, **more)
+
+    model, optimizer = fresh(lambda: Task(bert().config))
+    handle = realloc.attach(model, optimizer, methods.topk(1))
+    with pytest.warns(ReallocWarning, match="RA101.*it got task"):
+        first, second = (model(**WORDS, task=task)[0] for task in (1, 2))
+    assert not torch.equal(first, second) and handle.hits is None

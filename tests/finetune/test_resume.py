@@ -195,7 +195,7 @@ def test_a_finished_run_hands_back_its_result_and_is_not_run_over(
         from_json({k: v for k, v in result.as_json().items() if k != "held"})
 
 
-def test_bad_input_gives_the_folder_up_again(tiny: Path, judging: Path, tmp_path: Path) -> None:
+def test_bad_input_gives_the_folder_up_again(tiny: Path, table: Path, judging: Path, tmp_path: Path) -> None:
     flat = write(tmp_path / "one.csv", [(text, "same") for text, _ in rows(20, 0)])
     with pytest.raises(ConfigError, match="every label"):
         finetune(config(tiny, flat, judging, "full"), tmp_path / "run")

@@ -59,7 +59,7 @@ class Tokens:
 
     def _reaches(self, name: str) -> bool:
         """Whether an argument may change what the layers give: all but switches and None."""
-        return not isinstance(self.given[name], bool | int | float | str | None)
+        return self.given[name] is not None and not isinstance(self.given[name], bool)
 
     @property
     def columns(self) -> int:

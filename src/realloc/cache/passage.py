@@ -38,6 +38,8 @@ class Passage:
         self.halves = Halves(base)
         self.cache = self._cache = cache  # of the prefixes to come
         self.paused = False  # while a decision wants the gradients of frozen blocks too
+        self.resumed = False  # and the epoch in which it was is not over
+        self._before = 0  # rows that were looked up before the first whole epoch
         self.off = False  # for good: too few examples were found again
         self.prefix = Prefix()
         self._dropout = dropout
@@ -103,10 +105,14 @@ class Passage:
         self.prefix.store, self.prefix.sealed, self.prefix.sure = None, sealed, False
 
     def epoch_over(self, examples: int) -> None:
-        """The first epoch has ended: it had as many rows as were looked up, where an example is several."""
-        if self.cache is not None and self._cache is not None and self.cache.epoch == TOLD and self.store is not None:
-            rows = self.store.epoch = max(examples, self.store.visits)
-            self.cache, self._cache = replace(self.cache, epoch=rows), replace(self._cache, epoch=rows)
+        """An epoch has ended: the first whole one had as many rows as were looked up, where an example is several."""
+        if self.cache is None or self._cache is None or self.cache.epoch != TOLD or self.store is None:
+            return
+        if self.resumed:  # in the middle of it, perhaps
+            self.resumed, self._before = False, self.store.visits
+            return
+        self.store.epoch = max(examples, self.store.visits - self._before)
+        self.cache, self._cache = (replace(one, epoch=self.store.epoch) for one in (self.cache, self._cache))
 
     def _close_store(self) -> None:
         if self.store is not None:

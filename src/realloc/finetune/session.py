@@ -12,6 +12,7 @@ import torch
 import realloc.finetune.arms.table as arms
 from realloc.cache.known import Known
 from realloc.cache.settings import Cache
+from realloc.errors import warn
 from realloc.finetune.aim import Judged
 from realloc.finetune.arms.arm import Arm, Order, ledger_of, parameters_of
 from realloc.finetune.config import FinetuneConfig
@@ -26,6 +27,7 @@ from realloc.finetune.save import write_model
 from realloc.finetune.scene import Scene, prepared
 from realloc.finetune.trials import Trials
 from realloc.finetune.watch import Watch
+from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.pool.rights import moments_bytes
 from realloc.shorten import shorten
@@ -113,6 +115,9 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
     with clock.apart("setup"):  # it collects garbage, which may take half a second
         peak.training()
     steps = fit(arm, scene.train, scene.aim, guide, found.step if found else 0, _both(trials, watch))
+    if isinstance(arm.handle, Handle) and (due := arm.handle.next_due) is not None:
+        warn("RA006", f"the seconds ended at step {steps}, before the last move (step {due}): units are not where they "
+             "were to be; give --budget more, or --epochs")  # fmt: skip
     held = scene.aim.judge(arm.model, scene.held)
     clock.stop()
     peak.look()

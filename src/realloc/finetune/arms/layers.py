@@ -21,7 +21,7 @@ from realloc.methods.layers import LayerMethod
 from realloc.methods.lisa import lisa
 from realloc.methods.random_layers import random_layers
 from realloc.methods.topk import topk
-from realloc.schedule import every
+from realloc.schedule import Schedule, every
 from realloc.sites.blocks import blocks_of
 from realloc.train.config import Setting
 
@@ -38,9 +38,19 @@ def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]
         optimizer = optimizer_of(loaded, order.rate)
         chosen = recipe(order.settings, order.cache)
         rows = touched(loaded, optimizer, order) if ROWS in order.settings else None
-        schedule = every(max(1, order.steps // turns), total=max(2, order.steps)) if chosen.moves else None
-        handle = attach(loaded.model, optimizer, chosen, schedule=schedule, seed=order.seed, record=order.sink)
-        return Arm(loaded.model, optimizer, handle, rows)
+
+        def moments(steps: int) -> Schedule | None:
+            return every(max(1, steps // turns), total=max(2, steps)) if chosen.moves else None
+
+        def revised(_: int, total: int) -> None:
+            schedule = moments(total)
+            if schedule is not None:
+                handle.reschedule(schedule)
+
+        handle = attach(
+            loaded.model, optimizer, chosen, schedule=moments(order.steps), seed=order.seed, record=order.sink
+        )
+        return Arm(loaded.model, optimizer, handle, rows, revised=revised)
 
     return make
 

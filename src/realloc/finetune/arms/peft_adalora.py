@@ -39,7 +39,7 @@ def peft_adalora(loaded: Loaded, order: Order) -> Arm:
     allocator = adapter.base_model.rankallocator
 
     def moved(step: int) -> None:
-        adapter.base_model.update_and_allocate(min(step, allocator.peft_config.total_step - 1))
+        adapter.base_model.update_and_allocate(step)  # beyond its last cut it only masks
 
     return Arm(
         loaded.model, optimizer_of(loaded, order.rate), adapter=adapter, moved=moved,

@@ -116,24 +116,28 @@ def beside(loaded: Loaded, order: Order, method: RankMethod | DeltaMethod, apart
     def revised(step: int, total: int) -> None:
         nonlocal schedule
         if step < schedule.last:
-            schedule = moments(total, apart, step)
+            schedule = moments(total, apart, step, step // schedule.n * schedule.n)
             handle.reschedule(schedule)
 
     return Arm(loaded.model, optimizer, handle, revised=revised)
 
 
-def moments(steps: int, apart: int = 1, gone: int = 0) -> Schedule:
-    """When units move in a run of so many steps, of which some are gone: the last move is still to come.
+def moments(steps: int, apart: int = 1, gone: int = 0, made: int = 0) -> Schedule:
+    """When units move in a run of so many steps: ``gone`` of them are over, and ``made`` is that of the last move.
 
-    >>> print(moments(100)); print(moments(100, gone=70))
+    The last move is still to come, if need be in the next step; two moves stay ``apart``.
+
+    >>> print(moments(100)); print(moments(100, gone=70)); print(moments(60, 10, gone=26, made=24))
     every 5 steps after 0, to step 60 of 100: 12 moves, the last at step 60
     every 71 steps after 0, to step 71 of 100: 1 move, the last at step 71
+    every 12 steps after 0, to step 36 of 60: 3 moves, the last at step 36
     """
     steps = max(2, steps)
-    until = max(math.floor(SETTLE * steps + 1e-6), gone + 1)
+    first = max(gone + 1, made + apart if made else 1)  # at which the next one may be
+    until = max(math.floor(SETTLE * steps + 1e-6), first)
     gap = min(max(apart, steps // MOVES), max(1, until // 2))
-    if until // gap * gap <= gone:
-        gap = until
+    while (gone // gap + 1) * gap < first or until // gap * gap <= gone:
+        gap += 1
     return every(gap, until=until, total=max(steps, until))
 
 
