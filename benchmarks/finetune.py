@@ -44,6 +44,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft lora r8": ("peft_lora", (), "peft lora r8"),
     "focus": ("focus", (), "top-2"),
     "peft lora, focus's seconds": ("peft_lora", (), "peft lora r8"),
+    "focus at LoRA's rate": ("focus", (), "peft lora r8"),  # where it falls back to LoRA
     "top-1": ("topk", ("--set", "k=1"), "top-2"),
     "top-2": ("topk", ("--set", "k=2"), "top-2"),
     "top-3": ("topk", ("--set", "k=3"), "top-2"),

@@ -20,6 +20,7 @@ from realloc.sites.blocks import blocks_of
 
 FIRST: Final = 512  # texts of the first probe; doubled until the depths are told apart
 KEPT: Final = 200_000_000  # bytes of what the probes computed, until it is known from which depth it is read
+TIMES: Final = 4  # of two, the faster foretold LoRA's seconds up to a fifth too high
 TIMED: Final = 12  # texts of the cost table: their products are as quick, a token, as a whole batch's
 GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
 OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
@@ -69,7 +70,7 @@ class Choice:
 
 
 def measure(loaded: Loaded, batches: Batches) -> Costs:
-    """Time a few texts of middling length: two of each kind, the faster counts. Leaves the model as it was."""
+    """Time a few texts of middling length, some times over: the fastest counts. Leaves the model as it was."""
     order = sorted(range(len(batches.rows)), key=lambda i: len(batches.rows[i]))
     middle = order[len(order) // 2 :][:TIMED]
     batch, _ = batches.of(middle)
@@ -77,7 +78,7 @@ def measure(loaded: Loaded, batches: Batches) -> Costs:
     with as_it_was(base):
         base.requires_grad_(False)
         base.train()  # dropout takes its time too
-        step = min(_timed(lambda: _both_ways(base, ids, mask)) for _ in range(2))
+        step = min(_timed(lambda: _both_ways(base, ids, mask)) for _ in range(TIMES))
         base.eval()
         with torch.no_grad():
             forward = _timed(lambda: base(input_ids=ids, attention_mask=mask))
