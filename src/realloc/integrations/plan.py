@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard, final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -83,9 +83,7 @@ class Terms:
                 )
             steps = max(1, int(total))
             schedule = every(min(self.every, steps), begin=self.begin, until=self.until, total=steps)
-        method = self.method
-        if _waits(method) and _examples(data):
-            method = replace(method, cache=replace(method.cache, epoch=TOLD))
+        method = _waiting(self.method) if _examples(data) else self.method
         return attach(model, optimizer, method, schedule=schedule, seed=self.seed, record=self.record)
 
 
@@ -96,9 +94,11 @@ def epoch_over(handle: AnyHandle | None, data: Any) -> None:
         handle.epoch_over(count)
 
 
-def _waits(method: AnyMethod) -> TypeGuard[LayerMethod]:
-    """Whether its cache wants to know how many examples an epoch has."""
-    return isinstance(method, LayerMethod) and method.cache is not None and method.cache.epoch is None
+def _waiting(method: AnyMethod) -> AnyMethod:
+    """The method, its cache waiting to be told how many rows an epoch has, where the user did not say."""
+    if not isinstance(method, LayerMethod) or method.cache is None or method.cache.epoch is not None:
+        return method
+    return replace(method, cache=replace(method.cache, epoch=TOLD))
 
 
 def _examples(data: Any) -> int:
