@@ -131,8 +131,7 @@ def go_on(folder: Path, json: bool) -> None:
 
 
 def _foretell(config: FinetuneConfig, seeds: Sequence[int] | None, json: bool) -> None:
-    outcome.talk("loading, and timing a few steps: of a large model that takes minutes")
-    found = preview(config)
+    found = preview(config, lambda: outcome.talk("timing a few steps: of a large model that takes minutes"))
     if json:
         outcome.data_json(found.as_json() | ({} if seeds is None else {"seeds": list(seeds)}))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
@@ -93,13 +93,13 @@ def _mb(value: int) -> str:
     return f"{value / 1e6:.1f} MB"
 
 
-def preview(config: FinetuneConfig) -> Preview:
-    """Load, decide, time a few steps, and say so; raises ConfigError where a run would."""
+def preview(config: FinetuneConfig, timing: Callable[[], None] = lambda: None) -> Preview:
+    """Load, decide, time a few steps, and say so; raises ConfigError where a run would. ``timing``: told before it."""
     with threads(config.threads):
-        return _measured(prepared(config))
+        return _measured(prepared(config), timing)
 
 
-def _measured(scene: Scene) -> Preview:
+def _measured(scene: Scene, timing: Callable[[], None]) -> Preview:
     config = scene.config
     with torch.random.fork_rng(devices=[]), Peak() as peak:
         clock = Clock()
@@ -111,6 +111,7 @@ def _measured(scene: Scene) -> Preview:
         guide = Guide(decided.length, clock, scene.train)
         guide.start(len(scene.held.rows))
         ledger = ledger_of(arm)  # before the timed steps: ranks may move in them
+        timing()
         first, later = _timed(scene, arm)
     seconds, steps = decided.length.seconds, decided.length.steps
     if seconds is None:
