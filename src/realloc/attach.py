@@ -36,7 +36,7 @@ from realloc.prepare import build, describe, plan_start
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
-from realloc.schedule import Schedule, made
+from realloc.schedule import Schedule, required
 
 
 def prepare(
@@ -166,7 +166,7 @@ def attach(
         schedule = Schedule(1, 0, 1, 1)
     still = isinstance(method, RowMethod) or (isinstance(method, LayerMethod) and schedule is None)
     if not still:
-        schedule = made(schedule)
+        schedule = required(schedule)
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
-from realloc.schedule import Schedule, made
+from realloc.schedule import Schedule, required
 from realloc.sites.rank import RankSite
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Handle:
         Raises:
             ConfigError: no schedule.
         """
-        self._engine.reschedule(made(schedule))
+        self._engine.reschedule(required(schedule))
 
     def restart_moments(self) -> None:
         """Accept a model loaded without its optimizer: the moments of all slots start anew."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import LayerPlan
 from realloc.pool.rights import moments_bytes
-from realloc.schedule import Schedule, made
+from realloc.schedule import Schedule, required
 from realloc.trial import Trial, numbered
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class LayerHandle:
         Raises:
             ConfigError: no schedule.
         """
-        self._engine.reschedule(made(schedule))
+        self._engine.reschedule(required(schedule))
 
     def epoch_over(self, examples: int) -> None:
         """Say that an epoch of so many examples is over; a callback does, where the cache was told to wait for it."""

@@ -67,10 +67,10 @@ class Schedule:
         )
 
 
-def made(schedule: object) -> Schedule:
+def required(schedule: object) -> Schedule:
     """Refuse what is no schedule.
 
-    >>> made(100)
+    >>> required(100)
     Traceback (most recent call last):
     ...
     realloc.errors.ConfigError: schedule is 100; make one with realloc.every(n, until=..., total=...)

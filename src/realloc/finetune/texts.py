@@ -62,7 +62,7 @@ def read(config: FinetuneConfig) -> Texts:
         cells, judged = _reviews(config)
     else:
         cells = _cells(config.data, config)
-        judged = _judged(config, config.eval)
+        judged = _judged(config)
     if config.task != "causal-lm" and min(len(cells), config.rows or LEAST) < LEAST:
         least = f"at least {LEAST} are needed"
         raise ConfigError(f"data '{plain(config.data)}' gives {min(len(cells), config.rows or LEAST)} texts; {least}")
@@ -184,15 +184,15 @@ def _cells(data: str, config: FinetuneConfig) -> list[Cell]:
     return cells
 
 
-def _judged(config: FinetuneConfig, evaluation: str | None) -> list[Cell]:
-    if evaluation is None:
+def _judged(config: FinetuneConfig) -> list[Cell]:
+    if config.eval is None:
         return []
-    if Path(evaluation).exists() and Path(evaluation).samefile(config.data):
+    if Path(config.eval).exists() and Path(config.eval).samefile(config.data):
         raise ConfigError(
-            f"eval '{plain(evaluation)}' is the file that --data names, and a model knows the texts it trained on; "
+            f"eval '{plain(config.eval)}' is the file that --data names, and a model knows the texts it trained on; "
             "give other texts, or leave --eval out: a tenth of the training texts is held out and judged anyway"
         )
-    return _cells(evaluation, config)
+    return _cells(config.eval, config)
 
 
 def _missing(label: str) -> bool:

@@ -14,7 +14,8 @@ from realloc.errors import ConfigError, RecordError
 
 KEY: Final = "realloc_layers"
 COSTS: Final = "realloc_layer_costs"
-FIELDS: Final = ("format", "seed", "steps", "moves", "number", "examples", "tokens", "digest", "uncached")
+OWN: Final = ("examples", "tokens", "digest", "uncached")  # what a rank's own cache holds
+FIELDS: Final = ("format", "seed", "steps", "moves", "number", *OWN)
 FORMAT: Final = 2
 State = Literal["drop", "keep"]
 
@@ -84,7 +85,7 @@ class Rights:
     @property
     def stamp(self) -> int:
         """Equal on ranks that choose alike: counts, rights and the cost table; not what a rank's own cache holds."""
-        own = [FIELDS.index(name) for name in FIELDS[5:]]
+        own = [FIELDS.index(name) for name in OWN]
         kept = [number for place, number in enumerate(self.tensor.tolist()) if place not in own]
         return zlib.crc32(repr((kept, self.costs)).encode())
 
