@@ -9,6 +9,7 @@
 2,000 training texts and 2,000 test texts a task (SST-2 has 1,821), 2 epochs. Each run is a process of its own, arms
 interleaved seed by seed, so that times can be compared. REALLOC_DATA names the folder of clinc150.json and sst2-*.txt.
 What a run found is kept in benchmarks/results/finetune/, with the machine it ran on: times of two machines do not mix.
+An arm's seconds stand beside LoRA's of the same machine; `run --here` runs again what was timed on others only.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ KEPT = (
 TEXTS = 2000
 RIVAL = "peft lora r8"
 TIE = 1.01
+HERE = machine.describe().split(",")[0]  # the processor
 # arm: method, flags, whose rate it takes
 ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft lora r8": ("peft_lora", (), "peft lora r8"),
@@ -144,19 +146,26 @@ class Bench:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = file.read_text().splitlines() if file.exists() else []
-        self.known = {json.dumps(case): found for case, found in map(json.loads, lines)}
+        self.known: dict[str, list[dict]] = {}
+        for case, found in map(json.loads, lines):
+            self.known.setdefault(json.dumps(case), []).append(found)
 
-    def get(self, case: Any, *, run: bool = True, beside: bool = True) -> dict | None:
-        """What a run found. One made beside other work is made again where its seconds are wanted."""
-        key = json.dumps(list(case.__dict__.values()))
-        if run and (key not in self.known or (self.known[key]["beside"] and not beside)):
-            self.known[key] = case.run() | {"beside": beside}
+    def get(self, case: Any, *, run: bool = True, beside: bool = True, here: bool = False) -> dict | None:
+        """What a run found, last. One made beside other work is made again where its seconds are wanted."""
+        records = self.all(case)
+        enough = [one for one in records if (beside or not one["beside"]) and (not here or cpu(one) == HERE)]
+        if run and not enough:
+            found = case.run() | {"beside": beside}
+            records.append(found)
             with self.file.open("a") as file:
-                file.write(json.dumps([json.loads(key), self.known[key]]) + "\n")
-            found = self.known[key]
+                file.write(json.dumps([list(case.__dict__.values()), found]) + "\n")
             print(f"{case.task} {case.arm} seed {case.seed} rate {case.rate:g}: held {found['held']} test "
                   f"{found['test']} {found['train_seconds']:.1f} s", flush=True)  # fmt: skip
-        return self.known.get(key)
+        return records[-1] if records else None
+
+    def all(self, case: Any) -> list[dict]:
+        """Every record of a run, the oldest first: one for each machine it was timed on."""
+        return self.known.setdefault(json.dumps(list(case.__dict__.values())), [])
 
     def rate(self, task: str, arm: str, *, run: bool) -> float | None:
         """The rate with the smallest held-out loss on seed 0, of the arm whose rate this one takes.
@@ -181,8 +190,12 @@ class Bench:
             rates = sorted({*rates, best / 2 if best == rates[0] else best * 2})
 
 
+def cpu(record: dict) -> str:
+    return record["machine"].split(",")[0]
+
+
 def runs(
-    bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool, beside: bool, epochs: float = 2
+    bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool, beside: bool, here: bool, epochs: float
 ) -> dict:
     found: dict = {}
     for seed in range(seeds):
@@ -196,9 +209,10 @@ def runs(
                         continue
                     seconds = focus["train_seconds"]
                 case = None if rate is None else Case(task, arm, seed, rate, epochs, seconds)
-                one = None if case is None else bench.get(case, run=run, beside=beside)
+                one = None if case is None else bench.get(case, run=run, beside=beside, here=here)
                 if one is not None:
-                    found[task, arm, seed] = one | {"rate": rate}
+                    timed = {cpu(each): each["train_seconds"] for each in bench.all(case) if not each["beside"]}
+                    found[task, arm, seed] = one | {"rate": rate, "timed": timed}
     return found
 
 
@@ -228,10 +242,12 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
     if gap and len(gaps) > 1:
         half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
         gap += f" ± {half:.2f}"
-    timed = [s for s in rival if not mine[s]["beside"] and not rival[s]["beside"]]
-    shares = [mine[s]["train_seconds"] / rival[s]["train_seconds"] for s in timed]
-    share = f"{statistics.mean(shares):.2f} (n={len(timed)})" if timed else "-"
-    seconds = f"{statistics.mean(mine[s]['train_seconds'] for s in timed):.1f}" if timed else "-"
+    pairs = [(on, seconds, rival[s]["timed"][on]) for s in rival for on, seconds in mine[s]["timed"].items()
+             if on in rival[s]["timed"]]  # fmt: skip
+    on = statistics.mode(pair[0] for pair in pairs) if pairs else ""  # the machine that timed most seeds
+    pairs = [pair for pair in pairs if pair[0] == on]
+    share = f"{statistics.mean(own / theirs for _, own, theirs in pairs):.2f} (n={len(pairs)})" if pairs else "-"
+    seconds = f"{statistics.mean(own for _, own, _ in pairs):.1f} ({on.split()[0].partition('(')[0]})" if pairs else "-"
     if arm == "focus":
         kept = {len(each["layers"] or ()) for each in mine.values()}
         arm += f" ({one['used']} {', '.join(map(str, one['settings'].values()))}; {one['epochs']:.1f} epochs"
@@ -258,6 +274,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=_whole, default=2)
     parser.add_argument("--beside", action="store_true", help="other work runs beside: seconds are not to be kept")
+    parser.add_argument("--here", action="store_true", help="run again what has no seconds of this machine")
     parser.add_argument("--out", type=Path, default=FOUND / "runs.jsonl")
     args = parser.parse_args()
     bench = Bench(args.out, args.out.with_name("tuning.jsonl"))
@@ -267,7 +284,14 @@ def main() -> None:
                 print(task, arm, bench.rate(task, arm, run=True), flush=True)
         return
     found = runs(
-        bench, args.tasks, args.arms, args.seeds, run=args.act == "run", beside=args.beside, epochs=args.epochs
+        bench,
+        args.tasks,
+        args.arms,
+        args.seeds,
+        run=args.act == "run",
+        beside=args.beside,
+        here=args.here,
+        epochs=args.epochs,
     )
     table(found, args.tasks, args.arms, args.seeds)
 
