@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from made_texts import rows, write
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import realloc.finetune.focus as focus
@@ -193,6 +194,28 @@ def test_a_finished_run_hands_back_its_result_and_is_not_run_over(
         finetune(asked, tmp_path / "a")
     with pytest.raises(RecordError, match="differs in held"):
         from_json({k: v for k, v in result.as_json().items() if k != "held"})
+
+
+@pytest.mark.parametrize("method", ["topk", "lora"])
+def test_a_disk_that_fills_up_while_the_model_is_written(
+    method: str, tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = finetune_config(
+        {"model": str(tiny), "data": str(table), "eval": str(judging), "method": method, "epochs": 1}
+    )
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.modeling_utils.safe_save_file", full)
+        patched.setattr("realloc.finetune.save.save_head", full)
+        with pytest.raises(RecordError, match=r"cannot write the model into .*No space left.*resume the run"):
+            finetune(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists() and read_result(tmp_path / "run") is None
+    done = resume(tmp_path / "run")
+    assert done.finished and done.test == finetune(config).test
+    assert load_file(tmp_path / "run" / "model" / "head.safetensors")
 
 
 def test_bad_input_gives_the_folder_up_again(tiny: Path, table: Path, judging: Path, tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import SafetensorError
+
 import realloc.record.disk as disk
+from realloc.errors import plain
 from realloc.export.merged import merged
 from realloc.export.peft import peft
 from realloc.finetune.aim import Aim
@@ -32,7 +37,7 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any], 
         RecordError: a disk error.
     """
     target, temporary = folder / MODEL, folder / f"tmp-{MODEL}"
-    with disk.told("write the model into", folder, "make room or rights there, then resume the run"):
+    with disk.told("write the model into", folder, "make room or rights there, then resume the run"), _as_os_error():
         for old in (temporary, target):  # of a run that was cut short right here
             if old.exists():
                 shutil.rmtree(old)
@@ -61,3 +66,12 @@ def write_model(folder: Path, loaded: Loaded, arm: Arm, labels: dict[str, Any], 
         disk.sync_folder(temporary)
         disk.rename(temporary, target)
     return target
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """safetensors reports a full disk with an error of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(plain(str(error))) from error
