@@ -33,6 +33,7 @@ ORDER = (
     "release", "acquire", "decide", "decide_ranks", "decide_layers", "ledger", "apply", "record",
     "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_checks", "trial",
     "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows", "attach_slots", "attach",
+    "indexed", "visits",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
 
@@ -100,7 +101,7 @@ ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
 DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])
 MADE_WITH: dict[str, dict[str, object]] = {
     "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "DeltaMethod": {"budget": 8},
-    "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
+    "rho": {"irreducible": torch.zeros(4)}, "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
 }  # fmt: skip
 CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}
 

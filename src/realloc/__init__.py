@@ -6,22 +6,28 @@ from realloc.cache.settings import Cache
 from realloc.calibrate import calibrate
 from realloc.depths import probe_depths
 from realloc.handle import Handle
+from realloc.indexed import indexed
 from realloc.layer_handle import LayerHandle
 from realloc.row_handle import RowHandle
 from realloc.schedule import every
+from realloc.scores.logit_gradient import logit_gradient
 from realloc.shorten import shorten
 from realloc.time_layers import cost_table
+from realloc.visits import Visits
 
 __all__ = [
     "Cache",
     "Handle",
     "LayerHandle",
     "RowHandle",
+    "Visits",
     "attach",
     "calibrate",
     "cost_table",
     "every",
     "export",
+    "indexed",
+    "logit_gradient",
     "methods",
     "prepare",
     "probe_depths",

@@ -13,6 +13,8 @@ from realloc.methods.gmp import gmp
 from realloc.methods.gora import gora
 from realloc.methods.granet import granet
 from realloc.methods.gse import gse
+from realloc.methods.importance import importance
+from realloc.methods.infobatch import infobatch
 from realloc.methods.itop import itop
 from realloc.methods.layer_gradient import layer_gradient
 from realloc.methods.lisa import lisa
@@ -22,7 +24,9 @@ from realloc.methods.random_layers import random_layers
 from realloc.methods.random_moves import random_moves
 from realloc.methods.random_ranks import random_ranks
 from realloc.methods.rank_gradient import rank_gradient
+from realloc.methods.rho import rho
 from realloc.methods.rigl import rigl
+from realloc.methods.rs2 import rs2
 from realloc.methods.shira import shira
 from realloc.methods.smet import smet
 from realloc.methods.snfs import snfs
@@ -33,7 +37,8 @@ from realloc.methods.topk import topk
 from realloc.methods.touched_rows import touched_rows
 
 __all__ = [
-    "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet", "gse",
-    "itop", "layer_gradient", "lisa", "lora", "para", "random_layers", "random_moves", "random_ranks", "rank_gradient",
-    "rigl", "shira", "smet", "snfs", "sparse_evolution", "spiel", "static", "topk", "touched_rows",
+    "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet",
+    "gse", "importance", "infobatch", "itop", "layer_gradient", "lisa", "lora", "para", "random_layers",
+    "random_moves", "random_ranks", "rank_gradient", "rho", "rigl", "rs2", "shira", "smet", "snfs",
+    "sparse_evolution", "spiel", "static", "topk", "touched_rows",
 ]  # fmt: skip

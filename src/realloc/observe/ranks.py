@@ -24,13 +24,29 @@ class Ranks:
         """Whether there is anyone to talk to."""
         return self.group is not None and torch.distributed.get_world_size(self.group) > 1
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """Average over ranks; the same bits on each."""
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return torch.distributed.get_world_size(self.group) if self.several else 1
+
+    @property
+    def number(self) -> int:
+        """Which one this is, from 0."""
+        return torch.distributed.get_rank(self.group) if self.several else 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add over ranks; the same bits on each."""
         if not self.several:
             return tensor
         total = tensor.clone()
         torch.distributed.all_reduce(total, group=self.group)
-        return total / torch.distributed.get_world_size(self.group)
+        return total
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Average over ranks; the same bits on each."""
+        if not self.several:
+            return tensor
+        return self.sum(tensor) / self.count
 
     def of_first(self, numbers: list[int]) -> list[int]:
         """Rank 0's numbers, as many as these, on every rank."""
@@ -149,3 +165,9 @@ def ranks_of(model: nn.Module) -> Ranks:
     """The ranks of a model: those of its DDP wrapper, or one process."""
     group = getattr(model, "process_group", None) if type(model).__name__ == "DistributedDataParallel" else None
     return Ranks(group)
+
+
+def world_ranks() -> Ranks:
+    """The ranks of this process's default group, where `torch.distributed` runs: nothing there is wrapped by DDP."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return Ranks(torch.distributed.group.WORLD if there else None)
