@@ -32,7 +32,8 @@ ORDER = (
     "choose_tables", "prepare_rows", "calibrate",
     "release", "acquire", "decide", "decide_ranks", "decide_layers", "ledger", "apply", "record",
     "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_checks", "trial",
-    "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows", "attach_slots", "attach",
+    "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows",
+    "rates", "rate_handle", "attach_rates", "attach_slots", "attach",
     "indexed", "visits",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
@@ -46,11 +47,10 @@ FROM_PACKAGE = {
 HOOKS = {
     "attach_slots": "installs those of units with slots", "attach_layers": "installs those of layers",
     "attach_rows": "installs those of embedding rows",
+    "attach_rates": "installs those of shares of learning rate",
     "time_layers": "sees once what enters each layer, and takes its hooks off before it returns",
 }  # fmt: skip
-LONG = {  # over 60 lines, never over 100
-    "realloc.attach.attach": "half of it is the docstring users read",
-}
+LONG: dict[str, str] = {}  # over 60 lines, never over 100
 WIDE = {
     "realloc.kernels": "operators of torch.library take plain tensors and numbers, no objects",
     "realloc.cli": "typer reads a command's options from its parameters",
@@ -101,9 +101,10 @@ ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
 DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])
 MADE_WITH: dict[str, dict[str, object]] = {
     "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "DeltaMethod": {"budget": 8},
-    "rho": {"irreducible": torch.zeros(4)}, "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
+    "permuted_rates": {"method": methods.llrd()}, "rho": {"irreducible": torch.zeros(4)},
+    "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
 }  # fmt: skip
-CONTROLS = {"fixed", "full", "random_layers", "random_moves", "random_ranks", "static"}
+CONTROLS = {"fixed", "full", "permuted_rates", "random_layers", "random_moves", "random_ranks", "static"}
 
 
 def name_of(path: Path) -> str:

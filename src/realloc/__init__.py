@@ -8,6 +8,7 @@ from realloc.depths import probe_depths
 from realloc.handle import Handle
 from realloc.indexed import indexed
 from realloc.layer_handle import LayerHandle
+from realloc.rate_handle import RateHandle
 from realloc.row_handle import RowHandle
 from realloc.schedule import every
 from realloc.scores.logit_gradient import logit_gradient
@@ -19,6 +20,7 @@ __all__ = [
     "Cache",
     "Handle",
     "LayerHandle",
+    "RateHandle",
     "RowHandle",
     "Visits",
     "attach",

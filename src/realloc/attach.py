@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import overload
+from typing import Final, overload
 
 import torch
 from torch import nn
 
 from realloc.apply import Target
 from realloc.attach_layers import attach_layers
+from realloc.attach_rates import attach_rates
 from realloc.attach_rows import attach_rows, prepare_rows
 from realloc.attach_slots import hook_engine, hook_model
 from realloc.bind import (
@@ -25,18 +26,23 @@ from realloc.handle import Handle
 from realloc.layer_handle import LayerHandle
 from realloc.links import LINK, refuse_taken
 from realloc.methods.delta_method import DeltaMethod
+from realloc.methods.example_method import ExampleMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.rate_method import RateMethod
 from realloc.methods.row_method import RowMethod
 from realloc.plan import StartPlan
 from realloc.pool.groups import inner
 from realloc.pool.holdings import find, root_of
 from realloc.prepare import build, describe, plan_start
+from realloc.rate_handle import RateHandle
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, required
+
+AnyHandle = Handle | LayerHandle | RowHandle | RateHandle
 
 
 def prepare(
@@ -64,7 +70,7 @@ def prepare(
         StateError: the model is prepared already.
     """
     _check_model(model, method, seed)
-    if isinstance(method, LayerMethod):
+    if isinstance(method, LayerMethod | RateMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
     root = root_of(model)
     if not isinstance(method, RowMethod) and find(model) is not None:
@@ -123,24 +129,36 @@ def attach(
 ) -> RowHandle: ...
 
 
+@overload
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod | DeltaMethod | LayerMethod | RowMethod,
+    method: RateMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
     record: Sink | str | Path | None = None,
-) -> Handle | LayerHandle | RowHandle:
+) -> RateHandle: ...
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | RankMethod | DeltaMethod | LayerMethod | RowMethod | RateMethod,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    record: Sink | str | Path | None = None,
+) -> AnyHandle:
     """Let a fixed budget move to where it pays while an unchanged loop trains the model.
 
     Args:
         model: the model the optimizer trains; prepared already, or prepared here. May be wrapped by DDP.
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
-        schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that never
-            chooses layers again (`methods.topk`), never moves what it holds (`methods.lora`, `methods.shira`), or moves
-            rows as their ids come (`methods.touched_rows`), needs none.
+        schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that
+            decides once (`methods.topk`, `methods.llrd`), never moves what it holds (`methods.lora`, `methods.shira`)
+            or moves rows as their ids come (`methods.touched_rows`) needs none.
         seed: of start places and random choices.
         record: a path to an event log, or an object with ``decision(event)``.
 
@@ -162,29 +180,33 @@ def attach(
         (32, 32, 0)
     """
     _check_model(model, method, seed)
-    if schedule is None and isinstance(method, RankMethod | DeltaMethod) and not method.moves:
-        schedule = Schedule(1, 0, 1, 1)
-    still = isinstance(method, RowMethod) or (isinstance(method, LayerMethod) and schedule is None)
-    if not still:
-        schedule = required(schedule)
+    if schedule is not None:
+        required(schedule)
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    if isinstance(method, RowMethod):
-        return attach_rows(model, root_of(model), optimizer, method, _sink_of(record))
-    sink = _sink_of(record)
-    root, holdings = root_of(model), find(model)
-    if isinstance(method, LayerMethod):
-        if holdings is not None:
-            raise StateError("this model's weights move already; detach() that handle before attaching its layers")
-        return attach_layers(model, root, optimizer, method, schedule, seed, sink)
+    return KINDS[type(method)](model, root_of(model), optimizer, method, schedule, seed, _sink_of(record))
+
+
+def _attach_slots(
+    model: nn.Module,
+    root: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | RankMethod | DeltaMethod,
+    schedule: Schedule | None,
+    seed: int,
+    sink: Sink | None,
+) -> Handle:
+    """Attach a method over units with slots: prepare what is not prepared yet, and hook the engine on."""
+    if schedule is None and not isinstance(method, Method) and not method.moves:
+        schedule = Schedule(1, 0, 1, 1)
+    schedule, holdings = required(schedule), find(model)
     refuse_taken(optimizer)
-    assert schedule is not None
     if holdings is None:
-        if isinstance(method, RankMethod | DeltaMethod):
-            bound = prepare_beside_under(root, optimizer, method, seed)
-        else:
+        if isinstance(method, Method):
             bound = prepare_under(root, optimizer, method, seed)
+        else:
+            bound = prepare_beside_under(root, optimizer, method, seed)
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
         hook_model(root, table, bound.old)
         root.__dict__[LINK].order = bound.order
@@ -202,12 +224,23 @@ def attach(
     return hook_engine(model, Target(holdings, optimizer, fresh, moving.moments), moving, schedule, table, sink)
 
 
-def _check_model(
-    model: nn.Module, method: Method | RankMethod | DeltaMethod | LayerMethod | RowMethod, seed: int
-) -> None:
+# what attaches each kind of method: one line a kind
+KINDS: Final[dict[type, Callable[..., AnyHandle]]] = {
+    Method: _attach_slots,
+    RankMethod: _attach_slots,
+    DeltaMethod: _attach_slots,
+    LayerMethod: attach_layers,
+    RowMethod: attach_rows,
+    RateMethod: attach_rates,
+}
+
+
+def _check_model(model: nn.Module, method: object, seed: int) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    if not isinstance(method, Method | RankMethod | DeltaMethod | LayerMethod | RowMethod):
+    if isinstance(method, ExampleMethod):
+        raise ConfigError(f"{method.name} chooses examples, not parts of a model; give it to realloc.Visits")
+    if type(method) not in KINDS:
         raise ConfigError(f"method is {method!r}; call a recipe, such as realloc.methods.rigl(density=0.1)")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")

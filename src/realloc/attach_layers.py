@@ -26,6 +26,7 @@ from realloc.methods.layers import LayerMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.observe.sight import Sight
 from realloc.plan import LayerPlan
+from realloc.pool.holdings import find
 from realloc.pool.rights import KEY, Rights, held_by
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
@@ -66,6 +67,8 @@ def attach_layers(
     """
     if _engine_of(root) is not None:
         raise StateError("this model is attached already; detach() the first handle before attaching again")
+    if find(model) is not None:
+        raise StateError("this model's weights move already; detach() that handle before attaching its layers")
     refuse_taken(optimizer)
     blocks = blocks_of(root)
     check_schedule(method, schedule)

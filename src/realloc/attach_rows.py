@@ -19,6 +19,7 @@ from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.rows import RowEngine
+from realloc.schedule import Schedule
 
 LINK: Final = "realloc_row_link"
 WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
@@ -54,9 +55,17 @@ def prepare_rows(root: nn.Module, method: RowMethod, *, dry_run: bool) -> StartP
 
 
 def attach_rows(
-    model: nn.Module, root: nn.Module, optimizer: torch.optim.Optimizer, method: RowMethod, sink: Sink | None
+    model: nn.Module,
+    root: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: RowMethod,
+    schedule: Schedule | None,
+    seed: int,
+    sink: Sink | None,
 ) -> RowHandle:
     """Let tables train their touched rows; called by `attach`, which has checked the types.
+
+    Rows are held as their ids come: no schedule and nothing random is asked.
 
     Raises:
         ConfigError: the model or the optimizer does not allow it. Nothing was changed then.

@@ -1,6 +1,7 @@
 """Every method by name. A new one costs its file and one line here."""
 
 from realloc.methods.adalora import adalora
+from realloc.methods.auto_rgn import auto_rgn
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
 from realloc.methods.chts import chts
@@ -11,6 +12,7 @@ from realloc.methods.focus import focus
 from realloc.methods.full import full
 from realloc.methods.gmp import gmp
 from realloc.methods.gora import gora
+from realloc.methods.gradnorm import gradnorm
 from realloc.methods.granet import granet
 from realloc.methods.gse import gse
 from realloc.methods.importance import importance
@@ -18,8 +20,11 @@ from realloc.methods.infobatch import infobatch
 from realloc.methods.itop import itop
 from realloc.methods.layer_gradient import layer_gradient
 from realloc.methods.lisa import lisa
+from realloc.methods.llrd import llrd
 from realloc.methods.lora import lora
+from realloc.methods.loss_change import loss_change
 from realloc.methods.para import para
+from realloc.methods.permuted_rates import permuted_rates
 from realloc.methods.random_layers import random_layers
 from realloc.methods.random_moves import random_moves
 from realloc.methods.random_ranks import random_ranks
@@ -33,12 +38,14 @@ from realloc.methods.snfs import snfs
 from realloc.methods.sparse_evolution import sparse_evolution
 from realloc.methods.spiel import spiel
 from realloc.methods.static import static
+from realloc.methods.tempbalance import tempbalance
 from realloc.methods.topk import topk
 from realloc.methods.touched_rows import touched_rows
 
 __all__ = [
-    "adalora", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora", "granet",
-    "gse", "importance", "infobatch", "itop", "layer_gradient", "lisa", "lora", "para", "random_layers",
-    "random_moves", "random_ranks", "rank_gradient", "rho", "rigl", "rs2", "shira", "smet", "snfs",
-    "sparse_evolution", "spiel", "static", "topk", "touched_rows",
+    "adalora", "auto_rgn", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora",
+    "gradnorm", "granet", "gse", "importance", "infobatch", "itop", "layer_gradient", "lisa", "llrd", "lora",
+    "loss_change", "para", "permuted_rates", "random_layers", "random_moves", "random_ranks", "rank_gradient",
+    "rho", "rigl", "rs2", "shira", "smet", "snfs", "sparse_evolution", "spiel", "static", "tempbalance", "topk",
+    "touched_rows",
 ]  # fmt: skip

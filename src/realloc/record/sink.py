@@ -53,6 +53,35 @@ def event_of(plan: Plan, before: Mapping[str, int], seconds: float, budget: int,
     }
 
 
+def shares_of(
+    step: int,
+    names: Sequence[str],
+    shares: tuple[Sequence[int], Sequence[int]],
+    seconds: float,
+    account: tuple[int, int],
+    reason: str | None,
+) -> dict[str, Any]:
+    """The line of a decision over units without places, such as shares of learning rate: ``shares`` before and after.
+
+    ``account`` is the budget and what is spent of it.
+    """
+    rows = list(zip(names, *shares, strict=True))
+    budget, spent = account
+    return {
+        "v": VERSION,
+        "kind": "skip" if reason else "move" if any(old != new for _, old, new in rows) else "stay",
+        "step": step, "seconds": seconds, "reason": reason,
+        "sites": {
+            name: {
+                "before": old, "after": new, "released": max(0, old - new), "acquired": max(0, new - old),
+                "keep_threshold": None, "want_threshold": None,
+            }
+            for name, old, new in rows
+        },
+        "budget": budget, "held": spent, "parked": budget - spent, "predicted_gain": None,
+    }  # fmt: skip
+
+
 def costs_of(table: CostTable, names: Sequence[str]) -> dict[str, Any]:
     """The line that says what the ledger charges: the cost table of a run, once, with its first step."""
     rows = zip(names, table.forward, table.inputs, table.weights, strict=True)

@@ -20,4 +20,5 @@ def logit_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """
     with torch.no_grad():
         miss = logits.softmax(1)
-        return torch.linalg.vector_norm(miss - torch.nn.functional.one_hot(labels, logits.shape[1]), dim=1)
+        bound: Tensor = (miss - torch.nn.functional.one_hot(labels, logits.shape[1])).norm(dim=1)
+    return bound

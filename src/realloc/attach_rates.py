@@ -1,0 +1,145 @@
+"""Attaching a method that shares learning rate: what is refused, and the hooks that go on model and optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import ConfigError, StateError, plain
+from realloc.links import TAKEN, refuse_taken
+from realloc.methods.rate_method import RateMethod
+from realloc.observe.ranks import ranks_of
+from realloc.pool.holdings import find
+from realloc.pool.shares import KEY, MEASURED, SUMS, Shares
+from realloc.rate_handle import RateHandle
+from realloc.rates import RateEngine
+from realloc.record.events import EventLog
+from realloc.record.sink import Sink
+from realloc.schedule import Schedule
+from realloc.sites.rate_units import rate_units
+
+LINK = "realloc_rate_link"
+
+
+@final
+class Link:
+    """The way from a model to its engine; a copy or a pickle has none."""
+
+    def __init__(self, engine: RateEngine | None = None) -> None:
+        self.engine = engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
+        return Link()
+
+    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
+        return (Link, ())
+
+
+def attach_rates(
+    model: nn.Module,
+    root: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: RateMethod,
+    schedule: Schedule | None,
+    seed: int,
+    sink: Sink | None,
+) -> RateHandle:
+    """Let groups share learning rate; called by `attach`, which has checked the types.
+
+    Raises:
+        ConfigError: the model, the optimizer or the schedule does not allow it. Nothing was changed then.
+        StateError: attached already.
+    """
+    if _engine_of(root) is not None:
+        raise StateError("this model's rates are shared already; detach() that handle before attaching again")
+    refuse_taken(optimizer)
+    _refuse_pools(root)
+    check_optimizer(optimizer)
+    if method.moves and schedule is None:
+        raise ConfigError(
+            f"{method.name} shares rates again and again; say when: schedule=realloc.every(100, total=steps)"
+        )
+    units, ranks, hold = rate_units(root, optimizer, method.by), ranks_of(model), method.hold
+    resumed = KEY in root._buffers
+    shares = Shares(root, len(units), seed, hold.even)
+    engine = RateEngine(
+        units, shares, optimizer, method, schedule,
+        None if isinstance(sink, EventLog) and not ranks.first else sink, ranks,
+    )  # fmt: skip
+    try:
+        if not resumed:
+            shares.write("spent", hold.spent(shares.held, [1.0] * len(units)))
+            if not method.moves:
+                start = engine.past(torch.zeros(len(MEASURED), len(units)), 0)
+                reason = engine.decide(start)
+                if reason is not None:
+                    raise ConfigError(reason)
+        ranks.check_stamp(shares.stamp, "at attach()")
+    except BaseException:
+        engine.unregister()
+        raise
+    _hook(root, engine)
+    return RateHandle(engine)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose rate cannot differ between groups.
+
+    Raises:
+        ConfigError: it takes one group only (LBFGS), or has no rate of its own to multiply (Adafactor's relative step).
+    """
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(f"{kind} takes one group of parameters only; rates cannot be shared under it")
+    for group in optimizer.param_groups:
+        if not isinstance(group.get("lr"), float | int | Tensor):
+            raise ConfigError(f"{kind} has no learning rate (lr={group.get('lr')!r}); give it one to share")
+
+
+def _refuse_pools(root: nn.Module) -> None:
+    holdings = find(root)
+    shared = next((pool for pool in holdings.pools if len(pool.sites) > 1), None) if holdings is not None else None
+    if shared is not None:
+        first, second = (plain(site.name) for site in shared.sites[:2])
+        raise ConfigError(
+            f"{first!r} and {second!r} share one pool, so that the optimizer has one rate for both; share rates on a "
+            "model whose weights are not in pools, or detach() that handle first"
+        )
+
+
+def _engine_of(module: nn.Module) -> RateEngine | None:
+    link = module.__dict__.get(LINK)
+    return link.engine if isinstance(link, Link) else None
+
+
+def _hook(root: nn.Module, engine: RateEngine) -> None:
+    optimizer = engine.optimizer
+    root.__dict__[LINK] = Link(engine)
+    TAKEN.add(optimizer)
+    hooks: list[Any] = [
+        optimizer.register_step_pre_hook(engine.before_step),
+        optimizer.register_step_post_hook(engine.after_step),
+        optimizer.register_state_dict_pre_hook(lambda _: engine.mend()),
+        optimizer.register_load_state_dict_pre_hook(lambda *_: engine.mend()),
+        root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
+    ]
+
+    def undo() -> None:
+        for hook in hooks:
+            hook.remove()
+        root.__dict__.pop(LINK, None)
+        TAKEN.discard(optimizer)
+        engine.unregister()
+        engine.undo = None
+
+    engine.undo = undo
+
+
+def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    engine = _engine_of(module)
+    if engine is not None:
+        engine.shares.check(state, prefix)
+        for name in (KEY, SUMS):  # a plain model's state says nothing of them: they stay
+            state.setdefault(prefix + name, module.get_buffer(name))

@@ -1,0 +1,30 @@
+"""Auto-RGN: rate to the layers whose gradient is large beside their weights."""
+
+from __future__ import annotations
+
+from realloc.allocate.rate_shares import hold_of
+from realloc.methods.rate_method import RateMethod, RatePast
+
+
+def auto_rgn(*, hold: str = "mean", most: float = 3.0, window: int = 10) -> RateMethod:
+    """Share the rate in proportion to ``||g_l|| / ||theta_l||``.
+
+    Source: Lee et al. 2022, surgical fine-tuning (2210.11466), section 4.1. Where we differ: the paper scales the
+    ratios to [0, 1], so that it only lowers rates, and takes them for each tensor and epoch; here the budget stays what
+    it was, groups are layers, and the norms are means over ``window`` steps.
+
+    Args:
+        hold: what stays constant: "mean", "geometric" or "movement".
+        most: no multiplier is above it or below its inverse.
+        window: steps up to a decision that are measured.
+
+    >>> auto_rgn().moves
+    True
+    """
+
+    def share(past: RatePast) -> list[float]:
+        return [g / w if w > 0 else 0.0 for g, w in zip(past.gradient, past.weight, strict=True)]
+
+    return RateMethod(
+        "auto_rgn", share, reference="2210.11466", moves=True, hold=hold_of(hold), most=most, window=window
+    )

@@ -1,0 +1,240 @@
+"""Learning rate that moves between groups: the order of one step, and what a decision does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.errors import StateError, warn
+from realloc.methods.rate_method import RateMethod, RatePast
+from realloc.observe.closure import behind
+from realloc.observe.ranks import Ranks
+from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Split
+from realloc.record.sink import Sink, shares_of
+from realloc.rng import stream
+from realloc.schedule import Schedule
+from realloc.sites.rate_units import RateUnits
+
+LEAST: Final = 1e-12  # of the largest weight: a share has a logarithm
+
+
+@final
+@dataclass(frozen=True)
+class Shared:
+    """One decision, as `explain` tells it: multipliers by group, before and after."""
+
+    step: int
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@final
+class RateEngine:
+    """Called by the hooks of `attach`. Shares, counts and sums are in the model's buffers."""
+
+    def __init__(
+        self,
+        units: RateUnits,
+        shares: Shares,
+        optimizer: torch.optim.Optimizer,
+        method: RateMethod,
+        schedule: Schedule | None,
+        sink: Sink | None,
+        ranks: Ranks,
+    ) -> None:
+        self.units, self.shares, self.optimizer, self.method = units, shares, optimizer, method
+        self.schedule, self.sink, self.ranks = schedule, sink, ranks
+        self.split = Split(optimizer, {id(p): i for i, group in enumerate(units.parameters) for p in group})
+        self.recent: deque[Shared] = deque(maxlen=1024)
+        self.undo: Callable[[], None] | None = None
+        self._before: list[list[Tensor]] | None = None  # values and gradients of a step that is measured
+        self._said: set[str] = set()
+
+    # numbers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """False once detached."""
+        return self.undo is not None
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Multipliers, by group."""
+        return tuple(map(self.method.hold.rate, self.shares.held))
+
+    @property
+    def budget(self) -> int:
+        """Units that are shared."""
+        return self.method.hold.budget(len(self.units))
+
+    def next_due(self) -> int | None:
+        """The step after which the next decision is due."""
+        if self.schedule is None or not self.method.moves or not self.attached:
+            return None
+        return self.schedule.upcoming(self.shares.read("steps") + 1)
+
+    # the step ---------------------------------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """The optimizer's pre-hook."""
+        self._before = None
+        self.mend()
+        self.split.open(self.rates)
+        if not self._armed:
+            return None
+        later = behind(args, kwargs, self._look)
+        if later is None:
+            self._look()
+        return later
+
+    @property
+    def _armed(self) -> bool:
+        due = self.next_due()
+        return due is not None and due - self.shares.read("steps") <= self.method.window
+
+    def _look(self) -> None:
+        """Keep what the update is measured by."""
+        self._before = [[p.detach().clone() for p in group] for group in self.units.parameters]
+
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The optimizer's post-hook: after an update that was really taken."""
+        self.mend()
+        before, self._before = self._before, None
+        found_inf = self.optimizer.__dict__.get("found_inf")  # a GradScaler leaves it where the optimizer skips
+        if found_inf is not None and float(found_inf) > 0:
+            return
+        if before is not None:
+            self.shares.measured(self._measured(before))
+        step = self.shares.add("steps")
+        if self.schedule is not None and self.method.moves and self.schedule.due(step):
+            self._move(step)
+
+    @torch.no_grad()
+    def _measured(self, before: list[list[Tensor]]) -> Tensor:
+        """Gain, squared movement, squared weight and squared gradient of one step, ``[4, groups]``."""
+        rows = []
+        for group, old in zip(self.units.parameters, before, strict=True):
+            row = torch.zeros(len(MEASURED), dtype=torch.float64, device=self.shares.sums.device)
+            for parameter, value in zip(group, old, strict=True):
+                moved = parameter.detach().double() - value.double()
+                gradient = torch.zeros_like(moved) if parameter.grad is None else parameter.grad.detach().double()
+                parts = (-(gradient * moved).sum(), moved.square().sum(), value.double().square().sum())
+                row = row + torch.stack([*parts, gradient.square().sum()]).to(row.device)
+            rows.append(row)
+        return torch.stack(rows, 1)
+
+    def mend(self) -> None:
+        """Put the user's groups back: after a step, and after one that failed half-way.
+
+        Raises:
+            StateError: the optimizer wrote into a group, which would be lost.
+        """
+        wrote = self.split.close()
+        if wrote is not None:
+            raise StateError(
+                f"{type(self.optimizer).__name__} wrote {wrote!r} into its groups, which are split for the step: rates "
+                "cannot be shared under it; take an optimizer of torch.optim, or detach()"
+            )
+
+    # the decision -----------------------------------------------------------------------------------------------
+
+    def _move(self, step: int) -> None:
+        began, before = time.perf_counter(), self.shares.held
+        sums, seen = self.shares.sums.clone(), self.shares.read("seen")
+        self.shares.forget()
+        reason = None
+        if not seen or not bool((sums[MEASURED.index("gradient")] > 0).any()):
+            reason = "no group had a gradient (is this the model you train?)"
+        if not bool(sums.isfinite().all()):
+            reason = "a gradient or an update is NaN or Inf"
+        if reason is None:
+            reason = self.decide(self.past(sums / seen, step))
+        if reason is not None:
+            self.say("RA001", f"no sharing of rates at step {step}: {reason}; the shares stay the same")
+        after = self.shares.held
+        if after != before:
+            self.shares.add("moves")
+        self.recent.append(Shared(step, tuple(map(self.method.hold.rate, before)), self.rates))
+        if self.sink is not None:
+            seconds = time.perf_counter() - began
+            spent = self.shares.read("spent")
+            self.sink.decision(
+                shares_of(step, self.units.names, (before, after), seconds, (self.budget, spent), reason)
+            )
+
+    def past(self, means: Tensor, step: int) -> RatePast:
+        """What the method may know, from the means of the window."""
+        gain, movement, weight, gradient = means.tolist()
+        seed = self.shares.read("seed")
+        return RatePast(
+            names=self.units.names,
+            sizes=tuple(sum(p.numel() for p in group) for group in self.units.parameters),
+            gradient=tuple(map(math.sqrt, gradient)), weight=tuple(map(math.sqrt, weight)),
+            movement=tuple(movement), gain=tuple(gain), rates=self.rates,
+            matrices=tuple(tuple(p.detach() for p in group if p.dim() > 1) for group in self.units.parameters),
+            phase=0.0 if self.schedule is None else self.schedule.phase(step),
+            draw=lambda word: stream(seed, word),
+        )  # fmt: skip
+
+    def decide(self, past: RatePast) -> str | None:
+        """Share anew, the same on every rank; returns why not, where nothing may be."""
+        method, hold = self.method, self.method.hold
+        weights = [float(one) for one in method.share(past)]
+        if len(weights) != len(past) or not all(math.isfinite(one) and one >= 0 for one in weights):
+            return f"{method.name} gave weights that are not one finite number a group"
+        largest = max(weights)
+        if not largest > 0:
+            return f"{method.name} found nothing to share by"
+        moved = [0.0] * len(past)
+        if hold.needs_movement:  # relative movement at share 1: an update is proportional to its rate
+            rows = zip(past.movement, past.weight, past.rates, strict=True)
+            moved = [m / (w * w) / (r * r) if w > 0 else 0.0 for m, w, r in rows]
+        found = hold.share([max(one, LEAST * largest) for one in weights], method.most, moved)
+        shares = tuple(self.ranks.of_first(list(found)))
+        self.shares.give(shares)
+        self.shares.write("spent", self.ranks.of_first([hold.spent(shares, moved)])[0])
+        return None
+
+    # words ------------------------------------------------------------------------------------------------------
+
+    def say(self, code: str, message: str) -> None:
+        """A warning, each code once."""
+        if code not in self._said:
+            self._said.add(code)
+            warn(code, message)
+
+    def complain(self) -> None:
+        """Promise P6: say it once where the method was to move and never did."""
+        steps = self.shares.read("steps") if self.attached else 0
+        last = None if self.schedule is None else self.schedule.last
+        if self.method.moves and last is not None and steps >= last and not self.shares.read("moves"):
+            self.say("RA003", f"no rate has moved in {steps} steps; see handle.explain(group)")
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that has the buffers."""
+        return self.shares.owner
+
+    def unregister(self) -> None:
+        """Take our buffers off."""
+        for name in (KEY, SUMS):
+            self.owner._buffers.pop(name, None)
+
+    def detach(self) -> None:
+        """Give the plain model and optimizer back; a second call does nothing."""
+        self.complain()
+        self.split.close()
+        if self.undo is not None:
+            self.undo()
+
+    def require(self) -> None:
+        """Refuse work after detach."""
+        if not self.attached:
+            raise StateError("this handle is detached; attach() again")

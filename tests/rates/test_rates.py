@@ -1,0 +1,500 @@
+"""Shares of learning rate: exact budgets, a plain reference of the step, untouched groups, resume, teaching errors."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import realloc
+from kinds import RATES
+from realloc import methods
+from realloc.allocate.rate_shares import HOLDS, WHOLE, geometric_shares, mean_shares, movement_shares
+from realloc.errors import ConfigError, ReallocWarning, RecordError, StateError
+from realloc.methods.rate_method import RateMethod, RatePast
+from realloc.rate_handle import RateHandle
+from realloc.scores.heavy_tail import power_law_exponent
+
+STEPS = 24
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(step)
+    x = torch.randn(12, 6, generator=draw, dtype=torch.float64)
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def method_of(name: str) -> RateMethod:
+    return methods.permuted_rates(methods.llrd()) if name == "permuted_rates" else getattr(methods, name)()
+
+
+class Run:
+    def __init__(self, method: RateMethod | None, *, optimizer: Any = torch.optim.AdamW, every: int = 6) -> None:
+        self.model = net()
+        self.optimizer = optimizer(self.model.parameters(), lr=1e-2)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / STEPS)
+        schedule = realloc.every(every, total=STEPS)
+        self.handle: RateHandle | None = None
+        if method is not None:
+            self.handle = realloc.attach(self.model, self.optimizer, method, schedule=schedule, seed=3)
+        self.losses: list[float] = []
+
+    def train(self, steps: range) -> Run:
+        for step in steps:
+            x, y = batch(step)
+            loss = cross_entropy(self.model(x), y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            self.losses.append(float(loss.detach()))
+        return self
+
+
+def run(method: RateMethod | None, **more: Any) -> Run:
+    return Run(method, **more).train(range(STEPS))
+
+
+# the budget -------------------------------------------------------------------------------------------------------
+
+
+weights = st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=30)
+
+
+@given(weights, st.floats(1.01, 20))
+def test_the_mean_is_held_to_the_millionth(wanted: list[float], most: float) -> None:
+    found = mean_shares(wanted, most)
+    assert sum(found) == WHOLE * len(wanted)
+    assert all(WHOLE / most <= one <= WHOLE * most for one in found)
+    assert all((a <= b + 1) for (_, a), (_, b) in zip(*_sorted(wanted, found), strict=True))  # order is kept
+
+
+@given(weights, st.floats(1.01, 20))
+def test_the_geometric_mean_is_held_to_the_millionth(wanted: list[float], most: float) -> None:
+    found = geometric_shares(wanted, most)
+    assert sum(found) == 0 and max(map(abs, found)) <= WHOLE * math.log(most)
+    assert all((a <= b + 1) for (_, a), (_, b) in zip(*_sorted(wanted, found), strict=True))
+
+
+@given(weights, st.floats(1.01, 20), st.data())
+@settings(max_examples=60)
+def test_relative_movement_is_never_above_what_it_was(wanted: list[float], most: float, data: Any) -> None:
+    count = len(wanted)
+    moved = data.draw(st.lists(st.floats(0, 1e6), min_size=count, max_size=count))
+    found, hold = movement_shares(wanted, most, moved), HOLDS["movement"]
+    spent = hold.spent(found, moved)
+    assert 0 <= spent <= hold.budget(count) and all(1 / most <= hold.rate(one) <= most for one in found)
+    if sum(moved) > 0 and max(wanted) / min(wanted) < most and max(moved) < 1e3 * min(moved):
+        assert hold.budget(count) - spent < 100  # parked: less than a ten-thousandth
+
+
+def _sorted(wanted: list[float], found: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
+    rows = sorted(zip(wanted, found, strict=True))
+    return rows[:-1], rows[1:]
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("hold", ["mean", "geometric", "movement"])
+def test_the_budget_holds_after_every_step(name: str, hold: str) -> None:
+    if name in ("llrd", "permuted_rates"):
+        if hold == "movement":
+            return
+        made = methods.llrd(hold=hold)
+        method = methods.permuted_rates(made) if name == "permuted_rates" else made
+    else:
+        method = getattr(methods, name)(hold=hold)
+    one = Run(method)
+    assert one.handle is not None
+    for step in range(STEPS):
+        one.train(range(step, step + 1))
+        rates = list(one.handle.rates.values())
+        assert one.handle.held + one.handle.parked == one.handle.budget and one.handle.parked >= 0
+        if hold == "mean":
+            assert sum(round(rate * WHOLE) for rate in rates) == WHOLE * len(rates) == one.handle.held
+        if hold == "geometric":
+            assert math.prod(rates) == pytest.approx(1, abs=1e-5) and one.handle.held == 0
+    assert one.handle.moves == (0 if name in ("llrd", "permuted_rates") else pytest.approx(4, abs=3))
+    assert len(set(one.handle.rates.values())) > 1
+
+
+# the step beside a plain reference --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_a_step_is_that_of_groups_with_those_rates(optimizer: Any) -> None:
+    shared = run(methods.llrd(0.5), optimizer=optimizer)
+    assert shared.handle is not None
+    rates = list(shared.handle.rates.values())
+    plain = net()
+    groups = [
+        {"params": plain[place].parameters(), "lr": 1e-2 * rate} for place, rate in zip((0, 2, 4), rates, strict=True)
+    ]
+    stepper = optimizer(groups, lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: 1 - step / STEPS)
+    for step in range(STEPS):
+        x, y = batch(step)
+        stepper.zero_grad()
+        cross_entropy(plain(x), y).backward()
+        stepper.step()
+        scheduler.step()
+    for mine, theirs in zip(shared.model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-14)
+
+
+def test_even_shares_change_no_bit() -> None:
+    even = RateMethod("even", lambda past: [1.0] * len(past), moves=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReallocWarning)
+        one, plain = run(even), run(None)
+    for mine, theirs in zip(one.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_users_groups_are_as_they_were_between_steps() -> None:
+    one = Run(methods.llrd())
+    groups, dicts = one.optimizer.param_groups, list(one.optimizer.param_groups)
+    one.train(range(3))
+    assert one.optimizer.param_groups is groups and all(a is b for a, b in zip(groups, dicts, strict=True))
+    assert one.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * (1 - 3 / STEPS))  # the scheduler's
+    assert len(one.optimizer.state_dict()["param_groups"]) == 1
+    assert one.handle is not None
+    one.handle.detach()
+    assert not one.optimizer._optimizer_step_pre_hooks and not one.optimizer._optimizer_step_post_hooks
+    assert set(one.model.state_dict()) == set(net().state_dict())
+    one.train(range(3, 5))
+
+
+def test_a_step_that_fails_leaves_whole_groups_behind() -> None:
+    one = Run(methods.llrd())
+
+    def closure() -> Any:
+        raise KeyError("data")
+
+    with pytest.raises(KeyError):
+        one.optimizer.step(closure)
+    assert len(one.optimizer.state_dict()["param_groups"]) == 1
+    one.train(range(2))
+
+
+def test_a_closure_measures_too() -> None:
+    closed, plain = Run(methods.auto_rgn()), run(methods.auto_rgn())
+    for step in range(STEPS):
+        x, y = batch(step)
+
+        def closure(x: Any = x, y: Any = y) -> Any:
+            closed.optimizer.zero_grad()
+            loss = cross_entropy(closed.model(x), y)
+            loss.backward()
+            return loss
+
+        closed.optimizer.step(closure)
+        closed.scheduler.step()
+    assert closed.handle is not None and plain.handle is not None
+    assert closed.handle.rates == plain.handle.rates and closed.handle.moves > 0
+
+
+def test_a_rate_in_a_tensor_and_several_groups() -> None:
+    model = net()
+    groups = [{"params": [p for p in model.parameters() if p.dim() > 1]},
+              {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=torch.tensor(1e-2), foreach=False)
+    handle = realloc.attach(model, optimizer, methods.llrd(0.5))
+    before = [p.detach().clone() for p in model.parameters()]
+    cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+    optimizer.step()
+    moved = [float((p.detach() - old).abs().max()) for p, old in zip(model.parameters(), before, strict=True)]
+    rates = [rate for rate in handle.rates.values() for _ in range(2)]
+    assert moved == pytest.approx([1e-2 * rate for rate in rates], rel=0.1)  # Adam's first step is its rate
+    assert [len(group["params"]) for group in optimizer.param_groups] == [3, 3]
+
+
+# rules beside plain references ------------------------------------------------------------------------------------
+
+
+def past(**known: Any) -> RatePast:
+    count = len(next(iter(known.values())))
+    usual: dict[str, Any] = {
+        "names": tuple("abcdefgh"[:count]), "sizes": (1,) * count, "gradient": (1.0,) * count,
+        "weight": (1.0,) * count, "movement": (1.0,) * count, "gain": (1.0,) * count, "rates": (1.0,) * count,
+        "matrices": ((),) * count, "phase": 0.0, "draw": lambda word: torch.Generator().manual_seed(0),
+    }  # fmt: skip
+    return RatePast(**usual | known)
+
+
+def test_the_rules() -> None:
+    assert methods.llrd(0.5).share(past(gain=(0, 0, 0))) == [0.25, 0.5, 1.0]
+    assert methods.auto_rgn().share(past(gradient=(2.0, 3.0, 1.0), weight=(4.0, 1.0, 0.0))) == [0.5, 3.0, 0.0]
+    assert methods.gradnorm(0.5).share(past(gradient=(1.0, 4.0, 0.0))) == pytest.approx(
+        [(5 / 3) ** 0.5, (5 / 12) ** 0.5, 1]
+    )
+    low, middle, high = methods.loss_change(1.0).share(past(gain=(1.0, 10.0, 100.0)))
+    assert [low, middle, high] == pytest.approx([math.exp(-(1.5**0.5)), 1, math.exp(1.5**0.5)])
+    assert methods.loss_change().share(past(gain=(2.0, 2.0))) == [1.0, 1.0]
+    hurt = methods.loss_change().share(past(gain=(1.0, -5.0, 100.0)))
+    assert hurt[1] == hurt[0] < hurt[2]  # what raises the loss is as bad as the worst that lowers it
+
+
+def test_tempbalance_beside_a_plain_hill_estimate() -> None:
+    draw = torch.Generator().manual_seed(0)
+    first, second = torch.randn(20, 30, generator=draw), torch.randn(8, 8, generator=draw) ** 3
+
+    def hill(weight: torch.Tensor) -> float:
+        values = sorted(float(v) for v in torch.linalg.eigvalsh((weight @ weight.T).double()))
+        k = len(values) // 2
+        return 1 + k / sum(math.log(values[-i] / values[-k - 1]) for i in range(1, k + 1))
+
+    assert power_law_exponent(first) == pytest.approx(hill(first), rel=1e-4)
+    found = methods.tempbalance().share(past(matrices=((first,), (second,), ())))
+    a, b = math.sqrt(hill(first)), math.sqrt(hill(second))
+    assert found[:2] == pytest.approx([a, b], rel=1e-3)
+    assert found[2] == pytest.approx(math.sqrt((a * a + b * b) / 2), rel=1e-3)
+    assert power_law_exponent(torch.zeros(4, 4)) is None and power_law_exponent(torch.eye(4)) is None
+
+
+def test_permuted_rates_are_the_same_on_other_layers() -> None:
+    plain, permuted = run(methods.llrd(0.5)), run(methods.permuted_rates(methods.llrd(0.5)))
+    assert plain.handle is not None and permuted.handle is not None
+    assert sorted(plain.handle.rates.values()) == sorted(permuted.handle.rates.values())
+
+
+def test_what_is_measured_is_what_a_hand_measures() -> None:
+    seen: list[RatePast] = []
+
+    def look(past: RatePast) -> list[float]:
+        seen.append(past)
+        return [1.0, 2.0, 3.0]
+
+    one = Run(RateMethod("look", look, moves=True, window=2), every=4)
+    sums = torch.zeros(4, 3, dtype=torch.float64)
+    for step in range(4):
+        before = [[p.detach().clone() for p in one.model[place].parameters()] for place in (0, 2, 4)]
+        one.train(range(step, step + 1))
+        if step < 2:
+            continue  # the window is the last two steps
+        for unit, place in enumerate((0, 2, 4)):
+            for p, old in zip(one.model[place].parameters(), before[unit], strict=True):
+                assert p.grad is not None
+                moved = p.detach() - old
+                sums[:, unit] += torch.stack(
+                    [-(p.grad * moved).sum(), moved.square().sum(), old.square().sum(), p.grad.square().sum()]
+                )
+    gain, movement, weight, gradient = (sums / 2).tolist()
+    assert list(seen[0].gain) == pytest.approx(gain) and list(seen[0].movement) == pytest.approx(movement)
+    assert [w * w for w in seen[0].weight] == pytest.approx(weight)
+    assert [g * g for g in seen[0].gradient] == pytest.approx(gradient)
+
+
+# groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_the_user_and_by_name() -> None:
+    model = net()
+    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2:].parameters()}], lr=0.1)
+    handle = realloc.attach(model, optimizer, methods.llrd(0.5).on("groups"))
+    assert list(handle.rates) == ["group 0", "group 1"]
+    handle.detach()
+    by_kind = realloc.attach(model, optimizer, methods.llrd(0.5).on(lambda name: name.rsplit(".", 1)[-1]))
+    assert list(by_kind.rates) == ["weight", "bias"]
+
+
+def test_a_model_without_blocks_has_its_modules() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    model = Two()
+    handle = realloc.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), methods.llrd())
+    assert list(handle.rates) == ["first", "second"]
+
+
+# the record -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("cut", [3, 6, 11])
+def test_a_run_that_is_cut_ends_bit_equal(name: str, cut: int) -> None:
+    """Also in the middle of a window; model and optimizer in either order."""
+    straight, first, second = run(method_of(name)), Run(method_of(name)), Run(method_of(name))
+    first.train(range(cut))
+    state = copy.deepcopy(first.model.state_dict()), copy.deepcopy(first.optimizer.state_dict())
+    if cut % 2:
+        second.model.load_state_dict(state[0])
+    second.optimizer.load_state_dict(state[1])
+    if not cut % 2:
+        second.model.load_state_dict(state[0])
+    second.scheduler.load_state_dict(first.scheduler.state_dict())
+    second.train(range(cut, STEPS))
+    assert straight.losses == first.losses + second.losses
+    assert straight.handle is not None and second.handle is not None
+    assert straight.handle.state() == second.handle.state()
+
+
+def test_every_decision_is_recorded(tmp_path: Any) -> None:
+    from realloc.record.events import read
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = realloc.attach(
+        model, optimizer, methods.auto_rgn(), schedule=realloc.every(2, total=4), record=tmp_path / "events.jsonl"
+    )
+    for step in range(4):
+        optimizer.zero_grad()
+        cross_entropy(model(batch(step)[0]), batch(step)[1]).backward()
+        optimizer.step()
+    lines = read(tmp_path / "events.jsonl").lines
+    assert [(line["kind"], line["step"]) for line in lines] == [("move", 2), ("move", 4)]
+    assert all(line["held"] == line["budget"] == 3 * WHOLE for line in lines)
+    assert sum(site["after"] for site in lines[-1]["sites"].values()) == 3 * WHOLE
+    assert "step 2: 1.000 -> " in handle.explain("0") and "mean held" in handle.summary()
+
+
+@pytest.mark.parametrize("damage", ["format", "groups", "sums", "negative"])
+def test_a_foreign_or_damaged_state_is_refused_whole(damage: str) -> None:
+    one = run(methods.auto_rgn())
+    state = copy.deepcopy(one.model.state_dict())
+    if damage == "format":
+        state["realloc_rates"][0] = 9
+    if damage == "groups":
+        state["realloc_rates"] = state["realloc_rates"][:-1]
+    if damage == "sums":
+        del state["realloc_rate_sums"]
+    if damage == "negative":
+        state["realloc_rates"][2] = -1
+    other = Run(methods.auto_rgn())
+    before = copy.deepcopy(other.model.state_dict())
+    with pytest.raises(RecordError, match="realloc_rates"):
+        other.model.load_state_dict(state)
+    assert all(torch.equal(value, before[key]) for key, value in other.model.state_dict().items())
+
+
+def test_the_state_of_a_plain_model_loads() -> None:
+    one = Run(methods.llrd())
+    one.model.load_state_dict(net().state_dict())
+    assert one.handle is not None and one.handle.held == 3 * WHOLE
+
+
+# faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finite_moves_nothing() -> None:
+    one = Run(methods.auto_rgn())
+    one.train(range(5))
+    x, y = batch(5)
+    one.optimizer.zero_grad()
+    (cross_entropy(one.model(x), y) * math.nan).backward()
+    with pytest.warns(ReallocWarning, match="RA001.*NaN or Inf"):
+        one.optimizer.step()
+    assert one.handle is not None and one.handle.moves == 0 and set(one.handle.rates.values()) == {1.0}
+
+
+def test_a_model_that_nobody_trains_is_told() -> None:
+    model, other = net(), net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = realloc.attach(model, optimizer, methods.auto_rgn(), schedule=realloc.every(2, total=4))
+    with pytest.warns(ReallocWarning) as told:
+        for step in range(4):
+            cross_entropy(other(batch(step)[0]), batch(step)[1]).backward()
+            optimizer.step()
+        handle.summary()
+    assert {warning.message.code for warning in told} == {"RA001", "RA003"}
+
+
+def test_a_skipped_step_is_no_step() -> None:
+    one = Run(methods.auto_rgn(), optimizer=torch.optim.RMSprop)
+    one.optimizer.found_inf = torch.tensor(1.0)
+    one.train(range(2))
+    del one.optimizer.found_inf
+    assert one.handle is not None and one.handle.steps == 0
+
+
+def test_an_optimizer_that_writes_into_its_groups_is_refused() -> None:
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["k"] = group.get("k", 0) + 1
+            return super().step(closure)
+
+    model = net()
+    optimizer = Counting(model.parameters(), lr=0.1)
+    realloc.attach(model, optimizer, methods.llrd())
+    cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+    with pytest.raises(StateError, match="Counting wrote 'k' into its groups"):
+        optimizer.step()
+
+
+def test_weights_in_one_pool_are_refused_by_name() -> None:
+    model = net().float()
+    realloc.prepare(model, methods.rigl(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"'0(\.weight)?' and '2(\.weight)?' share one pool"):
+        realloc.attach(model, optimizer, methods.llrd())
+
+
+class NoRate(torch.optim.Optimizer):
+    """As an optimizer that makes its own rate."""
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda m, o: realloc.attach(m, o, methods.auto_rgn()), "say when: schedule=realloc.every"),
+        (lambda m, o: realloc.prepare(m, methods.llrd()), "replaces nothing"),
+        (lambda m, o: realloc.attach(m, torch.optim.LBFGS(m.parameters()), methods.llrd()), "LBFGS takes one group"),
+        (lambda m, o: realloc.attach(m, NoRate(m.parameters(), {}), methods.llrd()), "NoRate has no learning rate"),
+        (lambda m, o: realloc.attach(m, o, methods.llrd().on(lambda name: 0)), "has 1 group of parameters"),
+        (lambda m, o: realloc.attach(m, o, methods.rs2()), "give it to realloc.Visits"),
+        (lambda m, o: methods.llrd(0), "decay is 0"),
+        (lambda m, o: methods.llrd(hold="sum"), "hold is 'sum'"),
+        (lambda m, o: methods.llrd(hold="movement"), "nothing has moved"),
+        (lambda m, o: methods.auto_rgn(most=1), "most is 1; it is a number above 1"),
+        (lambda m, o: methods.gradnorm(math.nan), "alpha is nan"),
+        (lambda m, o: methods.loss_change(0), "kappa is 0"),
+        (lambda m, o: methods.auto_rgn(window=0), "window is 0"),
+        (lambda m, o: methods.llrd().on("layer"), "by is 'layer'"),
+        (lambda m, o: methods.permuted_rates(methods.rs2()), "take one over learning rates"),
+    ],
+)
+def test_bad_input_is_refused_with_the_remedy(make: Any, words: str) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises((ConfigError, ValueError, TypeError), match=words):
+        make(model, optimizer)
+    assert not optimizer._optimizer_step_pre_hooks and "realloc_rates" not in model._buffers
+
+
+def test_attached_twice_and_after_detach() -> None:
+    one = Run(methods.llrd())
+    assert one.handle is not None
+    with pytest.raises(StateError, match="shared already"):
+        realloc.attach(one.model, one.optimizer, methods.llrd())
+    with pytest.raises(StateError, match="serves an attached model"):
+        realloc.attach(net(), one.optimizer, methods.llrd())
+    with pytest.raises(ConfigError, match="no group '9'"):
+        one.handle.explain("9")
+    one.handle.detach()
+    with pytest.raises(StateError, match="detached"):
+        _ = one.handle.rates
+    assert "detached" in repr(one.handle)
+
+
+def test_a_copy_of_the_model_is_a_plain_one() -> None:
+    one = Run(methods.llrd())
+    twin = copy.deepcopy(one.model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    cross_entropy(twin(batch(0)[0]), batch(0)[1]).backward()
+    optimizer.step()
+    assert one.handle is not None and one.handle.steps == 0
