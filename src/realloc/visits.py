@@ -150,6 +150,10 @@ class Visits(Sampler[int]):
         world = self._ranks.count
         return self.per_epoch[epoch] if self.method.over == 1 else len(self._seen) // world * world
 
+    @property
+    def _longest(self) -> int:
+        return max(map(self._candidates, range(self.epochs)))
+
     def _mine(self, start: int, stop: int | None = None) -> Tensor:
         """Examples of this rank, from one place of its epoch to another. Ranks take turns, as in a doubled batch."""
         assert self._draw is not None
@@ -234,10 +238,14 @@ class Visits(Sampler[int]):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs, also in the middle of an epoch. With several ranks each saves its own."""
-        drawn = self._draw or Draw(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
+        index = torch.full((self._longest,), -1)  # of one length over the whole run, as checkpoints want it
+        weight = torch.zeros(self._longest, dtype=torch.float64)
+        if self._draw is not None:
+            count = self._draw.index.numel()
+            index[:count], weight[:count] = self._draw.index, self._draw.weight
         done = self._ended and not self._place  # a loop that reports nothing has trained what it was handed
         numbers = [FORMAT, self.seed, self.epochs, self._epoch, self._place, int(done), self._ranks.number]
-        return {"numbers": torch.tensor(numbers), "index": drawn.index, "weight": drawn.weight, **self._seen.state()}
+        return {"numbers": torch.tensor(numbers), "index": index, "weight": weight, **self._seen.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the next iterator has what is left of its epoch.
@@ -256,7 +264,10 @@ class Visits(Sampler[int]):
         if not -1 <= epoch < self.epochs:
             raise RecordError(f"the state is in epoch {epoch} of {self.epochs}: it is damaged")
         count = 0 if epoch < 0 else self._candidates(epoch)
-        drawn = Draw(state["index"].cpu(), state["weight"].cpu())
+        index, weight = state.get("index"), state.get("weight")
+        if not torch.is_tensor(index) or not torch.is_tensor(weight) or index.shape != (self._longest,):
+            raise RecordError(f"the state's draw is not of {self._longest} visits: it is of another budget or damaged")
+        drawn = Draw(index[:count].cpu().clone(), weight[:count].cpu().clone())
         try:
             exact(drawn, count, len(self._seen), "the state")
         except StateError as error:

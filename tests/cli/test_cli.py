@@ -217,3 +217,15 @@ def test_in_a_terminal_progress_is_drawn_on_stderr_and_stdout_stays_clean() -> N
     os.close(ours)
     assert b"\x1b[" in seen and b"/22" in seen
     assert "\x1b" not in done.stdout and last(done.stdout)["method"] == "dense"
+
+
+def test_examples_and_rates_train_from_the_command_line() -> None:
+    words = ["train", "--data", "digits", "--model", "mlp:16", "--epochs", "2", "--lr", "0.01"]
+    done = call(*words, "--method", "rs2", "--set", "share=0.5")
+    assert done.exit_code == 0 and "1,294 visits = 1,294 held + 0 parked" in done.stdout
+    told = call(*words, "--method", "llrd")
+    assert told.exit_code == 0 and "2,000,000 millionths of rate = 2,000,000 held + 0 parked" in told.stdout
+    refused = call(*words, "--method", "rs2", "--density", "0.5")
+    assert refused.exit_code == 2 and "takes no --density" in refused.stderr
+    listed = call("methods").stdout
+    assert "infobatch [2303.04947]" in listed and "tempbalance [2312.00359]" in listed

@@ -8,8 +8,8 @@ from realloc.compare.table import Comparison, tabulate
 from realloc.train.result import RunResult
 
 BLANK = RunResult(
-    "x", "digits", "mlp:8", 0, 0.1, 100, 100, 0, 3, 30, "accuracy", 0.5, 0.5, 1.0, None, 0.5, 2.0, 0.0, 0.0, 0.0,
-    1000, 900, 0, 150, None, 60, 7, "adamw", 1e-3, 2, True, None, None,
+    "x", "digits", "mlp:8", 0, 0.1, "weights", 100, 100, 0, 3, 30, "accuracy", 0.5, 0.5, 1.0, None, 0.5, 2.0, 0.0, 0.0,
+    0.0, 1000, 900, 0, 150, None, 60, 7, "adamw", 1e-3, 2, True, None, None,
 )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_an_arm_that_ends_at_another_budget_is_an_error(monkeypatch: pytest.Monk
     held = iter([100, 101])
 
     def fake(config: RunConfig, folder: Path, tell: Any) -> Any:
-        return type("Result", (), {"held": next(held)})()
+        return type("Result", (), {"held": next(held), "currency": "weights"})()
 
     monkeypatch.setattr(module, "run_apart", fake)
     with pytest.raises(RunError, match="101"):

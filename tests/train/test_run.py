@@ -56,19 +56,23 @@ def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "fit", fit)
 
 
-@pytest.mark.parametrize("method", ["dense", "small_dense", "prune_after", "static", "rigl", "granet", "snfs"])
+@pytest.mark.parametrize(
+    "method",
+    ["dense", "small_dense", "prune_after", "static", "rigl", "granet", "snfs", "infobatch", "importance", "auto_rgn"],
+)
 def test_a_run_that_is_cut_twice_ends_bit_equal(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = train(config(method), tmp_path / "straight")
+    asked = config(method, settings={"share": 0.8}) if method == "importance" else config(method)
+    straight = train(asked, tmp_path / "straight")
     monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)  # a checkpoint after each step: also inside an epoch
     for step in (6, 22):
         with monkeypatch.context() as patch, pytest.raises(Cut):
             cut_at(step, patch)
-            run_in(tmp_path / "cut", config(method))
+            run_in(tmp_path / "cut", asked)
     result = resume(tmp_path / "cut")
     assert result.resumed_from == 22
     assert facts(result) == facts(straight)
     one, other = (load_latest(tmp_path / name / "checkpoints") for name in ("straight", "cut"))
-    assert one is not None and other is not None and one.step == other.step == 33
+    assert one is not None and other is not None and one.step == other.step == straight.steps
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
     logs = [[_bare(line) for line in read(tmp_path / name / "events.jsonl").lines] for name in ("straight", "cut")]

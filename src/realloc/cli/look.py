@@ -19,7 +19,7 @@ import realloc.train.fashion_mnist as fashion_mnist
 from realloc.cli.story import story, tell
 from realloc.train.arms import CONTROLS
 from realloc.train.optimizers import OPTIMIZERS
-from realloc.train.settings import RECIPES, options
+from realloc.train.settings import RECIPES, options, recipe
 
 PACKAGES = ("realloc", "torch", "numpy", "numba", "safetensors", "pydantic", "typer", "rich", "scikit-learn")
 
@@ -56,7 +56,7 @@ def _method(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "about": about,
-        "reference": RECIPES[name](density=0.5).reference or None,
+        "reference": recipe(name, 0.5, {}).reference or None,
         "settings": settings,
     }
 

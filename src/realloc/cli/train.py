@@ -16,6 +16,7 @@ import realloc.compare.contest as contest
 import realloc.train.arms as arms
 from realloc.cli.compare import present
 from realloc.cli.screen import Screen
+from realloc.errors import ConfigError
 from realloc.finetune.run import is_finetune
 from realloc.finetune.seeds import is_series
 from realloc.finetune.seeds import read as read_series
@@ -25,6 +26,7 @@ from realloc.train.progress import COMPILING, LOADING, Progress, Tell
 from realloc.train.result import RunResult
 from realloc.train.run import resume as resume_run
 from realloc.train.run import train as train_run
+from realloc.train.settings import RECIPES, takes_density
 
 Folder = Annotated[Path, typer.Argument(help="the folder that --out named", show_default=False)]
 
@@ -64,6 +66,8 @@ def train(
         }  # fmt: skip
         config = flags.config_of(values, budget)
         arms.method_of(config)
+        if density is not None and config.method in RECIPES and not takes_density(config.method):
+            raise ConfigError(f"{config.method} trains every weight and takes no --density; see: realloc methods")
         if dry_run:
             found = preview(config)
             words = {"seed": config.seed} | found.as_json()

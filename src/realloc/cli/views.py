@@ -24,10 +24,10 @@ def run(result: RunResult) -> str:
     if result.excess is not None:
         rows.append(["excess", f"{text.count(result.excess)} over the sparse model"])
     if result.budget is not None:
-        rows.append(
-            ["budget", f"{result.budget:,} = {text.count(result.held)} held + {text.count(result.parked)} parked"]
-        )
-        rows.append(["moves", _moved(result)])
+        unit = "" if result.currency == "weights" else f" {result.currency}"
+        kept = f"{text.count(result.held)} held + {text.count(result.parked)} parked"
+        rows.append(["budget", f"{result.budget:,}{unit} = {kept}"])
+        rows += [["moves", _moved(result)]] if result.moves is not None else []
     rows.append(["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps"])
     peak = f"{text.size(result.peak_bytes)} over the loaded data, {text.size(result.train_peak_bytes)} in training"
     rows.append(["peak memory", peak])
@@ -42,6 +42,8 @@ def run(result: RunResult) -> str:
 
 def _moved(result: RunResult) -> str:
     """What the moves did. A slot that is given up for good is parked, and counts as no unit moved."""
+    if result.currency != "weights":
+        return text.count(result.moves)
     done = [f"{text.count(result.units_moved)} units moved"] if result.units_moved or not result.parked else []
     done += [f"{text.count(result.parked)} weights released for good"] if result.parked else []
     return ", ".join([text.count(result.moves), *done])

@@ -120,11 +120,16 @@ def compare(contest: Contest, out: Path | None, announce: Announce) -> Compariso
 
 def _check_budget(results: Mapping[tuple[str, int], RunResult]) -> None:
     """Equal to the unit, or an error. The dense arm has no budget; the small dense one shows its excess."""
-    held = [(f"{arm} (seed {seed})", run.held) for (arm, seed), run in results.items() if run.held is not None]
-    for name, count in held:
-        first, expected = held[0]
-        if count != expected:
-            raise RunError(f"{name} ended with {count:,} weights held, {first} with {expected:,}: not an equal budget")
+    known: dict[str | None, tuple[str, int]] = {}
+    for (arm, seed), run in results.items():
+        if run.held is None:
+            continue
+        first, expected = known.setdefault(run.currency, (f"{arm} (seed {seed})", run.held))
+        if run.held != expected:
+            raise RunError(
+                f"{arm} (seed {seed}) ended with {run.held:,} {run.currency} held, {first} with {expected:,}: not an "
+                "equal budget"
+            )
 
 
 def _write(contest: Contest, out: Path) -> None:

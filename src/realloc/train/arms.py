@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import nn
@@ -13,7 +13,9 @@ import realloc.train.models as models
 import realloc.train.optimizers as optimizers
 from realloc.attach import attach
 from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.example_method import ExampleMethod
 from realloc.methods.method import Method
+from realloc.methods.rate_method import RateMethod
 from realloc.plan import StartPlan
 from realloc.prepare import describe, plan_start
 from realloc.record.sink import Sink
@@ -23,7 +25,8 @@ from realloc.train.dataset import Dataset
 from realloc.train.length import Length
 from realloc.train.loop import Trainee
 from realloc.train.prune_after import cut, turn
-from realloc.train.settings import RECIPES, options, recipe
+from realloc.train.settings import RECIPES, AnyMethod, options, recipe
+from realloc.train.visit_order import VisitBatches
 
 CONTROLS = {
     "dense": "every weight, no budget: what the others are measured against",
@@ -43,11 +46,16 @@ class Arm:
 
     name: str
     model: str
-    method: Method | None
+    method: AnyMethod | None
     density: float | None
     rest: int
     held: int
     plan: StartPlan | None
+
+    @property
+    def moves(self) -> bool:
+        """Whether its method ever moves a unit at the schedule's steps."""
+        return isinstance(self.method, Method | RateMethod) and self.method.moves
 
     @property
     def target(self) -> int:
@@ -86,7 +94,7 @@ def setting_names(name: str) -> tuple[str, ...]:
     return () if name in CONTROLS else tuple(option.name for option in options(name))
 
 
-def method_of(config: RunConfig) -> Method | None:
+def method_of(config: RunConfig) -> AnyMethod | None:
     """Make the method that the config names; None for a control.
 
     Raises ConfigError for an unknown name or setting, with the nearest one.
@@ -105,8 +113,8 @@ def resolve(config: RunConfig, data: Dataset) -> Arm:
     """Work out what an arm builds: its model, its method, its budget. Builds the full model once and drops it."""
     method, name = method_of(config), config.method
     model = build(config.model, config, data)
-    if name == "dense":
-        return Arm(name, config.model, None, None, 0, models.parameters(model), None)
+    if name == "dense" or isinstance(method, ExampleMethod | RateMethod):
+        return Arm(name, config.model, method, None, 0, models.parameters(model), None)
     sparse = method or Method(name, config.density)
     plan = describe(plan_start(model, sparse, config.seed), sparse)
     capacity = sum(line.capacity for line in plan.sites)
@@ -124,6 +132,13 @@ def begin(arm: Arm, config: RunConfig, data: Dataset, length: Length, record: Si
     half = turn(length.total) if arm.name == "prune_after" else 0
     scheduler = LambdaLR(optimizer, lambda step: decay(step, length.total, half))
     trainee = Trainee(model, optimizer, scheduler)
+    if isinstance(arm.method, ExampleMethod):
+        if length.epochs is None:  # a rehearsal, in which every example comes
+            return trainee
+        visits = VisitBatches(
+            data.train, config.batch_size, arm.method, length.epochs, task=data.task, seed=config.seed
+        )
+        return replace(trainee, visits=visits)
     return trainee if arm.method is None else _attached(trainee, arm.method, length, config.seed, record)
 
 
@@ -143,11 +158,11 @@ def decay(step: int, total: int, half: int = 0) -> float:
     return (1.0 + math.cos(math.pi * min(1.0, step / max(1, total)))) / 2.0
 
 
-def _attached(trainee: Trainee, method: Method, length: Length, seed: int, record: Sink | None) -> Trainee:
+def _attached(trainee: Trainee, method: Method | RateMethod, length: Length, seed: int, record: Sink | None) -> Trainee:
     # a run too short for moves still needs a schedule: it fires after the last step
     schedule = length.schedule() or fire_every(length.total, total=length.total)
     handle = attach(trainee.model, trainee.optimizer, method, schedule=schedule, seed=seed, record=record)
-    return Trainee(trainee.model, trainee.optimizer, trainee.scheduler, handle)
+    return replace(trainee, handle=handle)
 
 
 def build(spec: str, config: RunConfig, data: Dataset) -> nn.Module:

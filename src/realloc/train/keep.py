@@ -62,13 +62,13 @@ class Keep:
     def save(self, step: int, trainee: Trainee, account: Account) -> None:
         """Write one checkpoint."""
         values = asdict(account) | {"log_offset": self.log.sync()}
-        packed = pack(trainee.model, trainee.optimizer, values, parts={"scheduler": trainee.scheduler})
+        packed = pack(trainee.model, trainee.optimizer, values, parts=trainee.parts)
         save(self._held.checkpoints, step, packed.tensors, packed.state)
 
     def restore(self, found: Checkpoint, trainee: Trainee) -> Account:
         """Put a checkpoint into a trainee that was built alike, and set the log back to it."""
         extra: dict[str, Any] = unpack(
-            found.tensors, found.state, trainee.model, trainee.optimizer, parts={"scheduler": trainee.scheduler}
+            found.tensors, found.state, trainee.model, trainee.optimizer, parts=trainee.parts
         )
         account = made(lambda: Account(**extra), found.path)
         self.log.truncate(account.log_offset)

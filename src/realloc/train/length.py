@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import final
 
 from realloc.errors import ConfigError
+from realloc.methods.example_method import ExampleMethod
 from realloc.schedule import Schedule
 from realloc.schedule import every as fire_every
 from realloc.train.config import EPOCHS, SETTLE, RunConfig
+from realloc.train.visit_order import steps_of
+from realloc.visits import Visits
 
 LEAST_STEPS = 1000
 MOVES = 50  # about so many moves where the user does not say
@@ -18,11 +21,15 @@ MOVES = 50  # about so many moves where the user does not say
 @final
 @dataclass(frozen=True)
 class Length:
-    """Steps of the run, steps from move to move (None: a run too short to move), steps of one epoch."""
+    """Steps of the run, steps from move to move (None: a run too short to move), steps of one epoch.
+
+    ``epochs`` is set where a method chooses examples, so that epochs differ in length: ``per_epoch`` is then a mean.
+    """
 
     total: int
     every: int | None
     per_epoch: int
+    epochs: int | None = None
 
     def schedule(self) -> Schedule | None:
         """When moves are due, up to three quarters of the run; None where it is too short.
@@ -89,3 +96,16 @@ def _length(config: RunConfig, total: int, per_epoch: int) -> Length:
             f"{remedy}, or leave it out"
         )
     return Length(total, config.every or auto_every(total), per_epoch)
+
+
+def chosen(config: RunConfig, known: Length, method: ExampleMethod, examples: int) -> Length:
+    """The length of a run whose examples are chosen, from that of one in which each comes once an epoch.
+
+    The same epochs in fewer steps; with a budget of seconds the same steps in more epochs.
+    """
+    epochs = known.total // known.per_epoch
+    if config.budget_seconds is not None:
+        epochs = max(1, int(known.total / known.per_epoch / method.share))
+    visits = Visits(examples, method, epochs=epochs, seed=config.seed)
+    total = steps_of(visits, config.batch_size)
+    return Length(total, None, max(1, round(total / epochs)), epochs)

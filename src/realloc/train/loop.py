@@ -13,24 +13,60 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from realloc.handle import Handle
+from realloc.rate_handle import RateHandle
+from realloc.record.state import Stateful
 from realloc.train.evaluate import LossOf
-from realloc.train.order import Batches
+from realloc.train.order import Order
+from realloc.train.visit_order import VisitBatches
 
 AfterStep = Callable[[int, Tensor], None]
 
 
 @final
+@dataclass(frozen=True)
+class Spent:
+    """A budget and what was done with it, counted in ``currency``; None: there is none."""
+
+    currency: str | None = None
+    budget: int | None = None
+    held: int | None = None
+    parked: int | None = None
+    moves: int | None = None
+    units_moved: int | None = None
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Trainee:
-    """What the loop trains. ``handle`` is None for a dense model."""
+    """What the loop trains. ``handle`` is None for a dense model, ``visits`` where all examples come in every epoch."""
 
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    handle: Handle | None = None
+    handle: Handle | RateHandle | None = None
+    visits: VisitBatches | None = None
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds beside model and optimizer."""
+        found: dict[str, Stateful] = {"scheduler": self.scheduler}
+        return found if self.visits is None else found | {"visits": self.visits}
+
+    @property
+    def spent(self) -> Spent:
+        """Where its budget stands."""
+        handle = self.handle
+        if self.visits is not None:
+            visits = self.visits.visits
+            return Spent("visits", visits.budget, visits.spent, visits.parked)
+        if handle is None:
+            return Spent()
+        if isinstance(handle, RateHandle):
+            return Spent("millionths of rate", handle.budget, handle.held, handle.parked, handle.moves)
+        return Spent("weights", handle.budget, handle.held, handle.parked, handle.moves, handle.units_moved)
 
 
-def fit(trainee: Trainee, batches: Batches, loss_of: LossOf, steps: range, after: AfterStep) -> None:
+def fit(trainee: Trainee, batches: Order, loss_of: LossOf, steps: range, after: AfterStep) -> None:
     """Train over a range of steps, counted from 0. ``after`` gets the number of steps taken and the loss."""
     model, optimizer, scheduler = trainee.model, trainee.optimizer, trainee.scheduler
     model.train()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from realloc.rng import stream
 from realloc.train.dataset import Rows
+
+
+class Order(Protocol):
+    """What gives the loop its batches."""
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step."""
 
 
 @final

@@ -8,9 +8,11 @@ from typing import Any, final
 import realloc.train.arms as arms
 import realloc.train.data as data
 import realloc.train.models as models
+from realloc.methods.example_method import ExampleMethod
+from realloc.methods.method import Method
 from realloc.plan import StartPlan
 from realloc.train.config import RunConfig
-from realloc.train.length import Length, by_epochs
+from realloc.train.length import Length, by_epochs, chosen
 from realloc.train.order import Batches
 
 
@@ -44,9 +46,11 @@ def preview(config: RunConfig) -> Preview:
     arm = arms.resolve(config, loaded)
     batches = Batches(loaded.train, config.batch_size, config.seed)
     length = by_epochs(config, batches.per_epoch) if config.budget_seconds is None else None
+    if length is not None and isinstance(arm.method, ExampleMethod):
+        length = chosen(config, length, arm.method, len(loaded.train.y))
     params = models.parameters(arms.build(arm.model, config, loaded)) if arm.name == "small_dense" else arm.target
-    held = arm.held if arm.method or arm.name == "prune_after" else None
-    plan, moves = (arm.plan, arm.method.moves) if arm.method else (None, False)
+    held = arm.held if isinstance(arm.method, Method) or arm.name == "prune_after" else None
+    plan = arm.plan if isinstance(arm.method, Method) else None
     return Preview(
-        arm.name, loaded.describe(), arm.model, params, held, plan, length, moves, config.optimizer, config.rate
-    )  # fmt: skip
+        arm.name, loaded.describe(), arm.model, params, held, plan, length, arm.moves, config.optimizer, config.rate
+    )

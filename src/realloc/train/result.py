@@ -18,9 +18,10 @@ Result = TypeVar("Result", bound="DataclassInstance")
 @final
 @dataclass(frozen=True)
 class RunResult:
-    """One run's outcome. Fields that do not apply are None; counts are of weights, times are seconds.
+    """One run's outcome. Fields that do not apply are None; times are seconds.
 
-    ``budget`` is held and parked together; ``params`` counts every trainable number, biases and dense layers included.
+    ``budget`` is held and parked together, in ``currency``: weights, example visits, or millionths of learning rate;
+    ``params`` counts every trainable number, biases and dense layers included.
     ``excess`` is what a small dense model has over the sparse one it stands beside. ``train_seconds`` runs from the
     first batch to the last, moves included; evaluation, checkpoints and set-up are apart. ``peak_bytes`` is anonymous
     memory over its value once data and code are loaded, ``train_peak_bytes`` the same without what building the model
@@ -32,6 +33,7 @@ class RunResult:
     model: str
     seed: int
     density: float | None
+    currency: str | None
     budget: int | None
     held: int | None
     parked: int | None

@@ -12,6 +12,7 @@ import torch
 import realloc.train.arms as arms
 import realloc.train.data as data
 import realloc.train.rehearse as rehearse
+from realloc.methods.example_method import ExampleMethod
 from realloc.record.checkpoint import Checkpoint
 from realloc.train.arms import Arm
 from realloc.train.compiling import announced
@@ -19,7 +20,7 @@ from realloc.train.config import RunConfig
 from realloc.train.dataset import Dataset
 from realloc.train.evaluate import METRIC, Quality, evaluate, loss_of
 from realloc.train.keep import Account, Keep
-from realloc.train.length import Length, Pace, by_budget, by_epochs
+from realloc.train.length import Length, Pace, by_budget, by_epochs, chosen
 from realloc.train.loop import Clock, Trainee, fit
 from realloc.train.memory import Peak, highest
 from realloc.train.models import parameters
@@ -88,6 +89,8 @@ def _rehearsed(config: RunConfig, loaded: Dataset, arm: Arm, batches: Batches, k
         paces = [rehearse.measure(stage, batches, compute, budget / len(stages)) for stage in stages]
         pace = Pace(mean(p.step for p in paces), mean(p.move for p in paces))
         known = by_budget(config, batches.per_epoch, pace)
+    if isinstance(arm.method, ExampleMethod) and known.epochs is None:
+        known = chosen(config, known, arm.method, len(loaded.train.y))
     if keep:
         keep.write_length(known)
     return known
@@ -111,12 +114,13 @@ def _train(scene: Scene, clock: Clock, peak: Peak) -> RunResult:
     peak.training()
     clock.start()
     try:
-        compute = loss_of(scene.data.task)
+        visits = trainee.visits
+        batches, compute = (scene.batches, loss_of(scene.data.task)) if visits is None else (visits, visits.loss)
         if half is not None and first <= half:
-            fit(trainee, scene.batches, compute, range(first, half), watch)
+            fit(trainee, batches, compute, range(first, half), watch)
             trainee = watch.trainee = arms.prune(trainee, config, length, sink)
             first = half
-        fit(trainee, scene.batches, compute, range(first, length.total), watch)
+        fit(trainee, batches, compute, range(first, length.total), watch)
     except OutOfTime:
         finished = False
     return _result(scene, watch, account, finished=finished, resumed_from=found.step if found else None)
@@ -163,7 +167,7 @@ def _account(watch: Watch, before: Account) -> Account:
 
 
 def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resumed_from: int | None) -> RunResult:
-    config, arm, handle, clock = scene.config, scene.arm, watch.trainee.handle, watch.clock
+    config, arm, clock, spent = scene.config, scene.arm, watch.clock, watch.trainee.spent
     clock.stop()
     scene.tell(watch.progress(watch.step, None))
     with clock.apart("evaluate"):
@@ -171,13 +175,12 @@ def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resu
     watch.peak.look()
     account = _account(watch, before)
     whole = parameters(watch.trainee.model)
-    params = whole if handle is None else arm.rest + handle.held
+    params = arm.rest + spent.held if spent.currency == "weights" and spent.held is not None else whole
     classes = scene.data.task == "classification"
     result = RunResult(
         method=arm.name, data=config.data, model=arm.model, seed=config.seed, density=arm.density,
-        budget=handle.budget if handle else None, held=handle.held if handle else None,
-        parked=handle.parked if handle else None, moves=handle.moves if handle else None,
-        units_moved=handle.units_moved if handle else None,
+        currency=spent.currency, budget=spent.budget, held=spent.held, parked=spent.parked, moves=spent.moves,
+        units_moved=spent.units_moved,
         metric=METRIC[scene.data.task], test_metric=quality.metric,
         test_accuracy=quality.metric if classes else None, test_loss=quality.loss,
         test_rmse=None if classes else quality.loss**0.5 * scene.data.label_scale,
@@ -186,7 +189,7 @@ def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resu
         save_seconds=clock.elsewhere.get("save", 0.0), setup_seconds=clock.elsewhere.get("setup", 0.0),
         peak_bytes=account.peak_bytes, train_peak_bytes=account.train_peak_bytes, mapped_bytes=account.mapped_bytes,
         params=params, excess=params - arm.target if arm.name == "small_dense" else None,
-        steps=watch.step, every=scene.length.every if handle and arm.method and arm.method.moves else None,
+        steps=watch.step, every=scene.length.every if arm.moves else None,
         optimizer=config.optimizer, lr=config.rate, threads=config.threads or torch.get_num_threads(),
         finished=finished, resumed_from=resumed_from,
         folder=str(scene.keep.path) if scene.keep else None,

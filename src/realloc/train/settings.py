@@ -5,20 +5,40 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Final, final
 
 import realloc.methods as methods
 from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.example_method import ExampleMethod
 from realloc.methods.method import Method
+from realloc.methods.rate_method import RateMethod
 from realloc.schedule import Curve, constant
 from realloc.train.config import Setting, refuse_flag
 
-Recipe = Callable[..., Method]
+AnyMethod = Method | ExampleMethod | RateMethod
+Recipe = Callable[..., AnyMethod]
+KINDS: Final = tuple(kind.__name__ for kind in (Method, ExampleMethod, RateMethod))
 
 
 def _recipes() -> dict[str, Recipe]:
+    """Those that words and numbers can make; what takes a tensor or another method is for Python."""
     found = {name: getattr(methods, name) for name in methods.__all__}
-    return {name: make for name, make in found.items() if inspect.isfunction(make) and "density" in _signature(make)}
+    return {
+        name: make
+        for name, make in found.items()
+        if inspect.isfunction(make)
+        and _signature_kind(make) in KINDS
+        and all(p.name == "density" or p.default is not p.empty for p in _signature(make).values())
+    }
+
+
+def _signature_kind(make: Recipe) -> str:
+    return str(inspect.signature(make).return_annotation)
+
+
+def takes_density(name: str) -> bool:
+    """Whether a recipe spends a density of weights."""
+    return "density" in _signature(RECIPES[name])
 
 
 def _signature(make: Recipe) -> Mapping[str, inspect.Parameter]:
@@ -43,7 +63,7 @@ def options(name: str) -> tuple[Option, ...]:
     return tuple(Option(p.name, p.default) for p in parameters if p.name != "density")
 
 
-def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> Method:
+def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> AnyMethod:
     """Make a method from words.
 
     A number given for a curve sets its start; the curve keeps its shape. Raises ConfigError for a setting that the
@@ -57,7 +77,7 @@ def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> Method
             takes = f"takes {', '.join(known)}" if known else "takes no settings"
             raise ConfigError(f"setting '{plain(key)}' is unknown: '{name}' {takes}{nearest(key, known, 1)}")
         values[key] = _fitting(name, key, value, known[key])
-    return RECIPES[name](density=density, **values)
+    return RECIPES[name](**({"density": density} if takes_density(name) else {}), **values)
 
 
 def _fitting(method: str, key: str, value: Setting, default: Any) -> Any:

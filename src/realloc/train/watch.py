@@ -11,6 +11,7 @@ from typing import final
 from torch import Tensor
 
 from realloc.errors import ReallocError
+from realloc.handle import Handle
 from realloc.train.evaluate import Quality
 from realloc.train.length import Length
 from realloc.train.loop import Clock, Trainee
@@ -96,7 +97,8 @@ class Watch:
         """Say where the run stands."""
         handle = self.trainee.handle
         moves = handle.moves if handle else 0
-        density = {name: site.held / site.capacity for name, site in handle.sites.items()} if handle else {}
+        sites = handle.sites if isinstance(handle, Handle) else {}
+        density = {name: site.held / site.capacity for name, site in sites.items()}
         seconds, total, metric = self.clock.seconds, self.length.total, self.tally.validation
         return Progress(TRAINING, step, total, seconds, loss, metric, moves, density)
 
