@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -25,8 +26,11 @@ TIMED: Final = 12  # texts of the cost table: their products are as quick, a tok
 GAIN: Final = 1.2  # how much faster bfloat16 must be to be used
 OVERHEAD: Final = 1.15  # of a step with adapters or with a cache, over its bare products
 ABOVE: Final = 1.2  # of a step above a cache, over the same share of LoRA's: look-ups, and gradients of whole weights
+CLOSER: Final = 1.3  # of the same, over bare products that were timed with those gradients: look-ups, and the optimizer
 MOST: Final = 4  # times the epochs asked for
 LEAST: Final = 0.9  # the same, where that keeps within the share
+HALF: Final = 0.48  # of LoRA's seconds, at the most where the share does not do
+SHORT: Final = 0.75  # of the epochs asked for, at the least where it has to keep within that
 TWO: Final = 2  # layers that a rate is given for: what k layers change adds up as the root of k (docs/adr/0018)
 
 
@@ -71,10 +75,7 @@ class Choice:
 
 def measure(loaded: Loaded, batches: Batches) -> Costs:
     """Time a few texts of middling length, some times over: the fastest counts. Leaves the model as it was."""
-    order = sorted(range(len(batches.rows)), key=lambda i: len(batches.rows[i]))
-    middle = order[len(order) // 2 :][:TIMED]
-    batch, _ = batches.of(middle)
-    base, ids, mask = loaded.base, batch["input_ids"], batch["attention_mask"]
+    base, (ids, mask) = loaded.base, _middle(batches)
     with as_it_was(base):
         base.requires_grad_(False)
         base.train()  # dropout takes its time too
@@ -86,9 +87,26 @@ def measure(loaded: Loaded, batches: Batches) -> Costs:
     return Costs(int(mask.sum()), step, forward, low)
 
 
-def _both_ways(base: Any, ids: Tensor, mask: Tensor) -> None:
+def _middle(batches: Batches) -> tuple[Tensor, Tensor]:
+    """Ids and mask of a few texts of middling length."""
+    order = sorted(range(len(batches.rows)), key=lambda i: len(batches.rows[i]))
+    batch, _ = batches.of(order[len(order) // 2 :][:TIMED])
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def _whole(loaded: Loaded, batches: Batches) -> float:
+    """Seconds of the same texts forward and back through all layers, with the gradients of their weights."""
+    base, (ids, mask) = loaded.base, _middle(batches)
+    with as_it_was(base):
+        base.train()
+        weights = [p.requires_grad_() for block in blocks_of(base).modules for p in block.parameters()]
+        return min(_timed(lambda: _both_ways(base, ids, mask, weights)) for _ in range(TIMES))
+
+
+def _both_ways(base: Any, ids: Tensor, mask: Tensor, weights: Sequence[Tensor] = ()) -> None:
     embedded = base.get_input_embeddings()(ids).detach().requires_grad_()
-    base(inputs_embeds=embedded, attention_mask=mask)[0].sum().backward()
+    out = base(inputs_embeds=embedded, attention_mask=mask)[0].sum()
+    torch.autograd.grad(out, [embedded, *weights], allow_unused=True)
 
 
 def _low(base: Any, ids: Tensor, mask: Tensor) -> None:
@@ -141,7 +159,13 @@ def choose(
     epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
     judging = costs.forward / costs.tokens * judged
     fits = (share * lora - spent - prefix - judging) / epoch
-    chosen = min(MOST * epochs, fits) if fits >= LEAST * epochs else epochs
+    chosen = min(MOST * epochs, fits)
+    if fits < LEAST * epochs:  # the share does not do: within half of LoRA's seconds, by a closer look at a step
+        whole = _whole(loaded, batches)
+        epoch = CLOSER * (k * whole - (costs.step - costs.forward)) / layers * batches.tokens / costs.tokens
+        spent = time.perf_counter() - began
+        half = (HALF * lora - spent - prefix - judging) / epoch
+        chosen = min(epochs, max(SHORT * epochs, half))
     kept = depths.kept if depths.kept < layers else None
     dropped = "" if kept is None else f", the {layers - kept} above depth {kept}, which knows less, dropped"
     why = (
