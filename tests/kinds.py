@@ -16,9 +16,11 @@ def named(kind: str) -> list[str]:
 
 
 WEIGHTS = named("Method")
+COLUMNS = named("ColumnMethod")
 LAYERS = named("LayerMethod")
 RANKS = named("RankMethod")
 DELTAS = named("DeltaMethod")
 ROWS = named("RowMethod")
 EXAMPLES = named("ExampleMethod")
 RATES = named("RateMethod")
+HOT_ROWS = named("HotRowMethod")

@@ -26,14 +26,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     "errors", "rng", "schedule", "plan", "modes",
     "kernels", "cache",
-    "scores", "allocate", "select",
+    "scores", "allocate", "select", "nn",
     "sites", "pool", "observe",
-    "depths", "shorten", "methods", "choose", "prepare", "choose_linear", "prepare_ranks", "prepare_deltas",
-    "choose_tables", "prepare_rows", "calibrate",
-    "release", "acquire", "decide", "decide_ranks", "decide_layers", "ledger", "apply", "record",
+    "depths", "shorten", "methods", "choose", "choose_columns", "prepare", "choose_linear", "prepare_ranks",
+    "prepare_deltas", "choose_tables", "prepare_rows", "calibrate",
+    "release", "acquire", "decide", "decide_ranks", "decide_layers", "decide_hot_rows", "ledger", "apply", "record",
     "stand", "collect", "complaints", "bind", "engine", "links", "handle", "layers", "layer_checks", "trial",
     "layer_handle", "time_layers", "attach_layers", "rows", "row_handle", "attach_rows",
-    "rates", "rate_handle", "attach_rates", "attach_slots", "attach",
+    "rates", "rate_handle", "attach_rates", "hot_rows", "hot_row_handle", "attach_hot_rows", "attach_slots", "attach",
     "indexed", "visits",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
@@ -48,6 +48,7 @@ HOOKS = {
     "attach_slots": "installs those of units with slots", "attach_layers": "installs those of layers",
     "attach_rows": "installs those of embedding rows",
     "attach_rates": "installs those of shares of learning rate",
+    "attach_hot_rows": "installs those of rows that ids own",
     "time_layers": "sees once what enters each layer, and takes its hooks off before it returns",
 }  # fmt: skip
 LONG: dict[str, str] = {}  # over 60 lines, never over 100
@@ -66,6 +67,9 @@ WRITES = {
     "realloc.observe.candidate_sums: add_": "sums over candidates, a buffer of its own",
     "realloc.observe.candidate_sums: copy_": "where those of each site lie, a buffer of its own",
     "realloc.observe.candidate_sums: zero_": "the same",
+    "realloc.observe.impressions: add_": "sums of gradients, a buffer of its own",
+    "realloc.observe.impressions: copy_": "the step of the last decision, a buffer of its own",
+    "realloc.observe.impressions: zero_": "the sums, when an interval ends",
     "realloc.observe.layers: add_": "sums of gradients, a buffer of its own",
     "realloc.observe.layers: copy_": "the norms of those sums, a buffer of its own",
     "realloc.observe.layers: zero_": "the sums, when an interval ends",
@@ -95,16 +99,21 @@ WRITES = {
     "realloc.record.tree: copy_": "a tensor read from a file, with its strides",
     "realloc.record.moments: optimizer.state": "puts a saved state back where it was, at load",
     "realloc.record.moments: .grad": "of a throwaway tensor that shows what state an optimizer makes",
+    "realloc.nn.rows: normal_": "a layer that is being made",
+    "realloc.nn.rows: zeros_": "the same",
+    "realloc.nn.quotient_remainder: normal_": "the same",
     "realloc.testing: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
 DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])
 MADE_WITH: dict[str, dict[str, object]] = {
     "Method": {"density": 0.25}, "RankMethod": {"rank": 4}, "DeltaMethod": {"budget": 8},
+    "ColumnMethod": {"k": 4},
     "permuted_rates": {"method": methods.llrd()}, "rho": {"irreducible": torch.zeros(4)},
     "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
 }  # fmt: skip
 CONTROLS = {"fixed", "full", "permuted_rates", "random_layers", "random_moves", "random_ranks", "static"}
+CONTROLS |= {"random_columns"}
 
 
 def name_of(path: Path) -> str:

@@ -1,11 +1,12 @@
 """realloc moves a fixed, exact parameter budget to where it pays while a PyTorch model trains."""
 
-from realloc import export, methods
+from realloc import export, methods, nn
 from realloc.attach import attach, prepare
 from realloc.cache.settings import Cache
 from realloc.calibrate import calibrate
 from realloc.depths import probe_depths
 from realloc.handle import Handle
+from realloc.hot_row_handle import HotRowHandle
 from realloc.indexed import indexed
 from realloc.layer_handle import LayerHandle
 from realloc.rate_handle import RateHandle
@@ -19,6 +20,7 @@ from realloc.visits import Visits
 __all__ = [
     "Cache",
     "Handle",
+    "HotRowHandle",
     "LayerHandle",
     "RateHandle",
     "RowHandle",
@@ -31,6 +33,7 @@ __all__ = [
     "indexed",
     "logit_gradient",
     "methods",
+    "nn",
     "prepare",
     "probe_depths",
     "shorten",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from realloc.apply import Target
+from realloc.attach_hot_rows import attach_hot_rows
 from realloc.attach_layers import attach_layers
 from realloc.attach_rates import attach_rates
 from realloc.attach_rows import attach_rows, prepare_rows
@@ -21,12 +22,16 @@ from realloc.bind import (
     prepare_beside_under,
     prepare_under,
 )
+from realloc.choose_columns import method_over
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
+from realloc.hot_row_handle import HotRowHandle
 from realloc.layer_handle import LayerHandle
 from realloc.links import LINK, refuse_taken
+from realloc.methods.column_method import ColumnMethod
 from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.example_method import ExampleMethod
+from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
@@ -42,12 +47,12 @@ from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, required
 
-AnyHandle = Handle | LayerHandle | RowHandle | RateHandle
+AnyHandle = Handle | LayerHandle | RowHandle | RateHandle | HotRowHandle
 
 
 def prepare(
     model: nn.Module,
-    method: Method | RankMethod | DeltaMethod | RowMethod,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod | RowMethod,
     *,
     seed: int = 0,
     dry_run: bool = False,
@@ -70,7 +75,7 @@ def prepare(
         StateError: the model is prepared already.
     """
     _check_model(model, method, seed)
-    if isinstance(method, LayerMethod | RateMethod):
+    if isinstance(method, LayerMethod | RateMethod | HotRowMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
     root = root_of(model)
     if not isinstance(method, RowMethod) and find(model) is not None:
@@ -85,6 +90,8 @@ def prepare(
             started.build(groups)
             hook_model(model, started.table, {})
         return started.table
+    if isinstance(method, ColumnMethod):
+        method = method_over(root, method, None)
     start = plan_start(model, method, seed)
     table = describe(start, method)
     if not dry_run:
@@ -97,7 +104,7 @@ def prepare(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod | DeltaMethod,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -141,10 +148,22 @@ def attach(
 ) -> RateHandle: ...
 
 
+@overload
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod | DeltaMethod | LayerMethod | RowMethod | RateMethod,
+    method: HotRowMethod,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    record: Sink | str | Path | None = None,
+) -> HotRowHandle: ...
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod | LayerMethod | RowMethod | RateMethod | HotRowMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -192,7 +211,7 @@ def _attach_slots(
     model: nn.Module,
     root: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | RankMethod | DeltaMethod,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod,
     schedule: Schedule | None,
     seed: int,
     sink: Sink | None,
@@ -201,6 +220,8 @@ def _attach_slots(
     if schedule is None and not isinstance(method, Method) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
     schedule, holdings = required(schedule), find(model)
+    if isinstance(method, ColumnMethod):
+        method = method_over(root, method, holdings)
     refuse_taken(optimizer)
     if holdings is None:
         if isinstance(method, Method):
@@ -227,11 +248,13 @@ def _attach_slots(
 # what attaches each kind of method: one line a kind
 KINDS: Final[dict[type, Callable[..., AnyHandle]]] = {
     Method: _attach_slots,
+    ColumnMethod: _attach_slots,
     RankMethod: _attach_slots,
     DeltaMethod: _attach_slots,
     LayerMethod: attach_layers,
     RowMethod: attach_rows,
     RateMethod: attach_rates,
+    HotRowMethod: attach_hot_rows,
 }
 
 

@@ -12,7 +12,8 @@ from realloc.links import TAKEN, refuse_taken
 from realloc.methods.rate_method import RateMethod
 from realloc.observe.ranks import ranks_of
 from realloc.pool.holdings import find
-from realloc.pool.shares import KEY, MEASURED, SUMS, Shares
+from realloc.pool.probe import scales
+from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Terms
 from realloc.rate_handle import RateHandle
 from realloc.rates import RateEngine
 from realloc.record.events import EventLog
@@ -62,14 +63,13 @@ def attach_rates(
             f"{method.name} shares rates again and again; say when: schedule=realloc.every(100, total=steps)"
         )
     units, ranks, hold = rate_units(root, optimizer, method.by), ranks_of(model), method.hold
-    resumed = KEY in root._buffers
-    shares = Shares(root, len(units), seed, hold.even)
+    shares = Shares(root, Terms(method.name, hold, method.most, units.names), seed)
     engine = RateEngine(
         units, shares, optimizer, method, schedule,
         None if isinstance(sink, EventLog) and not ranks.first else sink, ranks,
     )  # fmt: skip
     try:
-        if not resumed:
+        if not shares.goes_on:
             shares.write("spent", hold.spent(shares.held, [1.0] * len(units)))
             if not method.moves:
                 start = engine.past(torch.zeros(len(MEASURED), len(units)), 0)
@@ -88,7 +88,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer whose rate cannot differ between groups.
 
     Raises:
-        ConfigError: it takes one group only (LBFGS), or has no rate of its own to multiply (Adafactor's relative step).
+        ConfigError: it takes one group only (LBFGS), has no rate, or does not follow it.
     """
     kind = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -96,6 +96,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if not isinstance(group.get("lr"), float | int | Tensor):
             raise ConfigError(f"{kind} has no learning rate (lr={group.get('lr')!r}); give it one to share")
+    if not scales(optimizer):
+        raise ConfigError(
+            f"{kind} does not move twice as far at twice the rate (Rprop reads it once, Adafactor caps it): shares "
+            "would not do what they say; take another optimizer, such as AdamW or SGD"
+        )
 
 
 def _refuse_pools(root: nn.Module) -> None:

@@ -76,6 +76,12 @@ def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str,
             chosen.append(_take(weight, where))
         elif weight.parameter.ndim > 1:
             dense.append((plain(weight.name), reason))
+    sizes = sorted({c.grid.size for c in chosen if c.storage == "masked"})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"columns of masked layers have {sizes} weights; masked layers share one pool of equal units: name layers "
+            "of one width with method.on(...), or leave storage out"
+        )
     if not chosen:
         why = "; ".join(f"{n}: {r}" for n, r in dense[:4]) or "there is no nn.Linear or convolution"
         raise ConfigError(f'no layer takes part ({why}); name layers with method.on("*") or change the model')
@@ -144,7 +150,12 @@ def _take(weight: _Weight, where: Where) -> Chosen:
     parameter = weight.parameter
     height = parameter.shape[0] if parameter.ndim > 1 else parameter.numel()
     width = parameter.numel() // height
-    r, c = where.block
+    if where.block == "column" and not weight.linear:
+        raise ConfigError(
+            f"{weight.name} is no plain nn.Linear weight and has no input columns; exclude it, or use another block, "
+            "such as (1, 1)"
+        )
+    r, c = (height, 1) if where.block == "column" else where.block
     if height % r or width % c:
         raise ConfigError(
             f"{weight.name} is {height} x {width} and cannot be cut into blocks of {r} x {c}; "

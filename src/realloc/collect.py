@@ -1,4 +1,4 @@
-"""What is collected over more steps than that of a move: running means of gradients, and sums over candidates."""
+"""What is collected over more steps than that of a move: means of gradients, sums over candidates, impressions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
 from realloc.observe.candidate_sums import sums_of
 from realloc.observe.gradients import GradientSource
+from realloc.observe.impressions import Impressions
 from realloc.observe.ranks import Ranks
 from realloc.observe.standing import Standing
 from realloc.pool.flat import FlatPool
@@ -30,6 +31,7 @@ class Collect:
         self.schedule = schedule
         self._ranks = ranks
         self.averages = Averages(holdings, method.average)
+        self.impressions = Impressions(holdings, isinstance(method, Method) and method.impressions)
         self.window = method.candidates.steps  # steps before a move, and its own, whose gradients it looks at
         self._pools = [pool for pool in holdings.pools if isinstance(pool, FlatPool | MaskedPool)]
         self._sums = sums_of(holdings, method.candidates)
@@ -54,13 +56,15 @@ class Collect:
             number, index = self._where[site.name]
             candidates = self._sums[number].of(index) if self._sums else None
             average, gradient = self.averages.of(site.name), gradients.get(site.name)
-            found.append(standing_of(pool, site, step, average, gradient, active[site.name], candidates))
+            seen = self.impressions.of(site)
+            found.append(standing_of(pool, site, step, average, gradient, active[site.name], candidates, seen))
         return found
 
     def take(self, step: int) -> None:
         """Take in the gradients of a step, where anything is collected in it and they are sound."""
         watching = bool(self._sums) and self.before_move(step)
-        if not (watching or self.averages.active):
+        summing = self.impressions.active and step <= self.schedule.last
+        if not (watching or summing or self.averages.active):
             return
         sites = self._holdings.sites.values()
         if not finite(self._holdings.parameters, self._ranks) or overwritten(sites, self._ranks):
@@ -68,7 +72,9 @@ class Collect:
         active = active_sites(sites, self._ranks)
         if not any(active.values()):
             return
-        for number, pool in enumerate(self._pools):
+        if summing:
+            self.impressions.add()
+        for number, pool in enumerate(self._pools if watching or self.averages.active else ()):
             found = gradients_of(pool, self._ranks)
             gradients = {name: source for name, source in found.items() if active[name]}
             self.averages.update(gradients)
@@ -87,5 +93,6 @@ class Collect:
     def unregister(self) -> None:
         """Take all buffers off the model."""
         self.averages.unregister()
+        self.impressions.unregister()
         for sums in self._sums:
             sums.unregister()

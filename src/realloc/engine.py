@@ -136,7 +136,8 @@ class Engine:
             site.arm(armed)
         # steps up to this one have nothing to decide, to collect or to complain about
         due = self.schedule.upcoming(upcoming)
-        busy = averages or (self._betas is not None and goes_on) or not self.complaints.looked
+        summing = self._collect.impressions.active and goes_on
+        busy = averages or summing or (self._betas is not None and goes_on) or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 1 - self._collect.window
         special = armed or due == upcoming or self._several or self._masked or self.method.young
         self._plain = not (special or self.target.followers)
@@ -269,6 +270,7 @@ class Engine:
         return [pool for pool in self.holdings.pools if not isinstance(pool, RankPool)]
 
     def _decide(self, method: Method, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
+        self._collect.impressions.fold(step)
         pools = []
         for pool in self._weight_pools():
             gradients = gradients_of(pool, self.ranks) if method.looks else {}
@@ -278,6 +280,7 @@ class Engine:
         least = [least_of(pool) for pool in pools]
         ends = step >= self.schedule.last  # a falling density arrives, though ``until`` may lie between two moves
         total = target_of([site for pool in pools for site in pool], method, 1.0 if ends else phase)
+        phase = 1.0 if ends and method.settles else phase
         targets = apportion(held, max(total, sum(least)), least, held)  # a falling density is shared among the pools
         for mine, target in zip(pools, targets, strict=True):
             yield decide(mine, method, step=step, phase=phase, seed=seed, target=target), mine

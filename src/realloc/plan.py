@@ -93,7 +93,7 @@ class SiteLine:
     capacity: int  # weights the dense layer has
     held: int  # weights it starts with
     storage: str  # packed, masked, rank or delta
-    compute: str  # kernel, scatter or dense
+    compute: str  # kernel, scatter, gather or dense
     note: str = ""
 
 

@@ -19,6 +19,7 @@ from realloc.kernels.search import Lot, draw
 from realloc.methods.method import Method
 from realloc.observe.average import Averages
 from realloc.observe.candidate_sums import sums_of
+from realloc.observe.impressions import Impressions
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
@@ -99,9 +100,14 @@ def describe(start: Start, method: Method) -> StartPlan:
         compute, note = "kernel", ""
         if chosen.storage == "masked":
             compute, note = "dense", "no speed, no memory saved"
+        elif chosen.grid.whole_columns:
+            compute = "gather"
         elif reasons or _scatters(chosen, places):
             compute, note = "scatter", "; ".join(reasons) or "computes densely: at this density the kernel is slower"
-        if size > 1:
+        if chosen.grid.whole_columns:
+            held_now = f"{places.numel():,} of {chosen.grid.columns:,} input columns"
+            note = "; ".join(filter(None, [held_now, note]))
+        elif size > 1:
             note = "; ".join(filter(None, [f"blocks of {chosen.grid.r} x {chosen.grid.c}", note]))
         shape, held = tuple(parameter.shape), places.numel() * size
         lines.append(SiteLine(chosen.name, shape, parameter.numel(), held, chosen.storage, compute, note))
@@ -111,9 +117,11 @@ def describe(start: Start, method: Method) -> StartPlan:
             f"{method.name} keeps a dense running mean of the gradient: {dense:,} bytes, and one dense matrix "
             "product for each site and step"
         )
+    if method.impressions:
+        notes.append(f"{method.name} sums the gradient of the held units over each interval: one number a weight")
     keys = {_zone(c, None) for c in start.chosen}
     if len(keys) > 1:
-        notes.append(f"{len(keys)} separate pools (by storage, dtype, device): units do not move between them")
+        notes.append(f"{len(keys)} separate pools (by storage, unit size, dtype, device): no unit moves between them")
     budget = sum(line.held for line in lines)
     return StartPlan(method.name, method.density, budget, tuple(lines), start.dense, tuple(notes), method.asked)
 
@@ -127,7 +135,8 @@ def _scatters(chosen: Chosen, places: Tensor) -> bool:
 def _zone(chosen: Chosen, group: GroupKey | None) -> Hashable:
     if chosen.storage == "masked":
         return "masked"
-    return chosen.parameter.dtype, str(chosen.parameter.device), group(chosen.name) if group else None
+    parameter = chosen.parameter
+    return chosen.grid.size, parameter.dtype, str(parameter.device), group(chosen.name) if group else None
 
 
 def build(
@@ -155,6 +164,7 @@ def build(
     holdings.restamp()
     Averages(holdings, method.average)  # its buffers, so that a prepared model loads what an attached one saved
     sums_of(holdings, method.candidates)
+    Impressions(holdings, method.impressions)
     return holdings, parts
 
 
@@ -171,7 +181,7 @@ def _build_flat(
         values.append(taken * _widen(chosen, held, method))
         parts.append(Part(chosen.name, chosen.parameter, elements, first, tuple(chosen.parameter.shape)))
         first += elements.numel()
-    pool.register(torch.cat(values).unsqueeze(1), ages=method.young > 0)
+    pool.register(torch.cat(values).unsqueeze(1), ages=method.young > 0 or method.impressions)
     pool.write([p.to(pool.parameter.device) for p in places])
     for site, chosen in zip(pool.sites, rows, strict=True):
         for module, _ in chosen.holders:
@@ -184,7 +194,7 @@ def _build_flat(
 def _build_masked(root: nn.Module, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method) -> MaskedPool:
     capacity = sum(p.numel() for p in places)
     pool = MaskedPool(root, [c.name for c in rows], [c.grid for c in rows], [c.holders[0] for c in rows], capacity)
-    pool.register(ages=method.young > 0)
+    pool.register(ages=method.young > 0 or method.impressions)
     pool.write([p.to(c.parameter.device) for p, c in zip(places, rows, strict=True)])
     pool.clear_outside()
     for site, chosen, held in zip(pool.sites, rows, places, strict=True):

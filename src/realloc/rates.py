@@ -54,6 +54,7 @@ class RateEngine:
         self.split = Split(optimizer, {id(p): i for i, group in enumerate(units.parameters) for p in group})
         self.recent: deque[Shared] = deque(maxlen=1024)
         self.undo: Callable[[], None] | None = None
+        self._outside = tuple(p for p in shares.owner.parameters() if id(p) not in self.split.unit_of)
         self._before: list[list[Tensor]] | None = None  # values and gradients of a step that is measured
         self._said: set[str] = set()
 
@@ -86,22 +87,28 @@ class RateEngine:
         """The optimizer's pre-hook."""
         self._before = None
         self.mend()
-        self.split.open(self.rates)
-        if not self._armed:
-            return None
-        later = behind(args, kwargs, self._look)
+        later = behind(args, kwargs, self._open)  # a closure sees the user's groups, and may fail
         if later is None:
-            self._look()
+            self._open()
         return later
+
+    def _open(self) -> None:
+        """Between backward and update."""
+        if self._armed:
+            self._before = [[p.detach().clone() for p in group] for group in self.units.parameters]
+        if self._outside and any(p.grad is not None for p in self._outside):
+            self._outside = ()
+            self.say(
+                "RA403",
+                "a parameter that was frozen when rates were attached trains now: it is in no group and takes the "
+                "scheduled rate; let it require gradients before attach()",
+            )
+        self.split.open(self.rates)
 
     @property
     def _armed(self) -> bool:
         due = self.next_due()
         return due is not None and due - self.shares.read("steps") <= self.method.window
-
-    def _look(self) -> None:
-        """Keep what the update is measured by."""
-        self._before = [[p.detach().clone() for p in group] for group in self.units.parameters]
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
@@ -131,16 +138,16 @@ class RateEngine:
         return torch.stack(rows, 1)
 
     def mend(self) -> None:
-        """Put the user's groups back: after a step, and after one that failed half-way.
+        """Put the user's groups back after a step; after one that failed half-way, when the next one comes.
 
         Raises:
-            StateError: the optimizer wrote into a group, which would be lost.
+            StateError: somebody wrote into a group during the step, which would be lost.
         """
         wrote = self.split.close()
         if wrote is not None:
             raise StateError(
-                f"{type(self.optimizer).__name__} wrote {wrote!r} into its groups, which are split for the step: rates "
-                "cannot be shared under it; take an optimizer of torch.optim, or detach()"
+                f"{type(self.optimizer).__name__}, or a hook of its step, wrote {wrote!r} into its groups, which are "
+                "split by rate for the step; write before the step, take an optimizer of torch.optim, or detach()"
             )
 
     # the decision -----------------------------------------------------------------------------------------------
@@ -186,7 +193,7 @@ class RateEngine:
     def decide(self, past: RatePast) -> str | None:
         """Share anew, the same on every rank; returns why not, where nothing may be."""
         method, hold = self.method, self.method.hold
-        weights = [float(one) for one in method.share(past)]
+        weights = [float(one) for one in method.weigh(past)]
         if len(weights) != len(past) or not all(math.isfinite(one) and one >= 0 for one in weights):
             return f"{method.name} gave weights that are not one finite number a group"
         largest = max(weights)
@@ -196,6 +203,8 @@ class RateEngine:
         if hold.needs_movement:  # relative movement at share 1: an update is proportional to its rate
             rows = zip(past.movement, past.weight, past.rates, strict=True)
             moved = [m / (w * w) / (r * r) if w > 0 else 0.0 for m, w, r in rows]
+            if not sum(moved) > 0:
+                return "nothing moved in the window (is the rate 0?)"
         found = hold.share([max(one, LEAST * largest) for one in weights], method.most, moved)
         shares = tuple(self.ranks.of_first(list(found)))
         self.shares.give(shares)

@@ -138,6 +138,7 @@ _SHAPES: Final[dict[str, Callable[[float], float]]] = {
     "cosine": lambda phase: (1.0 + math.cos(math.pi * phase)) / 2.0,
     "linear": lambda phase: 1.0 - phase,
     "cubic": lambda phase: (1.0 - phase) ** 3,
+    "until the end": lambda phase: float(phase < 1.0),
 }
 
 
@@ -179,6 +180,15 @@ def cosine(start: float, end: float = 0.0) -> Curve:
     (0.3, 0.15, 0.0)
     """
     return Curve("cosine", _number(start, "cosine", "start"), _number(end, "cosine", "end"))
+
+
+def until_end(start: float, end: float = 0.0) -> Curve:
+    """Stay at start, and be at end from phase 1 on.
+
+    >>> until_end(1.0, 0.25)(0.99), until_end(1.0, 0.25)(1.0)
+    (1.0, 0.25)
+    """
+    return Curve("until the end", _number(start, "until_end", "start"), _number(end, "until_end", "end"))
 
 
 def linear(start: float, end: float = 0.0) -> Curve:

@@ -83,6 +83,7 @@ def standing_of(
     gradient: GradientSource | None,
     active: bool,
     candidates: CandidateGradient | None = None,
+    impression: Tensor | None = None,
 ) -> Standing:
     """What a decision at ``step`` may know of one site."""
     places, age = site.places(), None
@@ -92,7 +93,7 @@ def standing_of(
         age = step - held.long()
     return Standing(
         site.name, site.grid, site.shape, places, site.values(), gradient, average, age, active, candidates,
-        LEAST.get(site.storage, 1),
+        LEAST.get(site.storage, 1), impression,
     )  # fmt: skip
 
 

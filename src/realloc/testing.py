@@ -141,7 +141,9 @@ class _Run:
 
     def __init__(self, method: Method, *, storage: Storage = "packed", seed: int = 3, gap: int = EVERY) -> None:
         self.model, self.optimizer = _plain()
-        where = replace(method.where, layers=("*",), storage=storage)
+        # columns of layers of different widths are units of different sizes, which masks cannot share a budget for
+        layers = ("0",) if method.where.block == "column" else ("*",)
+        where = replace(method.where, layers=layers, storage=storage)
         self.skips: list[str] = []
         self.handle: Handle = attach(
             self.model, self.optimizer, replace(method, where=where), schedule=every(gap, total=STEPS), seed=seed,

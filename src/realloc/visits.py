@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import Any, Final, final
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from realloc.allocate.epochs import visits_of
+from realloc.allocate.visit_plan import plan_visits
 from realloc.errors import ConfigError, RecordError, StateError, warn
-from realloc.methods.example_method import Draw, ExampleMethod, exact
+from realloc.methods.example_method import Draw, ExampleMethod, exact, least_visited
 from realloc.observe.ranks import Ranks, world_ranks
-from realloc.observe.visited import Visited
+from realloc.observe.visited import Past, Visited
 from realloc.rng import stream
 
 FORMAT: Final = 1
@@ -62,17 +63,33 @@ class Visits(Sampler[int]):
             raise ConfigError(f"seed is {seed!r}; use an integer")
         self.method, self.epochs, self.seed = method, epochs, seed
         self._ranks: Ranks = world_ranks()
-        self.per_epoch = visits_of(count, epochs, method.share, method.full, self._ranks.count)
-        self.budget = int(method.share * count * epochs)
+        self.plan = plan_visits(count, epochs, method.share, method.full, method.over, self._ranks.count)
         self._seen = Visited(count)
         self._draw: Draw | None = None
         self._epoch = -1  # being trained; -1: none yet
         self._place = 0  # candidates of this rank's epoch that the loop has given back
+        self._trained = 0  # visits of earlier epochs, on all ranks
+        self._reports = False  # whether the loop ever gave anything back
         self._ended = False  # the iterator of this epoch ran to its end
         self._loaded = False  # in the middle of an epoch, which goes on
         self._chosen: Tensor | None = None
 
     # numbers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int:
+        """Visits of the whole run, on all ranks."""
+        return self.plan.budget
+
+    @property
+    def per_epoch(self) -> tuple[int, ...]:
+        """Visits that each epoch trains, on all ranks."""
+        return self.plan.per_epoch
+
+    @property
+    def parked(self) -> int:
+        """Visits that no epoch gets: what is left where ranks, or candidates, need equal numbers."""
+        return self.plan.parked
 
     @property
     def epoch(self) -> int:
@@ -81,24 +98,25 @@ class Visits(Sampler[int]):
 
     @property
     def spent(self) -> int:
-        """Visits of all epochs drawn so far, on all ranks."""
-        return sum(self.per_epoch[: self._epoch + 1])
-
-    @property
-    def parked(self) -> int:
-        """Visits that no epoch gets: what is left where ranks need equal numbers."""
-        return self.budget - sum(self.per_epoch)
+        """Visits trained so far, on all ranks; of a loop that reports nothing, those that were handed out."""
+        return self._trained + self._of_epoch()
 
     @property
     def cost(self) -> int:
         """Forward passes of one example so far: a trained visit is 3 (forward and backward), a look 1."""
-        looks = self.method.over * self.spent if self.method.over > 1 else 0
+        looks = 0
+        if self.method.over > 1:
+            looks = max(0, self._epoch) * self.plan.whole + self._place * self._ranks.count
         return TRAINED * self.spent + FORWARD * looks
+
+    def steps(self, batch_size: int) -> int:
+        """Batches of the whole run on each rank, to decay a rate over."""
+        return self.plan.steps(batch_size)
 
     def __len__(self) -> int:
         """Candidates of the coming epoch on this rank: of the one that goes on, what is left of it."""
         epoch = self._epoch if self._goes_on else self._epoch + 1
-        left = self._candidates(min(epoch, self.epochs - 1)) // self._ranks.count
+        left = self.plan.share(min(epoch, self.epochs - 1))
         return left - self._place if self._goes_on else left
 
     # the epoch --------------------------------------------------------------------------------------------------
@@ -106,53 +124,76 @@ class Visits(Sampler[int]):
     @property
     def _goes_on(self) -> bool:
         """Whether the next iterator is of the epoch that is drawn: after a load, or where it was only peeked into."""
-        return self._draw is not None and (self._loaded or not (self._place or self._ended))
+        untouched = not self._place and (self._reports or not self._ended)
+        return self._draw is not None and (self._loaded or untouched)
 
     def __iter__(self) -> Iterator[int]:
         """The examples of the next epoch on this rank.
 
         Raises:
-            StateError: the budget is spent, or the method needs what the loop never reported.
+            StateError: the budget is spent, the method needs what the loop never reported, or there are other ranks
+                than when this was made.
         """
+        if world_ranks().count != self._ranks.count:
+            raise StateError(
+                f"there are {world_ranks().count} ranks and these visits were made for {self._ranks.count}: make them "
+                "after torch.distributed.init_process_group"
+            )
         if not self._goes_on:
             self._next()
-        self._loaded = False
-        return self._run(self._mine(self._place).tolist())
+        return self._run(self._epoch, self._mine(self._place).tolist())
 
-    def _run(self, examples: list[int]) -> Iterator[int]:
+    def _run(self, epoch: int, examples: list[int]) -> Iterator[int]:
         yield from examples
-        self._ended = True
+        if epoch == self._epoch:
+            self._ended = True
 
     def _next(self) -> None:
         epoch = self._epoch + 1
         if epoch >= self.epochs:
             raise StateError(f"all {self.epochs} epochs are drawn and {self.spent:,} visits spent; make a new Visits")
-        if self._draw is not None:
-            self._seen.drawn(self._draw.index)
         dropped = self._seen.settle(self._ranks)
         if dropped:
-            warn("RA401", f"{dropped} losses of epoch {self._epoch} are NaN or Inf; what was known before stays")
+            warn("RA401", f"{dropped} reports of epoch {self._epoch} are NaN or Inf; what was known before stays")
         past = self._seen.past
         if self.method.needs is not None and epoch and bool(getattr(past, self.method.needs).isnan().all()):
             given = "visits.loss(index, losses)" if self.method.needs == "loss" else "visits.loss(..., score=score)"
             raise StateError(f"{self.method.name} needs what {given} reports, and nothing was reported; {ORDER}")
-        count, random = self._candidates(epoch), stream(self.seed, "visits", "", epoch)
-        if count == len(past) and self.per_epoch[epoch] == count:  # everything, once
-            drawn = Draw(torch.arange(count), torch.ones(count, dtype=torch.float64))
+        self._close()
+        self._draw = self._drawn(epoch, self._seen.past)
+        self._epoch, self._place, self._ended, self._loaded = epoch, 0, False, False
+        self._seen.begin()
+
+    def _close(self) -> None:
+        """Count what was trained of an epoch that is over."""
+        if self._draw is None:
+            return
+        count, gone = self._draw.index.numel(), self._given()
+        if gone < count:
+            warn("RA402", f"{count - gone} of the {count} visits of epoch {self._epoch} were drawn and never trained; "
+                 "leave drop_last off; a trainer must ask for each epoch's length anew")  # fmt: skip
+        self._trained += self._of_epoch()
+        self._seen.drawn(self._draw.index[:gone])
+
+    def _drawn(self, epoch: int, past: Past) -> Draw:
+        count, random = self.plan.candidates(epoch), stream(self.seed, "visits", "", epoch)
+        if epoch >= self.plan.full_from:
+            drawn = Draw(least_visited(past, count, random), torch.ones(count, dtype=torch.float64))
         else:
             drawn = exact(self.method.draw(past, count, random), count, len(past), self.method.name)
         order = torch.randperm(count, generator=random)
-        self._draw = Draw(drawn.index[order], drawn.weight[order])
-        self._epoch, self._place, self._ended = epoch, 0, False
-        self._seen.begin()
+        return Draw(drawn.index[order], drawn.weight[order])
 
-    def _candidates(self, epoch: int) -> int:
-        world = self._ranks.count
-        return self.per_epoch[epoch] if self.method.over == 1 else len(self._seen) // world * world
+    def _given(self) -> int:
+        """Candidates of this epoch that the loop had, on all ranks."""
+        if self._draw is None:
+            return 0
+        silent = self._ended and not self._reports
+        return self._draw.index.numel() if silent else self._place * self._ranks.count
 
-    @property
-    def _longest(self) -> int:
-        return max(map(self._candidates, range(self.epochs)))
+    def _of_epoch(self) -> int:
+        """Visits of this epoch that were trained, on all ranks."""
+        return self.plan.trained(self._given() // self._ranks.count)
 
     def _mine(self, start: int, stop: int | None = None) -> Tensor:
         """Examples of this rank, from one place of its epoch to another. Ranks take turns, as in a doubled batch."""
@@ -166,7 +207,7 @@ class Visits(Sampler[int]):
 
         Args:
             index: example numbers as `realloc.indexed` hands them out, int64 of shape (b,).
-            losses: one a visit, of shape (b,): ``reduction="none"``.
+            losses: one a visit, of shape (b,): ``reduction="none"``. Of no visit (`choose` may pick none) it is 0.
             score: anything that grows with an example's gradient, of shape (b,), 0 or more; see `logit_gradient`.
 
         Raises:
@@ -174,15 +215,14 @@ class Visits(Sampler[int]):
             StateError: not the examples whose turn it is.
         """
         self._check(index, losses, score)
-        if self.method.over > 1:
-            weight = self._of_chosen(index)
-        else:
-            weight = self._take(index)
+        weight = self._of_chosen(index) if self.method.over > 1 else self._take(index)
         self._seen.report(index, losses, score)
-        return (losses * weight.to(losses)).mean()
+        return (losses * weight.to(losses)).mean() if index.numel() else losses.sum()
 
     def choose(self, index: Tensor, losses: Tensor) -> Tensor:
         """Which candidates of a batch to train: places in it, ascending; then give ``index[places]`` to `loss`.
+
+        A batch smaller than ``over`` may have none: skip its step.
 
         Args:
             index: as in `loss`.
@@ -211,7 +251,7 @@ class Visits(Sampler[int]):
         start, stop = self._place, self._place + index.numel()
         if not torch.equal(index.cpu(), self._mine(start, stop)):
             raise StateError(f"these are not the examples whose turn it is in epoch {self._epoch}; {ORDER}")
-        self._place = stop
+        self._place, self._reports, self._loaded = stop, True, False
         return self._draw.weight[self._ranks.number :: self._ranks.count][start:stop]
 
     def _of_chosen(self, index: Tensor) -> Tensor:
@@ -238,46 +278,54 @@ class Visits(Sampler[int]):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs, also in the middle of an epoch. With several ranks each saves its own."""
-        index = torch.full((self._longest,), -1)  # of one length over the whole run, as checkpoints want it
-        weight = torch.zeros(self._longest, dtype=torch.float64)
+        longest = self.plan.longest
+        index = torch.full((longest,), -1)  # of one length over the whole run, as checkpoints want it
+        weight = torch.zeros(longest, dtype=torch.float64)
         if self._draw is not None:
             count = self._draw.index.numel()
             index[:count], weight[:count] = self._draw.index, self._draw.weight
-        done = self._ended and not self._place  # a loop that reports nothing has trained what it was handed
-        numbers = [FORMAT, self.seed, self.epochs, self._epoch, self._place, int(done), self._ranks.number]
-        return {"numbers": torch.tensor(numbers), "index": index, "weight": weight, **self._seen.state()}
+        stands = [self._epoch, self._place, int(self._ended), int(self._reports), self._trained]
+        numbers = torch.tensor([*self._identity(), *stands])
+        return {"numbers": numbers, "index": index, "weight": weight, **self._seen.state()}
+
+    def _identity(self) -> list[int]:
+        """What a state must have in common with these visits."""
+        method, plan = self.method, self.plan
+        asked = zlib.crc32(repr((method.name, plan.count, plan.per_epoch, plan.over)).encode())
+        return [FORMAT, self.seed, self.epochs, asked, self._ranks.count, self._ranks.number]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the next iterator has what is left of its epoch.
 
         Raises:
-            RecordError: it is of another data set, budget, seed or rank, or damaged. Nothing was changed then.
+            RecordError: it is of another method, data set, budget, seed or rank, or damaged. Nothing was changed then.
         """
-        numbers = integers(state.get("numbers"), 7)
-        wanted = [FORMAT, self.seed, self.epochs]
-        if numbers[:3] != wanted or numbers[6] != self._ranks.number:
+        mine = self._identity()
+        numbers = integers(state.get("numbers"), len(mine) + 5)
+        if numbers[: len(mine)] != mine:
             raise RecordError(
-                f"the state is of format, seed and epochs {numbers[:3]} on rank {numbers[6]}, this is {wanted} on rank "
-                f"{self._ranks.number}; make Visits as they were"
+                f"the state is of other visits: format, seed, epochs, method and budget, ranks, rank are "
+                f"{numbers[: len(mine)]}, here {mine}; make Visits as they were, and load each rank's own state"
             )
-        epoch, place, done = numbers[3:6]
-        if not -1 <= epoch < self.epochs:
-            raise RecordError(f"the state is in epoch {epoch} of {self.epochs}: it is damaged")
-        count = 0 if epoch < 0 else self._candidates(epoch)
+        epoch, place, ended, reports, trained = numbers[len(mine) :]
+        share = self.plan.share(epoch) if 0 <= epoch < self.epochs else 0
+        fits = -1 <= epoch < self.epochs and 0 <= place <= share and {ended, reports} <= {0, 1}
+        if not fits or not 0 <= trained <= self.budget:
+            raise RecordError(f"the state is at visit {place} of epoch {epoch}: it is damaged")
+        count = share * self._ranks.count
         index, weight = state.get("index"), state.get("weight")
-        if not torch.is_tensor(index) or not torch.is_tensor(weight) or index.shape != (self._longest,):
-            raise RecordError(f"the state's draw is not of {self._longest} visits: it is of another budget or damaged")
+        if not torch.is_tensor(index) or not torch.is_tensor(weight) or index.shape != (self.plan.longest,):
+            raise RecordError(f"the state's draw is not of {self.plan.longest} visits: it is damaged")
         drawn = Draw(index[:count].cpu().clone(), weight[:count].cpu().clone())
         try:
-            exact(drawn, count, len(self._seen), "the state")
+            exact(drawn, count, self.plan.count, "the state")
         except StateError as error:
-            raise RecordError(f"the state is of another budget or damaged: {error}") from error
-        if not 0 <= place <= count // self._ranks.count:
-            raise RecordError(f"the state is at visit {place} of {count}: it is damaged")
+            raise RecordError(f"the state is damaged: {error}") from error
         self._seen.load(state)
         self._draw = drawn if epoch >= 0 else None
-        self._epoch, self._place, self._ended, self._chosen = epoch, place, bool(done), None
-        self._loaded = 0 < place < count // self._ranks.count
+        self._epoch, self._place, self._trained, self._chosen = epoch, place, trained, None
+        self._ended, self._reports = bool(ended), bool(reports)
+        self._loaded = 0 < place < share
 
     def __repr__(self) -> str:
         done = f"epoch {self._epoch + 1} of {self.epochs}"

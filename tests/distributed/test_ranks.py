@@ -75,6 +75,8 @@ KINDS = {
     "gse": (methods.gse(0.3), False),
     "granet": (methods.granet(0.1, start=0.4), False),
     "rigl accumulated": (methods.rigl(0.2), True),
+    "entryprune": (methods.entryprune(3, candidates=0.4), False),
+    "entryprune accumulated": (methods.entryprune(3, candidates=0.4), True),
     "masked accumulated": (methods.rigl(0.2).on("0", "2", storage="masked"), True),
 }
 

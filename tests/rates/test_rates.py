@@ -235,15 +235,15 @@ def past(**known: Any) -> RatePast:
 
 
 def test_the_rules() -> None:
-    assert methods.llrd(0.5).share(past(gain=(0, 0, 0))) == [0.25, 0.5, 1.0]
-    assert methods.auto_rgn().share(past(gradient=(2.0, 3.0, 1.0), weight=(4.0, 1.0, 0.0))) == [0.5, 3.0, 0.0]
-    assert methods.gradnorm(0.5).share(past(gradient=(1.0, 4.0, 0.0))) == pytest.approx(
+    assert methods.llrd(0.5).weigh(past(gain=(0, 0, 0))) == [0.25, 0.5, 1.0]
+    assert methods.auto_rgn().weigh(past(gradient=(2.0, 3.0, 1.0), weight=(4.0, 1.0, 0.0))) == [0.5, 3.0, 0.0]
+    assert methods.gradnorm(0.5).weigh(past(gradient=(1.0, 4.0, 0.0))) == pytest.approx(
         [(5 / 3) ** 0.5, (5 / 12) ** 0.5, 1]
     )
-    low, middle, high = methods.loss_change(1.0).share(past(gain=(1.0, 10.0, 100.0)))
+    low, middle, high = methods.loss_change(1.0).weigh(past(gain=(1.0, 10.0, 100.0)))
     assert [low, middle, high] == pytest.approx([math.exp(-(1.5**0.5)), 1, math.exp(1.5**0.5)])
-    assert methods.loss_change().share(past(gain=(2.0, 2.0))) == [1.0, 1.0]
-    hurt = methods.loss_change().share(past(gain=(1.0, -5.0, 100.0)))
+    assert methods.loss_change().weigh(past(gain=(2.0, 2.0))) == [1.0, 1.0]
+    hurt = methods.loss_change().weigh(past(gain=(1.0, -5.0, 100.0)))
     assert hurt[1] == hurt[0] < hurt[2]  # what raises the loss is as bad as the worst that lowers it
 
 
@@ -257,7 +257,7 @@ def test_tempbalance_beside_a_plain_hill_estimate() -> None:
         return 1 + k / sum(math.log(values[-i] / values[-k - 1]) for i in range(1, k + 1))
 
     assert power_law_exponent(first) == pytest.approx(hill(first), rel=1e-4)
-    found = methods.tempbalance().share(past(matrices=((first,), (second,), ())))
+    found = methods.tempbalance().weigh(past(matrices=((first,), (second,), ())))
     a, b = math.sqrt(hill(first)), math.sqrt(hill(second))
     assert found[:2] == pytest.approx([a, b], rel=1e-3)
     assert found[2] == pytest.approx(math.sqrt((a * a + b * b) / 2), rel=1e-3)
@@ -362,7 +362,7 @@ def test_every_decision_is_recorded(tmp_path: Any) -> None:
     assert "step 2: 1.000 -> " in handle.explain("0") and "mean held" in handle.summary()
 
 
-@pytest.mark.parametrize("damage", ["format", "groups", "sums", "negative"])
+@pytest.mark.parametrize("damage", ["format", "groups", "sums", "negative", "share", "far"])
 def test_a_foreign_or_damaged_state_is_refused_whole(damage: str) -> None:
     one = run(methods.auto_rgn())
     state = copy.deepcopy(one.model.state_dict())
@@ -372,8 +372,12 @@ def test_a_foreign_or_damaged_state_is_refused_whole(damage: str) -> None:
         state["realloc_rates"] = state["realloc_rates"][:-1]
     if damage == "sums":
         del state["realloc_rate_sums"]
+    if damage == "share":
+        state["realloc_rates"][-1] += 1
+    if damage == "far":
+        state["realloc_rates"][-3:] = torch.tensor([10**12, 1, 1])
     if damage == "negative":
-        state["realloc_rates"][2] = -1
+        state["realloc_rates"][3] = -1
     other = Run(methods.auto_rgn())
     before = copy.deepcopy(other.model.state_dict())
     with pytest.raises(RecordError, match="realloc_rates"):
@@ -432,7 +436,7 @@ def test_an_optimizer_that_writes_into_its_groups_is_refused() -> None:
     optimizer = Counting(model.parameters(), lr=0.1)
     realloc.attach(model, optimizer, methods.llrd())
     cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
-    with pytest.raises(StateError, match="Counting wrote 'k' into its groups"):
+    with pytest.raises(StateError, match="Counting, or a hook of its step, wrote 'k' into its groups"):
         optimizer.step()
 
 
@@ -498,3 +502,124 @@ def test_a_copy_of_the_model_is_a_plain_one() -> None:
     cross_entropy(twin(batch(0)[0]), batch(0)[1]).backward()
     optimizer.step()
     assert one.handle is not None and one.handle.steps == 0
+
+
+# what a reviewer broke --------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_moved_nothing_is_shared() -> None:
+    one = Run(methods.loss_change(), every=10)
+    one.scheduler = torch.optim.lr_scheduler.LambdaLR(one.optimizer, lambda step: 0.0)
+    with pytest.warns(ReallocWarning, match=r"RA001.*nothing moved"):
+        one.train(range(10))
+    assert one.handle is not None and set(one.handle.rates.values()) == {1.0}
+    with pytest.raises(ConfigError, match="nothing has moved when mine"):
+        RateMethod("mine", lambda past: [1.0] * len(past), hold=HOLDS["movement"])
+    assert movement_shares([1.0, 1.0, 30.0], 3.0, [1.0, 1.0, 0.0]) == (WHOLE, WHOLE, WHOLE)
+
+
+def test_the_state_of_another_method_hold_or_grouping_is_refused() -> None:
+    state = Run(methods.llrd(0.5)).model.state_dict()
+    for other in (methods.llrd(0.5, hold="geometric"), methods.auto_rgn(), methods.llrd(0.5, most=3.0)):
+        with pytest.raises(RecordError, match="attach the method that the state was saved under"):
+            Run(other).model.load_state_dict(state)
+
+
+def test_a_copy_under_other_terms_begins_anew() -> None:
+    one = Run(methods.llrd(0.5))
+    assert one.handle is not None
+    twin = copy.deepcopy(one.model)
+    finer = realloc.attach(twin, torch.optim.SGD(twin.parameters(), lr=0.1), methods.llrd(0.9).on(lambda name: name))
+    assert len(finer.rates) == 6 and finer.held == 6 * WHOLE
+    same = copy.deepcopy(one.model)
+    handle = realloc.attach(same, torch.optim.SGD(same.parameters(), lr=0.1), methods.llrd(0.5))
+    assert handle.rates == one.handle.rates
+
+
+def test_a_model_in_another_dtype_keeps_its_sums() -> None:
+    one, other = Run(methods.auto_rgn()), Run(methods.auto_rgn())
+    one.train(range(4))
+    sums = one.model.get_buffer("realloc_rate_sums").clone()
+    one.model.float()
+    assert torch.equal(one.model.get_buffer("realloc_rate_sums"), sums)
+    other.model.load_state_dict(one.model.state_dict())
+
+
+@pytest.mark.parametrize("make", [torch.optim.Rprop, lambda p: torch.optim.Adafactor(p, lr=0.9)])
+def test_an_optimizer_that_does_not_follow_its_rate_is_refused(make: Any) -> None:
+    model = net()
+    with pytest.raises(ConfigError, match="does not move twice as far"):
+        realloc.attach(model, make(model.parameters()), methods.llrd())
+
+
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "ASGD"]
+)
+def test_optimizers_that_follow_their_rate_are_taken(name: str) -> None:
+    model = net()
+    realloc.attach(model, getattr(torch.optim, name)(model.parameters(), lr=1e-2), methods.llrd())
+
+
+def test_a_closure_sees_the_users_groups_and_may_fail() -> None:
+    one, seen = Run(methods.llrd()), []
+
+    def closure() -> Any:
+        seen.append(len(one.optimizer.param_groups))
+        one.optimizer.state_dict()
+        raise KeyError("data")
+
+    with pytest.raises(KeyError):
+        one.optimizer.step(closure)
+    assert seen == [1] and len(one.optimizer.param_groups) == 1
+    one.scheduler.step()
+
+
+def test_a_hook_that_sets_a_rate_within_the_step_is_told() -> None:
+    one = Run(methods.llrd())
+    one.optimizer.register_step_pre_hook(lambda o, *_: [g.update(lr=0.01) for g in o.param_groups] and None)
+    with pytest.raises(StateError, match="wrote 'lr'"):
+        one.train(range(1))
+    assert len(one.optimizer.param_groups) == 1
+
+
+def test_an_optimizer_that_borrows_the_list_of_groups_steps_split_ones() -> None:
+    class Around(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float) -> None:
+            super().__init__(params, lr)
+            self.base = torch.optim.SGD(self.param_groups, lr)
+            self.base.param_groups = self.param_groups
+
+        def step(self, closure: Any = None) -> Any:
+            return self.base.step()
+
+    around, plain = Run(methods.llrd(0.5), optimizer=Around), Run(methods.llrd(0.5), optimizer=torch.optim.SGD)
+    around.train(range(3))
+    plain.train(range(3))
+    assert around.losses == plain.losses
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_permuted_rates_leave_no_layer_its_own(count: int) -> None:
+    own = methods.llrd(0.5).weigh(past(gain=(0.0,) * count))
+    for seed in range(30):
+        draw = torch.Generator().manual_seed(seed)
+        found = methods.permuted_rates(methods.llrd(0.5)).weigh(past(gain=(0.0,) * count, draw=lambda _, d=draw: d))
+        assert sorted(found) == sorted(own) and all(a != b for a, b in zip(found, own, strict=True))
+
+
+def test_groups_of_one_name_are_told_apart() -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "name": "a"}, {"params": model[2:].parameters(), "name": "a"}]
+    handle = realloc.attach(model, torch.optim.SGD(groups, lr=0.1), methods.llrd().on("groups"))
+    assert list(handle.rates) == ["a (0)", "a (1)"]
+
+
+def test_a_layer_that_thaws_outside_every_group_is_told() -> None:
+    one = net()
+    one[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    realloc.attach(one, optimizer, methods.llrd())
+    one[0].requires_grad_(True)
+    cross_entropy(one(batch(0)[0]), batch(0)[1]).backward()
+    with pytest.warns(ReallocWarning, match="RA403"):
+        optimizer.step()

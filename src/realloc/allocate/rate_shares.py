@@ -30,6 +30,7 @@ class Hold:
         even: the share of a group where all are alike.
         spent: (shares, moved) -> units used of ``budget(groups)``.
         budget: units for so many groups.
+        bounds: most -> the least and the greatest share.
         needs_movement: whether ``moved`` is read.
     """
 
@@ -39,7 +40,17 @@ class Hold:
     even: int
     spent: Callable[[Sequence[int], Numbers], int]
     budget: Callable[[int], int]
+    bounds: Callable[[float], tuple[int, int]]
     needs_movement: bool = False
+
+
+def _linear_bounds(most: float) -> tuple[int, int]:
+    return math.ceil(WHOLE / most), math.floor(WHOLE * most)
+
+
+def _log_bounds(most: float) -> tuple[int, int]:
+    bound = math.floor(WHOLE * math.log(most))
+    return -bound, bound
 
 
 def mean_shares(weights: Numbers, most: float, moved: Numbers = ()) -> tuple[int, ...]:
@@ -48,7 +59,7 @@ def mean_shares(weights: Numbers, most: float, moved: Numbers = ()) -> tuple[int
     >>> mean_shares([1.0, 3.0], 3.0)
     (500000, 1500000)
     """
-    low, high = math.ceil(WHOLE / most), math.floor(WHOLE * most)
+    low, high = _linear_bounds(most)
     return apportion(weights, WHOLE * len(weights), [low] * len(weights), [high] * len(weights))
 
 
@@ -58,7 +69,7 @@ def geometric_shares(weights: Numbers, most: float, moved: Numbers = ()) -> tupl
     >>> geometric_shares([1.0, math.e], 3.0)
     (-500000, 500000)
     """
-    bound = math.floor(WHOLE * math.log(most))
+    _, bound = _log_bounds(most)
     wanted = [round(WHOLE * math.log(weight)) for weight in weights]
 
     def at(shift: int) -> list[int]:
@@ -78,14 +89,17 @@ def geometric_shares(weights: Numbers, most: float, moved: Numbers = ()) -> tupl
 def movement_shares(weights: Numbers, most: float, moved: Numbers) -> tuple[int, ...]:
     """Multipliers in proportion to weights at which ``sum_l moved_l m_l^2`` is that of multipliers 1, rounded down.
 
+    A group that did not move costs nothing, so its share is 1, whatever its weight.
+
     >>> movement_shares([1.0, 2.0], 3.0, [4.0, 1.0])
     (790569, 1581138)
     """
-    low, high = math.ceil(WHOLE / most), math.floor(WHOLE * most)
+    low, high = _linear_bounds(most)
     total = math.fsum(moved)
 
     def at(scale: float) -> tuple[int, ...]:
-        return tuple(min(high, max(low, math.floor(WHOLE * scale * weight))) for weight in weights)
+        rows = zip(weights, moved, strict=True)
+        return tuple(min(high, max(low, math.floor(WHOLE * scale * w))) if m > 0 else WHOLE for w, m in rows)
 
     least, best = 0.0, most / min(weights)
     for _ in range(200):
@@ -108,14 +122,16 @@ def _linear(share: int) -> float:
 
 
 MEAN: Final = Hold(
-    "mean", mean_shares, _linear, WHOLE, lambda shares, moved: sum(shares), lambda groups: WHOLE * groups
+    "mean", mean_shares, _linear, WHOLE, lambda shares, moved: sum(shares), lambda groups: WHOLE * groups,
+    _linear_bounds,
 )  # fmt: skip
 GEOMETRIC: Final = Hold(
     "geometric mean", geometric_shares, lambda share: math.exp(share / WHOLE), 0, lambda shares, moved: sum(shares),
-    lambda groups: 0,
+    lambda groups: 0, _log_bounds,
 )  # fmt: skip
 MOVEMENT: Final = Hold(
-    "relative movement", movement_shares, _linear, WHOLE, _spent_movement, lambda groups: WHOLE, needs_movement=True
+    "relative movement", movement_shares, _linear, WHOLE, _spent_movement, lambda groups: WHOLE, _linear_bounds,
+    needs_movement=True,
 )  # fmt: skip
 HOLDS: Final = {"mean": MEAN, "geometric": GEOMETRIC, "movement": MOVEMENT}
 

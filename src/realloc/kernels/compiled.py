@@ -14,7 +14,7 @@ import torch
 from numba import types
 
 from realloc.errors import ConfigError
-from realloc.kernels import csr, sets, sort
+from realloc.kernels import csr, insert, sets, sort
 
 CACHE: Final = "REALLOC_KERNEL_CACHE"
 KERNELS: Final[dict[str, Callable[[Any], None]]] = {
@@ -34,6 +34,7 @@ KERNELS: Final[dict[str, Callable[[Any], None]]] = {
     "digest": sets.digest,
     "draw": sets.draw,
     "best": sets.best,
+    "insert": insert.insert,
 }
 _TYPES: Final = {torch.float32: types.float32, torch.float64: types.float64}
 

@@ -1,4 +1,4 @@
-"""The arithmetic of packed layers on plain tensors, by kernel or by scatter. No autograd here."""
+"""The arithmetic of packed layers on plain tensors: by kernel, by scatter, or by gathering inputs. No autograd here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from realloc.errors import StateError
-from realloc.kernels import reference
+from realloc.kernels import columns, reference
 from realloc.kernels import task as w
 from realloc.kernels.dispatch import SCATTER, not_supported
 from realloc.kernels.team import DAMAGED, run
@@ -48,6 +48,10 @@ class Site(NamedTuple):
             raise ValueError(f"site {self.site}: {values.shape[0]} values for {last - first} slots")
         return values
 
+    def inputs(self, bounds: tuple[int, int]) -> Tensor:
+        """The columns of its units, int32."""
+        return self.columns[bounds[0] : bounds[1]]
+
     def rows(self, bounds: tuple[int, int]) -> Index:
         """Index by rows of elements."""
         return by_rows(self.tap, self.columns[bounds[0] : bounds[1]], self.rowptr, self.layout)
@@ -84,6 +88,9 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, site: Site, kernel: b
     # made in its own shape: a view could not be written to in place, as ReLU(inplace=True) does
     whole = x.new_empty(*x.shape[:-1], layout.out_features)
     out = whole.view(-1, layout.out_features)
+    if layout.whole_columns:
+        columns.product(flat, mine, bias, site.inputs(bounds), out)
+        return whole
     if not kernel:
         weight = dense(mine, site, bounds).t()
         if bias is None:
@@ -120,6 +127,12 @@ def linear_backward(
         untouched = (site.whole and mine.numel() < values.numel()) or gy2.shape[0] == 0
         full = torch.zeros_like(values) if untouched else torch.empty_like(values)
         part = site.slots(full, bounds)
+    if layout.whole_columns:
+        held = site.inputs(bounds)
+        if part is not None:
+            columns.gradient(gy2, x2, held, part)
+        gx = columns.spread(gy2, mine, held, layout.in_features).view(x.shape) if need_x else None
+        return gx, full, gy2.sum(0) if need_bias else None
     if not kernel:
         gx = gy @ dense(mine, site, bounds) if need_x else None
         if part is not None:
@@ -190,6 +203,8 @@ def _panel(x: Tensor, total: Tensor | None = None, slim: bool = False) -> Tensor
 def dense(mine: Tensor, site: Site, bounds: tuple[int, int]) -> Tensor:
     """The dense weight ``[out, in]`` of a site's slots."""
     layout = site.layout
+    if layout.whole_columns:
+        return columns.dense(mine, site.inputs(bounds), layout.out_features, layout.in_features)
     if not_supported(mine.device, mine.dtype):
         return reference.packed_weight(
             mine, False, site.extents, site.site, site.rowptr, site.columns,
@@ -204,6 +219,8 @@ def dense(mine: Tensor, site: Site, bounds: tuple[int, int]) -> Tensor:
 def gathered(gradient: Tensor, site: Site, bounds: tuple[int, int]) -> Tensor:
     """A dense gradient ``[out, in]`` at the slots of a site: ``[m]``."""
     layout = site.layout
+    if layout.whole_columns:
+        return columns.cut(gradient.reshape(layout.out_features, layout.in_features), site.inputs(bounds))
     if not_supported(gradient.device, gradient.dtype):
         spots = reference.elements_of(
             site.extents, site.site, site.rowptr, site.columns, layout.in_features, layout.r, layout.c

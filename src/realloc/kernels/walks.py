@@ -38,6 +38,11 @@ class Layout:
     r: int
     c: int
 
+    @property
+    def whole_columns(self) -> bool:
+        """Whether a unit is all the weights of one input."""
+        return self.c == 1 and self.r == self.out_features > 1
+
 
 @final
 @dataclass(eq=False)

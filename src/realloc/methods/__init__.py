@@ -6,6 +6,7 @@ from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
 from realloc.methods.chts import chts
 from realloc.methods.egeria import egeria
+from realloc.methods.entryprune import entryprune
 from realloc.methods.eva import eva
 from realloc.methods.fixed import fixed
 from realloc.methods.focus import focus
@@ -23,14 +24,18 @@ from realloc.methods.lisa import lisa
 from realloc.methods.llrd import llrd
 from realloc.methods.lora import lora
 from realloc.methods.loss_change import loss_change
+from realloc.methods.neurofs import neurofs
 from realloc.methods.para import para
 from realloc.methods.permuted_rates import permuted_rates
+from realloc.methods.quickselection import quickselection
+from realloc.methods.random_columns import random_columns
 from realloc.methods.random_layers import random_layers
 from realloc.methods.random_moves import random_moves
 from realloc.methods.random_ranks import random_ranks
 from realloc.methods.rank_gradient import rank_gradient
 from realloc.methods.rho import rho
 from realloc.methods.rigl import rigl
+from realloc.methods.rows import rows
 from realloc.methods.rs2 import rs2
 from realloc.methods.shira import shira
 from realloc.methods.smet import smet
@@ -43,9 +48,9 @@ from realloc.methods.topk import topk
 from realloc.methods.touched_rows import touched_rows
 
 __all__ = [
-    "adalora", "auto_rgn", "autofreeze", "badam", "chts", "egeria", "eva", "fixed", "focus", "full", "gmp", "gora",
-    "gradnorm", "granet", "gse", "importance", "infobatch", "itop", "layer_gradient", "lisa", "llrd", "lora",
-    "loss_change", "para", "permuted_rates", "random_layers", "random_moves", "random_ranks", "rank_gradient",
-    "rho", "rigl", "rs2", "shira", "smet", "snfs", "sparse_evolution", "spiel", "static", "tempbalance", "topk",
-    "touched_rows",
+    "adalora", "auto_rgn", "autofreeze", "badam", "chts", "egeria", "entryprune", "eva", "fixed", "focus", "full",
+    "gmp", "gora", "gradnorm", "granet", "gse", "importance", "infobatch", "itop", "layer_gradient", "lisa", "llrd",
+    "lora", "loss_change", "neurofs", "para", "permuted_rates", "quickselection", "random_columns", "random_layers",
+    "random_moves", "random_ranks", "rank_gradient", "rho", "rigl", "rows", "rs2", "shira", "smet", "snfs",
+    "sparse_evolution", "spiel", "static", "tempbalance", "topk", "touched_rows",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ def auto_rgn(*, hold: str = "mean", most: float = 3.0, window: int = 10) -> Rate
 
     Source: Lee et al. 2022, surgical fine-tuning (2210.11466), section 4.1. Where we differ: the paper scales the
     ratios to [0, 1], so that it only lowers rates, and takes them for each tensor and epoch; here the budget stays what
-    it was, groups are layers, and the norms are means over ``window`` steps.
+    it was, groups are layers, and the norms are root mean squares over ``window`` steps.
 
     Args:
         hold: what stays constant: "mean", "geometric" or "movement".
@@ -22,9 +22,9 @@ def auto_rgn(*, hold: str = "mean", most: float = 3.0, window: int = 10) -> Rate
     True
     """
 
-    def share(past: RatePast) -> list[float]:
+    def weigh(past: RatePast) -> list[float]:
         return [g / w if w > 0 else 0.0 for g, w in zip(past.gradient, past.weight, strict=True)]
 
     return RateMethod(
-        "auto_rgn", share, reference="2210.11466", moves=True, hold=hold_of(hold), most=most, window=window
+        "auto_rgn", weigh, reference="2210.11466", moves=True, hold=hold_of(hold), most=most, window=window
     )

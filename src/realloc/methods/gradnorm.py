@@ -27,10 +27,10 @@ def gradnorm(alpha: float = 0.5, *, hold: str = "mean", most: float = 3.0, windo
     """
     above("alpha", alpha, 0)
 
-    def share(past: RatePast) -> list[float]:
+    def weigh(past: RatePast) -> list[float]:
         mean = sum(past.gradient) / len(past)
         return [(mean / g) ** alpha if g > 0 else 1.0 for g in past.gradient]
 
     return RateMethod(
-        "gradnorm", share, reference="1711.02257", moves=True, hold=hold_of(hold), most=most, window=window
+        "gradnorm", weigh, reference="1711.02257", moves=True, hold=hold_of(hold), most=most, window=window
     )

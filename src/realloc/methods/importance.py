@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from realloc.errors import ConfigError
-from realloc.methods.example_method import Draw, ExampleMethod, least_visited, share_of
+from realloc.errors import ConfigError, StateError
+from realloc.methods.example_method import Draw, ExampleMethod, share_of
 from realloc.observe.visited import Past
 
 
@@ -31,6 +31,7 @@ def importance(
 
     Raises:
         ConfigError: no such share, or another word.
+        StateError: while it trains, losses below 0 with ``by="loss"``.
 
     >>> importance().needs
     'score'
@@ -43,12 +44,15 @@ def importance(
 
     def draw(past: Past, count: int, random: torch.Generator) -> Draw:
         worth = past.score if by == "score" else past.loss
+        if bool((worth < 0).any()):
+            raise StateError("importance cannot draw by losses below 0; report score= and take by='score'")
         worth = torch.where(worth.isnan(), worth.nanmean(), worth)  # never visited: as the others are on average
         total = float(worth.sum())
         even = 1 / len(past)
         likely = worth / total if total > 0 else torch.full_like(worth, even)  # also where nothing is known: NaN > 0
         if not float((len(past) * likely.square()).sum()) >= gate * gate:
-            return Draw(least_visited(past, count, random), torch.ones(count, dtype=torch.float64))
+            # from all alike: those with few visits are the easy ones, once some were drawn by their gradient
+            return Draw(torch.randperm(len(past), generator=random)[:count], torch.ones(count, dtype=torch.float64))
         likely = floor * even + (1 - floor) * likely
         index = spread(likely, count, random)
         return Draw(index, even / likely[index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from realloc.errors import ConfigError
 from realloc.methods.example_method import Draw, ExampleMethod, share_of
 from realloc.observe.visited import Past
 
@@ -21,7 +22,7 @@ def infobatch(share: float = 0.7, *, drop: float = 0.5, full: float = 0.125) -> 
     Args:
         share: of the visits that every example in every epoch would cost, with those of the full epochs.
         drop: the most that is left out of the low ones, 0 < drop < 1 (paper: 0.5, so weights of at most 2).
-        full: share of the epochs, the last ones, in which every example is visited (paper: 0.125).
+        full: share of the epochs, the last ones and one at least, in which every example is visited (paper: 0.125).
 
     Raises:
         ConfigError: no such shares; at `realloc.Visits`, the full epochs alone cost more than the budget.
@@ -29,11 +30,14 @@ def infobatch(share: float = 0.7, *, drop: float = 0.5, full: float = 0.125) -> 
     >>> infobatch().needs, infobatch().full
     ('loss', 0.125)
     """
-    share_of("drop", drop)
+    if share_of("drop", drop) == 1:
+        raise ConfigError("drop is 1, so that low losses would never come again; 0 < drop < 1, such as 0.5")
 
     def draw(past: Past, count: int, random: torch.Generator) -> Draw:
         left_out = len(past) - count
         order = torch.randperm(len(past), generator=random)  # ties fall at random
+        if bool(past.loss.isnan().all()):
+            return Draw(order[:count], torch.ones(count, dtype=torch.float64))
         known = torch.nan_to_num(past.loss, nan=float("inf"))  # never visited: not known to be learnt
         order = order[torch.argsort(known[order], stable=True)]
         below = int((past.loss < past.loss.nanmean()).sum())

@@ -26,11 +26,8 @@ def llrd(decay: float = 0.9, *, hold: str = "mean", most: float = 10.0) -> RateM
     """
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
         raise ConfigError(f"decay is {decay!r}; it is a factor from layer to layer: 0 < decay <= 1, such as 0.9")
-    kept = hold_of(hold)
-    if kept.needs_movement:
-        raise ConfigError("hold is 'movement', and nothing has moved when llrd shares the rate; use 'mean'")
 
-    def share(past: RatePast) -> list[float]:
+    def weigh(past: RatePast) -> list[float]:
         return [float(decay) ** (len(past) - 1 - layer) for layer in range(len(past))]
 
-    return RateMethod("llrd", share, reference="1801.06146", hold=kept, most=most)
+    return RateMethod("llrd", weigh, reference="1801.06146", hold=hold_of(hold), most=most)

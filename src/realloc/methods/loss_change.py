@@ -32,7 +32,7 @@ def loss_change(kappa: float = 0.5, *, hold: str = "movement", most: float = 3.0
     """
     above("kappa", kappa, 0)
 
-    def share(past: RatePast) -> list[float]:
+    def weigh(past: RatePast) -> list[float]:
         bought = [gain / moved if moved > 0 else 0.0 for gain, moved in zip(past.gain, past.movement, strict=True)]
         known = [math.log(one) for one in bought if one > 0]
         if len(known) < 2 or not (spread := pstdev(known)) > 0:
@@ -41,5 +41,5 @@ def loss_change(kappa: float = 0.5, *, hold: str = "movement", most: float = 3.0
         return [math.exp(kappa * ((math.log(b) if b > 0 else least) - middle) / spread) for b in bought]
 
     return RateMethod(
-        "loss_change", share, reference="1909.01440", moves=True, hold=hold_of(hold), most=most, window=window
+        "loss_change", weigh, reference="1909.01440", moves=True, hold=hold_of(hold), most=most, window=window
     )

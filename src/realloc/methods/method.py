@@ -20,6 +20,7 @@ from realloc.select.selector import Selector
 from realloc.select.top_k import top_k
 
 Storage = Literal["auto", "packed", "masked"]
+Block = tuple[int, int] | Literal["column"]
 
 
 def best(phase: float) -> Selector:
@@ -35,7 +36,7 @@ class Where:
     layers: tuple[str, ...] | None = None  # None: the field's defaults
     exclude: tuple[str, ...] = ()
     storage: Storage = "auto"
-    block: tuple[int, int] = (1, 1)
+    block: Block = (1, 1)
     rescale: bool = False  # widen the start values for the smaller fan-in
 
 
@@ -74,7 +75,10 @@ class Method:
     held: Curve | None = None  # share of the weights held, over the run; None: constant
     average: float | None = None  # decay of the running mean of the gradient
     moments: Literal["zero", "median", "seed"] = "median"  # how second moments of a new slot start (docs/adr/0007)
+    impressions: bool = False  # is the gradient of each unit summed over its first interval, for the need "impression"
+    settles: bool = False  # does the last move take every curve at its end, wherever ``until`` lies
     young: int = 0  # steps over which the update of a new slot is damped; 0: never
+    amount: str = ""  # what it was asked for, in words; empty: its density
     where: Where = field(default_factory=Where)
 
     def __post_init__(self) -> None:
@@ -103,25 +107,26 @@ class Method:
         *layers: str,
         exclude: tuple[str, ...] = (),
         storage: Storage = "auto",
-        block: tuple[int, int] = (1, 1),
+        block: Block = (1, 1),
         rescale: bool = False,
     ) -> Method:
         """The same method on named layers (shell patterns over module or parameter names), stored as said.
 
         It replaces the default choice and any earlier ``on``; it adds nothing to them. ``on("*")`` takes every weight
-        that can take part, the classifier too.
+        that can take part, the classifier too. A block ``(r, c)`` makes each such tile one unit, "column" each input of
+        a linear layer.
 
         Raises:
-            ConfigError: an unknown storage, or a block that is not two positive integers.
+            ConfigError: an unknown storage, or a block that is neither two positive integers nor "column".
         """
         if storage not in ("auto", "packed", "masked"):
             raise ConfigError(f"storage is {storage!r}; use 'auto', 'packed' or 'masked'")
-        if (
+        if block != "column" and (
             not isinstance(block, tuple)
             or len(block) != 2
             or any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in block)
         ):
-            raise ConfigError(f"block is {block!r}; use two positive integers such as (4, 4)")
+            raise ConfigError(f"block is {block!r}; use two positive integers such as (4, 4), or 'column'")
         if isinstance(exclude, str):
             raise ConfigError(f"exclude is the string {exclude!r}; use a tuple of patterns: ({exclude!r},)")
         return replace(self, where=Where(layers or None, tuple(exclude), storage, block, rescale))
@@ -129,7 +134,7 @@ class Method:
     @property
     def asked(self) -> str:
         """What it was asked for, in words."""
-        return f"density {self.density}"
+        return self.amount or f"density {self.density}"
 
     @property
     def start_density(self) -> float:

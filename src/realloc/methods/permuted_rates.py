@@ -11,7 +11,10 @@ from realloc.methods.rate_method import RateMethod, RatePast
 
 
 def permuted_rates(method: RateMethod) -> RateMethod:
-    """Share as a method does, then exchange the shares between layers by one random permutation of the whole run.
+    """Share as a method does, with the weights exchanged between layers by one random cycle, the same in the whole run.
+
+    Under ``hold="mean"`` and ``"geometric"`` the shares are those of the method, each on another layer; under
+    ``"movement"`` they are scaled anew, since layers move differently.
 
     Where it does as well as the method, it was the spread of the rates that helped, not where they went.
 
@@ -28,9 +31,10 @@ def permuted_rates(method: RateMethod) -> RateMethod:
     if not isinstance(method, RateMethod):
         raise ConfigError(f"method is {method!r}; take one over learning rates, such as realloc.methods.llrd()")
 
-    def share(past: RatePast) -> list[float]:
-        weights = list(method.share(past))
+    def weigh(past: RatePast) -> list[float]:
+        weights = list(method.weigh(past))
         order = torch.randperm(len(past), generator=past.draw("permuted")).tolist()
-        return [weights[place] for place in order]
+        taken = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no layer keeps its own
+        return [weights[taken[place]] for place in range(len(past))]
 
-    return replace(method, name="permuted_rates", share=share, reference="")
+    return replace(method, name="permuted_rates", weigh=weigh, reference="")

@@ -20,7 +20,7 @@ from realloc.sites.rate_units import By
 class RatePast:
     """What a method may know when shares are set. One number a group, groups in order from the input.
 
-    What is measured is the mean over the steps of the window; at the start it is zero.
+    What is measured is the mean over the steps of the window, of norms the root mean square; at the start it is zero.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class RateMethod:
 
     Args:
         name: as users call it.
-        share: from what is known to one weight a group, above 0: multipliers of the rate up to a common factor.
+        weigh: from what is known to one weight a group, above 0: multipliers of the rate up to a common factor.
         reference: arXiv number of its paper.
         moves: whether it shares anew at the schedule's steps; else once, at the start.
         hold: what stays constant.
@@ -56,7 +56,7 @@ class RateMethod:
     """
 
     name: str
-    share: Callable[[RatePast], Sequence[float]]
+    weigh: Callable[[RatePast], Sequence[float]]
     reference: str = ""
     moves: bool = False
     hold: Hold = MEAN
@@ -66,6 +66,8 @@ class RateMethod:
 
     def __post_init__(self) -> None:
         above("most", self.most, 1)
+        if self.hold.needs_movement and not self.moves:
+            raise ConfigError(f"hold is 'movement', and nothing has moved when {self.name} shares the rate; use 'mean'")
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ConfigError(f"window is {self.window!r}; it is a number of steps, 1 or more")
         if not callable(self.by) and self.by not in ("layers", "groups"):

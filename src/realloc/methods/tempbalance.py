@@ -24,10 +24,10 @@ def tempbalance(*, hold: str = "mean", most: float = 3.0) -> RateMethod:
     'mean'
     """
 
-    def share(past: RatePast) -> list[float]:
+    def weigh(past: RatePast) -> list[float]:
         found = [[a for a in map(power_law_exponent, group) if a is not None] for group in past.matrices]
         known = [fmean(alphas) for alphas in found if alphas]
         usual = fmean(known) if known else 1.0
         return [(fmean(alphas) if alphas else usual) ** 0.5 for alphas in found]
 
-    return RateMethod("tempbalance", share, reference="2312.00359", moves=True, hold=hold_of(hold), most=most, window=1)
+    return RateMethod("tempbalance", weigh, reference="2312.00359", moves=True, hold=hold_of(hold), most=most, window=1)

@@ -29,12 +29,14 @@ class Standing:
     active: bool = True  # took part in a backward of this step; if not, nothing of it moves
     candidates: CandidateGradient | None = None  # what was collected of them, where the method collects over steps
     least: int = 1  # units that it must keep
+    impression: Tensor | None = None  # float64 [h], where the method collects it
 
     def seen_held(self, generator: torch.Generator, gradient: Tensor | None) -> Seen:
         """The view a keep score gets: the held units."""
         average = None if self.average is None else self.average[self.places]
         grid = (self.grid.rows, self.grid.columns)
-        return Seen(self.places, grid, self.places, generator, self.values, gradient, average, self.age)
+        values, seen = self.values, self.impression
+        return Seen(self.places, grid, self.places, generator, values, gradient, average, self.age, seen)
 
     def seen_elsewhere(self, places: Tensor, held: Tensor, generator: torch.Generator, gradient: Tensor | None) -> Seen:
         """The view a want score gets: units at other places, whose values are zero; ``held`` are those that stay."""

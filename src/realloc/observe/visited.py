@@ -79,7 +79,7 @@ class Visited:
         for kind, index, values in self._waiting:
             where, numbers = index.cpu(), values.to("cpu", torch.float64)
             fine = numbers.isfinite()
-            self._bad += int((~fine).sum()) if kind == "loss" else 0
+            self._bad += int((~fine).sum())
             self._sums[kind] = self._sums[kind].index_add(0, where[fine], numbers[fine])
             self._counts[kind] = self._counts[kind].index_add(0, where, fine.long())
         self._waiting.clear()

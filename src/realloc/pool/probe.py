@@ -90,3 +90,28 @@ def _twin(optimizer: torch.optim.Optimizer, group: Group, parameters: list[nn.Pa
         twin.state = defaultdict(dict)
     twin.param_groups[0].update(settings)
     return twin
+
+
+def scales(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step moves twice as far at twice the rate, once there is state: asked of a throwaway instance.
+
+    An optimizer that cannot step a matrix of its own is believed.
+    """
+    group = optimizer.param_groups[0]
+    like = group["params"][0]
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(4, 3, generator=generator, dtype=torch.float64).to(like) for _ in range(5)]
+    moved = []
+    try:
+        for factor in (1, 2):
+            weight = _parameter(torch.ones(4, 3, dtype=like.dtype, device=like.device))
+            twin = _twin(optimizer, group, [weight])
+            for step, gradient in enumerate(gradients):
+                if step == len(gradients) - 2:  # some read the rate of the step before
+                    twin.param_groups[0]["lr"] = twin.param_groups[0]["lr"] * factor
+                before, weight.grad = weight.detach().clone(), gradient.clone()
+                twin.step()
+            moved.append(weight.detach() - before)
+    except Exception:  # a foreign optimizer may raise anything; whether it steps is for its own first step to show
+        return True
+    return bool(torch.allclose(2 * moved[0], moved[1], rtol=5e-2, atol=5e-2 * float(moved[1].abs().max())))

@@ -4,32 +4,61 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
+from realloc.allocate.rate_shares import Hold
 from realloc.errors import RecordError
 
 KEY: Final = "realloc_rates"
 SUMS: Final = "realloc_rate_sums"
-FIELDS: Final = ("format", "seed", "steps", "moves", "spent", "seen")
+FIELDS: Final = ("format", "made", "seed", "steps", "moves", "spent", "seen")
 MEASURED: Final = ("gain", "movement", "weight", "gradient")
-FORMAT: Final = 1
+FORMAT: Final = 2
+
+
+@final
+@dataclass(frozen=True)
+class Terms:
+    """What shares are of: a state under other terms is another's."""
+
+    method: str
+    hold: Hold
+    most: float
+    groups: tuple[str, ...]
+
+    @property
+    def stamp(self) -> int:
+        """A number for all of them."""
+        return zlib.crc32(repr((self.method, self.hold.name, self.most, self.groups)).encode())
+
+    def fit(self, shares: tuple[int, ...], spent: int) -> bool:
+        """Whether shares are within their bounds and hold the budget."""
+        low, high = self.hold.bounds(self.most)
+        budget = self.hold.budget(len(self.groups))
+        exact = spent <= budget if self.hold.needs_movement else sum(shares) == spent == budget
+        return exact and all(low <= one <= high for one in shares)
 
 
 @final
 class Shares:
     """Counts of one attached model, one integer share a group, and the sums of a window that is being measured."""
 
-    def __init__(self, owner: nn.Module, groups: int, seed: int, even: int) -> None:
-        self.owner = owner
-        if KEY in owner._buffers:  # registered before, so that a checkpoint could be loaded into it
+    def __init__(self, owner: nn.Module, terms: Terms, seed: int) -> None:
+        self.owner, self.terms = owner, terms
+        count, device = len(terms.groups), next(owner.parameters()).device
+        kept = owner._buffers.get(KEY)  # of a copied or pickled model, which goes on where the terms are the same
+        self.goes_on = kept is not None and len(kept) == len(FIELDS) + count and int(kept[1]) == terms.stamp
+        if self.goes_on:
             return
-        device = next(owner.parameters()).device
-        numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "seed": seed}
-        owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *[even] * groups], device=device))
-        owner.register_buffer(SUMS, torch.zeros(len(MEASURED), groups, dtype=torch.float64, device=device))
+        numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "made": terms.stamp, "seed": seed}
+        even = [terms.hold.even] * count
+        owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *even], device=device))
+        # doubles, kept as their bits: model.float() and model.half() leave integers alone
+        owner.register_buffer(SUMS, torch.zeros(len(MEASURED), count, dtype=torch.int64, device=device))
 
     @property
     def tensor(self) -> Tensor:
@@ -43,7 +72,7 @@ class Shares:
         """Of what was measured in this window, ``[4, groups]``."""
         found = self.owner._buffers[SUMS]
         assert found is not None
-        return found
+        return found.view(torch.float64)
 
     def read(self, name: str) -> int:
         """One number."""
@@ -90,54 +119,53 @@ class Shares:
         found, sums = state.get(prefix + KEY), state.get(prefix + SUMS)
         if found is None:
             return
-        mine = self.tensor
-        if found.dtype != torch.int64 or found.shape != mine.shape or int(found[0]) != FORMAT:
+        mine, first = self.tensor, len(FIELDS)
+        if found.dtype != torch.int64 or found.shape != mine.shape or found[:2].tolist() != mine[:2].tolist():
             raise RecordError(
-                f"{prefix}{KEY} is not that of a model of {len(mine) - len(FIELDS)} groups in format {FORMAT}; load "
-                "the state of a model attached with the same groups"
+                f"{prefix}{KEY} is not of {self.terms.method} over these {len(mine) - first} groups, with the same "
+                f"hold and bounds, in format {FORMAT}; attach the method that the state was saved under"
             )
-        whole = sums is not None and sums.dtype == torch.float64 and sums.shape == self.sums.shape
-        if not whole or bool((found[2 : len(FIELDS)] < 0).any()) or bool((found.abs()[len(FIELDS) :] > 2**40).any()):
+        whole = sums is not None and sums.dtype == torch.int64 and sums.shape == self.sums.shape
+        numbers = dict(zip(FIELDS, found.tolist(), strict=False))
+        counts = min(numbers[name] for name in ("steps", "moves", "seen")) >= 0
+        if not whole or not counts or not self.terms.fit(tuple(found[first:].tolist()), numbers["spent"]):
             raise RecordError(f"{prefix}{KEY} holds numbers that no run writes: the state is damaged")
 
 
 @final
 class Split:
-    """The optimizer's groups, split by rate for the length of one step.
+    """The optimizer's groups, split by rate for the length of one step, in the list that was there.
 
     A scheduler sees the user's groups and their rates; the step sees finer ones, each with its multiple of the rate.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, unit_of: Mapping[int, int]) -> None:
-        self._optimizer, self._unit_of = optimizer, unit_of
-        self._whole: list[dict[str, Any]] | None = None
-        self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._optimizer, self.unit_of = optimizer, unit_of
+        self._parts: list[tuple[dict[str, Any], dict[str, Any], Any]] = []  # the user's, ours, and the rate it got
 
     def open(self, rates: tuple[float, ...]) -> None:
         """Split, for one step."""
-        self._whole = self._optimizer.param_groups
-        self._parts = []
-        for group in self._whole:
+        groups = self._optimizer.param_groups
+        for group in groups:
             places: dict[int, list[nn.Parameter]] = {}
             for parameter in group["params"]:
-                places.setdefault(self._unit_of.get(id(parameter), -1), []).append(parameter)
+                places.setdefault(self.unit_of.get(id(parameter), -1), []).append(parameter)
             for unit, parameters in places.items():
                 rate = group["lr"] if unit < 0 else group["lr"] * rates[unit]
-                self._parts.append((group, {**group, "params": parameters, "lr": rate}))
-        self._optimizer.param_groups = [part for _, part in self._parts]
+                self._parts.append((group, {**group, "params": parameters, "lr": rate}, rate))
+        groups[:] = [part for _, part, _ in self._parts]
 
     def close(self) -> str | None:
-        """Put the user's groups back; returns what the optimizer wrote into a group, which would be lost."""
-        if self._whole is None:
+        """Put the user's groups back; returns what was written into a group meanwhile, which would be lost."""
+        if not self._parts:
             return None
-        wrote = next(
-            (
-                str(key)
-                for group, part in self._parts
-                for key in part
-                if key not in ("params", "lr") and (key not in group or part[key] is not group[key])
-            ),
-            None,
-        )
-        self._optimizer.param_groups, self._whole, self._parts = self._whole, None, []
+        groups = self._optimizer.param_groups
+        wrote = "a new group" if len(groups) != len(self._parts) else None
+        for group, part, rate in self._parts:
+            for key, value in part.items():
+                kept = rate if key == "lr" else group.get(key, self)
+                if key != "params" and value is not kept:
+                    wrote = wrote or key
+        whole = {id(group): group for group, _, _ in self._parts}
+        groups[:], self._parts = list(whole.values()), []
         return wrote

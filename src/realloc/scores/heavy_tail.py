@@ -9,8 +9,8 @@ from torch import Tensor
 def power_law_exponent(weight: Tensor) -> float | None:
     """Hill's estimate of the exponent of the upper half of the eigenvalues of ``W^T W``.
 
-    Source: Zhou et al. 2023, TempBalance (2312.00359), equation 2: ``1 + k / sum_i ln(lambda_i / lambda_k)`` over the k
-    largest of n, with k = n / 2.
+    Source: Zhou et al. 2023, TempBalance (2312.00359), equation 2: ``1 + k / sum_i ln(lambda_i / lambda)`` over the k
+    largest of n, lambda the next smaller one, with k = n / 2.
 
     Args:
         weight: of two or more dimensions; a convolution is flattened to ``[out, rest]``.

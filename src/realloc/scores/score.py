@@ -11,7 +11,7 @@ from torch import Tensor
 from realloc.errors import ConfigError, StateError, nearest
 from realloc.scores.seen import Seen
 
-Need = Literal["values", "gradient", "average"]
+Need = Literal["values", "gradient", "average", "impression"]
 """What can be measured of a unit."""
 
 

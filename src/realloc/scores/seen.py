@@ -35,6 +35,8 @@ class Seen:
     """[u, e] running mean of the gradient."""
     age: Tensor | None = None
     """int64[u] optimizer steps since the unit was acquired."""
+    impression: Tensor | None = None
+    """float64[u], how large the gradient of each unit was in its first interval, beside the others'."""
 
     def __post_init__(self) -> None:
         count = len(self.places)

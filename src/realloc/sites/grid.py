@@ -48,6 +48,11 @@ class Grid:
         """Weights in one unit."""
         return self.r * self.c
 
+    @property
+    def whole_columns(self) -> bool:
+        """Whether a unit is an input column: all the weights of one input of the layer."""
+        return self.c == 1 and self.r == self.height > 1
+
     def elements(self, places: Tensor) -> Tensor:
         """Flat positions in the dense matrix, int64 ``[u, size]``, of the units at ``places`` int64 ``[u]``."""
         if self.size == 1:

@@ -63,7 +63,9 @@ class PackedSite:
 
     @property
     def compute(self) -> str:
-        """How it computes now: kernel or scatter."""
+        """How it computes now: kernel, scatter or gather."""
+        if self.grid.whole_columns:
+            return "gather"
         return ("kernel", "scatter")[int(self.pool.compute[self.index])]
 
     def places(self) -> Tensor:

@@ -53,7 +53,10 @@ def rate_units(root: nn.Module, optimizer: torch.optim.Optimizer, by: By) -> Rat
             f"{type(root).__name__} has {len(kept)} group{'s' * (len(kept) != 1)} of parameters that this optimizer "
             "trains; rate can only move between two and more: name them by=lambda parameter_name: ..."
         )
-    return RateUnits(tuple(name for name, _ in kept), tuple(group for _, group in kept))
+    names_found = [name for name, _ in kept]
+    twice = {name for name in names_found if names_found.count(name) > 1}
+    unique = (f"{name} ({number})" if name in twice else name for number, name in enumerate(names_found))
+    return RateUnits(tuple(unique), tuple(group for _, group in kept))
 
 
 def _of_groups(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> list[tuple[str, Parameters]]:

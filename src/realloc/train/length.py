@@ -11,7 +11,6 @@ from realloc.methods.example_method import ExampleMethod
 from realloc.schedule import Schedule
 from realloc.schedule import every as fire_every
 from realloc.train.config import EPOCHS, SETTLE, RunConfig
-from realloc.train.visit_order import steps_of
 from realloc.visits import Visits
 
 LEAST_STEPS = 1000
@@ -107,5 +106,5 @@ def chosen(config: RunConfig, known: Length, method: ExampleMethod, examples: in
     if config.budget_seconds is not None:
         epochs = max(1, int(known.total / known.per_epoch / method.share))
     visits = Visits(examples, method, epochs=epochs, seed=config.seed)
-    total = steps_of(visits, config.batch_size)
+    total = visits.steps(config.batch_size)
     return Length(total, None, max(1, round(total / epochs)), epochs)

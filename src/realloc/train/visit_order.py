@@ -22,7 +22,6 @@ class VisitBatches:
     def __init__(self, rows: Rows, size: int, method: ExampleMethod, epochs: int, *, task: Task, seed: int) -> None:
         self._rows, self._size, self._task = rows, size, task
         self.visits = Visits(len(rows.y), method, epochs=epochs, seed=seed)
-        self.total = steps_of(self.visits, size)
         self._coming: Iterator[int] = iter(())
         self._index = torch.empty(0, dtype=torch.int64)
 
@@ -54,8 +53,3 @@ class VisitBatches:
         """Go on from there."""
         self.visits.load_state_dict(state)
         self._coming = iter(())
-
-
-def steps_of(visits: Visits, size: int) -> int:
-    """Batches of all epochs; the last of an epoch may be smaller."""
-    return sum(-(-count // size) for count in visits.per_epoch)

@@ -1,0 +1,54 @@
+"""Hot ids own embedding rows, the others share: rows move to where the score says that they pay."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from realloc.errors import ConfigError, nearest
+from realloc.methods.hot_row_method import HotRowMethod
+from realloc.scores.row_conflict import row_conflict
+from realloc.scores.row_frequency import row_frequency
+from realloc.scores.row_gradient import row_gradient
+from realloc.scores.row_product import row_product
+from realloc.scores.row_random import row_random
+from realloc.scores.row_score import RowScore
+
+SCORES: Final = {one.name: one for one in (row_gradient, row_frequency, row_product, row_conflict, row_random)}
+
+
+def rows(
+    score: str | RowScore = "gradient",
+    *,
+    decay: float = 0.9,
+    margin: float = 0.1,
+    migrate: bool = True,
+    look: int = 1,
+) -> HotRowMethod:
+    """Give the rows of `realloc.nn.Embedding` and `EmbeddingBag` to the ids with the highest score.
+
+    An id that gets a row starts from its shared one, with its second moments and first moments of zero, so no output
+    changes; a row that gives way is merged into the shared row of its id, each weighted by its score.
+
+    Source: CAFE (2312.03256). Where we differ: ids are compared with each other, not with a threshold that is tuned for
+    each size; rows move with their optimizer state and are merged back, where the published code drops a demoted row
+    and lets a new tenant inherit an old accumulator; the sketch is part of the state.
+
+    Args:
+        score: "gradient" (CAFE), "frequency", "product" (AdaEmbed), "conflict" (ours; build the layer with
+            ``directions=8``), "random" (control), or a `RowScore` of your own.
+        decay: what is left of every score after a decision, 0 < decay <= 1.
+        margin: by what part a newcomer must be worth more than the id that it replaces, 0 or more.
+        migrate: False is the control that starts rows at zero and drops those that give way.
+        look: each so many steps the gradients of a step are noted, 1 or more; noting costs about as much as a look-up.
+
+    Raises:
+        ConfigError: no such score, or a number out of range.
+
+    >>> rows("conflict").score.needs_directions
+    True
+    """
+    found = SCORES.get(score) if isinstance(score, str) else score
+    if not isinstance(found, RowScore):
+        near = nearest(score, SCORES) if isinstance(score, str) else ""
+        raise ConfigError(f"score is {score!r}{near}; use one of {', '.join(SCORES)}")
+    return HotRowMethod("rows", found, decay=decay, margin=margin, migrate=migrate, look=look, reference="2312.03256")

@@ -1,0 +1,227 @@
+"""Rows that ids own: the sketch takes in a step, and a move gives rows, with their optimizer state. docs/adr/0023."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from realloc.kernels.digest import digest
+from realloc.kernels.sketch import Entries, Sketch, insert
+from realloc.nn.rows import FIELDS, Rows
+from realloc.pool.state import slotwise
+from realloc.rng import stream
+from realloc.scores.row_score import RowScore, RowStep
+
+# what points somewhere starts anew with a row; all other state of a row is a scale, and goes with it
+FIRST_MOMENTS: Final = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "prev"})
+Named = list[tuple[int, Tensor]]  # ids by table
+SKETCH: Final = ("keys", "tables", "owned", "scores", "sums")
+
+
+@final
+class HotRows:
+    """The rows of one store, as training moves them."""
+
+    def __init__(self, name: str, store: Rows) -> None:
+        self.name, self.store = name, store
+        self.directions = directions_of(store.dim, store.directions)
+
+    # counts -----------------------------------------------------------------------------------------------------
+
+    def read(self, name: str) -> int:
+        """One number of the book."""
+        return int(self.store.buffer("book")[FIELDS.index(name)])
+
+    def write(self, name: str, value: int) -> None:
+        """Set one number."""
+        self.store.buffer("book")[FIELDS.index(name)] = value
+
+    def add(self, name: str, value: int = 1) -> int:
+        """Add to one; returns it."""
+        return int(self.store.buffer("book")[FIELDS.index(name)].add_(value))
+
+    def begin(self, seed: int) -> None:
+        """Start to count, where no run has begun."""
+        if not self.read("begun"):
+            for name in ("steps", "seen", "promoted", "demoted", "moves"):
+                self.write(name, 0)
+            self.write("seed", seed)
+            self.write("begun", 1)
+
+    @property
+    def free(self) -> int:
+        """Rows that nobody owns."""
+        return self.store.split.own - self.store.owners
+
+    def owned_by(self, table: int) -> Tensor:
+        """Ids of one table that own a row, int64, ascending, on the CPU."""
+        store = self.store
+        mine = (store.buffer("owned") >= 0) & (store.buffer("tables") == table)
+        return store.buffer("keys")[mine].sort().values.cpu()
+
+    @property
+    def stamp(self) -> int:
+        """Which ids own which rows: digest, 63 bits."""
+        return digest([self.store.buffer(name) for name in ("keys", "tables", "owned")])
+
+    @property
+    def whole_stamp(self) -> int:
+        """Digest of all that a decision reads."""
+        return digest([buffer for buffer in self.store.buffers() if buffer.numel()])
+
+    # the sketch -------------------------------------------------------------------------------------------------
+
+    def take(self, tables: Tensor, ids: Tensor, step: RowStep, score: RowScore) -> None:
+        """Take in one step: int32 ``tables [n]`` and int64 ``ids [n]``, each pair once, on the CPU.
+
+        All of it is computed on the CPU, so that ranks with several devices write the same bits.
+        """
+        store = self.store
+        gains = score.gain(step).float()
+        sums = (step.sums * step.scale).float() @ self.directions
+        shared, bucket, own = torch.empty_like(ids), torch.empty_like(ids), torch.empty_like(ids)
+        for table in torch.unique(tables).tolist():
+            mine = tables == table
+            shared[mine], bucket[mine] = store.hashed(table, ids[mine])
+            here = ids[mine].to(store.weight.device), bucket[mine].to(store.weight.device)
+            own[mine] = store.own_rows(table, *here).cpu()
+        cold = own < 0
+        host = {name: store.buffer(name).cpu() for name in (*SKETCH, "shared_scores", "shared_sums")}
+        sketch = Sketch(*(host[name] for name in SKETCH))
+        insert(sketch, Entries(ids, tables, bucket, gains, sums))
+        host["shared_scores"].index_add_(0, shared[cold], gains[cold])
+        host["shared_sums"].index_add_(0, shared[cold], sums[cold])
+        self._put_back(host)
+        self.add("seen", int(step.counts.sum()))
+
+    def _put_back(self, host: dict[str, Tensor]) -> None:
+        for name, tensor in host.items():
+            mine = self.store.buffer(name)
+            if mine is not tensor:
+                mine.copy_(tensor)
+
+    def decay(self, factor: float) -> None:
+        """Let what was noted fade."""
+        for name in ("scores", "sums", "shared_scores", "shared_sums"):
+            self.store.buffer(name).mul_(factor)
+
+    # a move -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def move(
+        self, released: Named, acquired: Named, optimizer: torch.optim.Optimizer, migrate: bool = True
+    ) -> dict[int, float]:
+        """Give rows to ids. Called with what the ledger has checked.
+
+        Args:
+            released: by table, int64 ids whose rows merge into their shared ones.
+            acquired: by table, int64 ids that the sketch knows and that start from theirs.
+            optimizer: whose state of the rows goes with them.
+            migrate: whether it is so; else what is released is dropped and what is acquired starts at zero.
+
+        Returns:
+            The jump, by table: by how much what one of these ids reads changed at most, as a norm.
+        """
+        out, come = self._slots(released), self._slots(acquired)
+        parameter, store = self.store.weight, self.store
+        rows = store.buffer("owned")[out.slots].long()
+        before = parameter.detach()[torch.cat([rows, come.shared])].clone()
+        moving = {"": parameter.detach(), **slotwise(optimizer, parameter)}
+        starts = {name: tensor[come.shared].clone() for name, tensor in moving.items()}
+        weights = store.buffer("shared_scores"), store.buffer("scores")[out.slots]
+        for name, tensor in moving.items():
+            if migrate and name not in FIRST_MOMENTS:
+                _merge(tensor, rows, out.shared, *weights)
+            tensor[rows] = 0
+        store.buffer("owned")[out.slots] = -1
+        self._account(out.slots, out.shared, 1)
+        given = self._free_rows()[: len(come.slots)]
+        for name, tensor in moving.items():
+            tensor[given] = starts[name] if migrate and name not in FIRST_MOMENTS else 0
+        store.buffer("owned")[come.slots] = given.to(torch.int32)
+        self._account(come.slots, come.shared, -1)
+        self._still(torch.cat([rows, given]))
+        change = (parameter.detach()[torch.cat([out.shared, given])] - before).norm(dim=1)
+        tables = torch.cat([out.tables, come.tables])
+        return {table: max(change[tables == table].tolist(), default=0.0) for table, _ in released}
+
+    def _slots(self, named: Named) -> _Places:
+        device = self.store.weight.device
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        slots, shared, tables = [none], [none], [none]
+        for table, ids in named:
+            here = ids.to(device)
+            slots.append(self.store.places(table, here))
+            shared.append(self.store.hashed(table, here)[0])
+            tables.append(torch.full_like(here, table))
+        return _Places(torch.cat(slots), torch.cat(shared), torch.cat(tables))
+
+    def _account(self, slots: Tensor, shared: Tensor, sign: int) -> None:
+        """What ids added to their shared rows comes to them with the id, and leaves with it."""
+        host = {name: self.store.buffer(name).cpu() for name in ("shared_scores", "shared_sums")}
+        for name, tensor in host.items():  # on the CPU floats are added in order
+            mine = self.store.buffer(name.removeprefix("shared_"))[slots].cpu()
+            tensor.index_add_(0, shared.cpu(), sign * mine)
+        host["shared_scores"].clamp_(min=0)
+        self._put_back(host)
+
+    def _free_rows(self) -> Tensor:
+        split, owned = self.store.split, self.store.buffer("owned")
+        free = torch.ones(split.rows, dtype=torch.bool, device=owned.device)
+        free[: split.shared] = False
+        free[owned[owned >= 0].long()] = False
+        return free.nonzero().flatten()
+
+    def _still(self, rows: Tensor) -> None:
+        """A gradient that is left is of the tenant before."""
+        gradient = self.store.weight.grad
+        if gradient is not None and not gradient.is_sparse:
+            gradient[rows] = 0
+
+
+@final
+class _Places:
+    """Ids by where they are: slots of the sketch, shared rows, tables; int64 [n] each."""
+
+    def __init__(self, slots: Tensor, shared: Tensor, tables: Tensor) -> None:
+        self.slots, self.shared, self.tables = slots, shared, tables
+
+
+def _merge(tensor: Tensor, rows: Tensor, shared: Tensor, standing: Tensor, scores: Tensor) -> None:
+    """Bring rows back into their shared ones: the mean of all that meet in one, weighted by score.
+
+    A shared row that nobody has scored weighs nothing, as an id without a score does; where neither has one, the shared
+    row stays.
+    """
+    targets, where = torch.unique(shared, return_inverse=True)
+    if not len(targets):
+        return
+    where, weights, standing = where.cpu(), scores.double().cpu(), standing[targets].double().cpu()
+    here, gone = tensor[targets].double().cpu(), tensor[rows].double().cpu()  # on the CPU: floats are added in order
+    total = standing.index_add(0, where, weights).unsqueeze(1)
+    parts = (here * standing.unsqueeze(1)).index_add(0, where, gone * weights.unsqueeze(1))
+    tensor[targets] = torch.where(total > 0, parts / total, here).to(tensor)
+
+
+def directions_of(dim: int, count: int) -> Tensor:
+    """float32 ``[dim, count]``: random directions that keep norms on average; all of them if count is dim.
+
+    They follow from the numbers alone, so that nothing has to be saved.
+
+    >>> directions_of(3, 3)
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [0., 0., 1.]])
+    """
+    if count == dim:
+        return torch.eye(dim, dtype=torch.float32)
+    draw = stream(0, "directions of rows", step=dim)
+    return torch.randn(dim, count, generator=draw, dtype=torch.float32) / math.sqrt(max(1, count))
+
+
+def group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:
+    """The optimizer's group that has the parameter."""
+    return next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)

@@ -1,0 +1,72 @@
+"""The score of an id that could own a row: what one step adds to it, and what an own row is worth at a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RowStep:
+    """The ids of one step of all ranks, each once; gradients are those of the mean loss, in units of ``scale``."""
+
+    counts: Tensor  # float64 [n]: how often each came
+    norms: Tensor  # float64 [n]: the norms of its occurrences' gradients, summed
+    sums: Tensor  # float64 [n, dim]: its gradient, summed
+
+    def __len__(self) -> int:
+        return self.counts.numel()
+
+    @property
+    def scale(self) -> float:
+        """What makes the norms of a step add up to its occurrences; 0 where there is no gradient.
+
+        So an early step with large gradients, or a loss that a scaler multiplies, weighs no more than another.
+        """
+        total = float(self.norms.sum())
+        return float(self.counts.sum()) / total if total > 0 else 0.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RowsKnown:
+    """What the sketch knows of its ids at a decision."""
+
+    scores: Tensor  # float32 [n]: what the steps added, decayed
+    sums: Tensor  # float32 [n, p]: each id's gradient along p directions, decayed
+    mates: Tensor  # float32 [n, p]: the same of the shared row of each: of all ids that read it
+    owns: Tensor  # bool [n]: whether it owns a row; its gradient is not among its mates' then
+    generator: torch.Generator  # of this decision
+
+    def __len__(self) -> int:
+        return self.scores.numel()
+
+
+def _noted(known: RowsKnown) -> Tensor:
+    return known.scores.double()
+
+
+@final
+@dataclass(frozen=True)
+class RowScore:
+    """One way to rank ids.
+
+    Args:
+        name: as users call it.
+        gain: what a step adds to the score of each of its ids, float64 ``[n]``, 0 and more. It also decides who stays
+            in the sketch.
+        worth: what an own row is worth to each id at a decision, float64 ``[n]``; the score itself if left out.
+        needs_directions: whether it reads ``sums`` and ``mates``.
+        reference: arXiv number of its paper.
+    """
+
+    name: str
+    gain: Callable[[RowStep], Tensor]
+    worth: Callable[[RowsKnown], Tensor] = _noted
+    needs_directions: bool = False
+    reference: str = ""
