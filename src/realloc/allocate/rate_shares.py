@@ -92,7 +92,7 @@ def movement_shares(weights: Numbers, most: float, moved: Numbers) -> tuple[int,
     A group that did not move costs nothing, so its share is 1, whatever its weight.
 
     >>> movement_shares([1.0, 2.0], 3.0, [4.0, 1.0])
-    (790569, 1581138)
+    (790569, 1581139)
     """
     low, high = _linear_bounds(most)
     total = math.fsum(moved)
