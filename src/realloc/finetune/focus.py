@@ -29,7 +29,7 @@ ABOVE: Final = 1.2  # of a step above a cache, over the same share of LoRA's: lo
 CLOSER: Final = 1.3  # of the same, over bare products that were timed with those gradients: look-ups, and the optimizer
 MOST: Final = 4  # times the epochs asked for
 LEAST: Final = 0.9  # the same, where that keeps within the share
-HALF: Final = 0.48  # of LoRA's seconds, at the most where the share does not do
+HALF: Final = 0.42  # of LoRA's seconds, foretold within a fifth: at the most half, where the share does not do
 SHORT: Final = 0.75  # of the epochs asked for, at the least where it has to keep within that
 TWO: Final = 2  # layers that a rate is given for: what k layers change adds up as the root of k (docs/adr/0018)
 
