@@ -208,11 +208,15 @@ def runs(
                     if focus is None:
                         continue
                     seconds = focus["train_seconds"]
+                    if not run:  # what was timed beside an earlier run of focus stands until it is made again
+                        kept = [one["train_seconds"] for one in focus["records"]]
+                        seconds = next((s for s in kept if bench.all(Case(task, arm, seed, rate, epochs, s))), seconds)
                 case = None if rate is None else Case(task, arm, seed, rate, epochs, seconds)
                 one = None if case is None else bench.get(case, run=run, beside=beside, here=here)
                 if one is not None:
-                    timed = {cpu(each): each["train_seconds"] for each in bench.all(case) if not each["beside"]}
-                    found[task, arm, seed] = one | {"rate": rate, "timed": timed}
+                    records = bench.all(case)
+                    timed = {each["machine"]: each["train_seconds"] for each in records if not each["beside"]}
+                    found[task, arm, seed] = one | {"rate": rate, "timed": timed, "records": records[::-1]}
     return found
 
 
@@ -242,9 +246,9 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
     if gap and len(gaps) > 1:
         half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
         gap += f" ± {half:.2f}"
-    pairs = [(on, seconds, rival[s]["timed"][on]) for s in rival for on, seconds in mine[s]["timed"].items()
-             if on in rival[s]["timed"]]  # fmt: skip
-    on = statistics.mode(pair[0] for pair in pairs) if pairs else ""  # the machine that timed most seeds
+    pairs = [pair for s in rival for pair in _paired(mine[s]["timed"], rival[s]["timed"])]
+    # of machines that timed most seeds the last one
+    on = statistics.mode(pair[0] for pair in reversed(pairs)) if pairs else ""
     pairs = [pair for pair in pairs if pair[0] == on]
     share = f"{statistics.mean(own / theirs for _, own, theirs in pairs):.2f} (n={len(pairs)})" if pairs else "-"
     seconds = f"{statistics.mean(own for _, own, _ in pairs):.1f} ({on.split()[0].partition('(')[0]})" if pairs else "-"
@@ -258,6 +262,13 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
         f"{one['trainable']:,}", f"{mean('optimizer_bytes') / 1e6:.1f}", f"{mean('peak_bytes') / 1e6:.0f}",
         f"{mean('cached_bytes') / 1e6:.0f}",
     ]  # fmt: skip
+
+
+def _paired(own: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, float, float]]:
+    """On each processor the last seconds, and the rival's of the same commit (the same hour), else its last."""
+    last = {where.split(",")[0]: (where, seconds) for where, seconds in own.items()}
+    rivals = {where.split(",")[0]: seconds for where, seconds in theirs.items()}
+    return [(on, own, theirs.get(where, rivals[on])) for on, (where, own) in last.items() if on in rivals]
 
 
 def _whole(word: str) -> float:
