@@ -23,7 +23,7 @@ from realloc.ledger import Account, Entry, Held, check
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.observe.backwards import Backwards
-from realloc.observe.closure import behind
+from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
@@ -197,9 +197,7 @@ class Engine:
         masked = target.holdings.masked
         if masked is not None:
             masked.clear_outside()
-        # a GradScaler leaves it where the optimizer skips by itself
-        found_inf = target.optimizer.__dict__.get("found_inf")
-        if found_inf is not None and float(found_inf) > 0:
+        if skipped(target.optimizer):
             self.arm()
             return
         step = self._count()  # a step that was really taken

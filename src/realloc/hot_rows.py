@@ -15,6 +15,7 @@ from realloc.decide_hot_rows import decide_hot_rows
 from realloc.errors import StateError, plain, warn
 from realloc.ledger import Held, check
 from realloc.methods.hot_row_method import HotRowMethod
+from realloc.observe.closure import skipped
 from realloc.observe.ranks import Ranks
 from realloc.plan import Change, Plan
 from realloc.pool.hot_rows import HotRows
@@ -116,8 +117,7 @@ class HotRowEngine:
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
         pending, self._pending = self._pending, tuple([] for _ in self.pools)
-        found_inf = self.optimizer.__dict__.get("found_inf")  # a GradScaler leaves it where the optimizer skips
-        if found_inf is not None and float(found_inf) > 0:
+        if skipped(self.optimizer):
             return
         for pool, noted in zip(self.pools, pending, strict=True):
             if self._looks(pool):  # on every rank, or on none: they gather

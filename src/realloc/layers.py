@@ -14,7 +14,7 @@ from realloc.cache.passage import Passage
 from realloc.decide_layers import LayerLedger, after, decide_layers, plan_for
 from realloc.errors import StateError, warn
 from realloc.methods.layers import Chosen, LayerMethod
-from realloc.observe.closure import behind
+from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
 from realloc.observe.sight import Sight
 from realloc.plan import Note, Plan, notes_of
@@ -118,8 +118,7 @@ class LayerEngine:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
-        found_inf = self.optimizer.__dict__.get("found_inf")  # a GradScaler leaves it where the optimizer skips
-        if found_inf is not None and float(found_inf) > 0:
+        if skipped(self.optimizer):
             return
         step = self.rights.add("steps")
         if step == 1 and self.sink is not None and self.rights.costs is not None:

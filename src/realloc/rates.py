@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from realloc.errors import StateError, warn
 from realloc.methods.rate_method import RateMethod, RatePast
-from realloc.observe.closure import behind
+from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
 from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Split
 from realloc.record.sink import Sink, shares_of
@@ -55,7 +55,7 @@ class RateEngine:
         self.recent: deque[Shared] = deque(maxlen=1024)
         self.undo: Callable[[], None] | None = None
         self._outside = tuple(p for p in shares.owner.parameters() if id(p) not in self.split.unit_of)
-        self._before: list[list[Tensor]] | None = None  # values and gradients of a step that is measured
+        self._before: list[list[Tensor]] | None = None  # values before a step that is measured
         self._said: set[str] = set()
 
     # numbers ----------------------------------------------------------------------------------------------------
@@ -114,8 +114,7 @@ class RateEngine:
         """The optimizer's post-hook: after an update that was really taken."""
         self.mend()
         before, self._before = self._before, None
-        found_inf = self.optimizer.__dict__.get("found_inf")  # a GradScaler leaves it where the optimizer skips
-        if found_inf is not None and float(found_inf) > 0:
+        if skipped(self.optimizer):
             return
         if before is not None:
             self.shares.measured(self._measured(before))

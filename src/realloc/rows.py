@@ -11,6 +11,7 @@ from torch import Tensor
 
 from realloc.errors import StateError, plain, warn
 from realloc.ledger import Held, check
+from realloc.observe.closure import skipped
 from realloc.observe.ranks import Ranks
 from realloc.plan import Change, Plan
 from realloc.pool.rows import KEY, Fresh, RowPool
@@ -128,8 +129,7 @@ class RowEngine:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
-        found_inf = self.optimizer.__dict__.get("found_inf")  # a GradScaler leaves it where the optimizer skips
-        if found_inf is not None and float(found_inf) > 0:
+        if skipped(self.optimizer):
             return
         for pool in self.pools:
             if pool.parameter.requires_grad:  # else nothing below a frozen end may change, not even a count

@@ -1,4 +1,4 @@
-"""A closure given to the optimizer's step, as Lightning does: forward and backward run inside the step."""
+"""What an optimizer's step may do besides stepping: run a closure (Lightning), or skip (a GradScaler)."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def behind(args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None
         return result
 
     return (args[0],), {**kwargs, "closure": wrapped}
+
+
+def skipped(optimizer: Any) -> bool:
+    """Whether a GradScaler made the optimizer skip by itself: it leaves word there, and the hooks run all the same."""
+    found_inf = optimizer.__dict__.get("found_inf")
+    return found_inf is not None and float(found_inf) > 0
