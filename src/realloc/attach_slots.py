@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from realloc.apply import Target, mark_groups
 from realloc.bind import check_optimizer_state
+from realloc.decider import Decider
 from realloc.engine import Engine
 from realloc.errors import StateError
 from realloc.handle import Handle
@@ -21,9 +23,14 @@ from realloc.plan import StartPlan
 from realloc.pool.groups import carry_out, replace, sort_groups
 from realloc.pool.holdings import find
 from realloc.pool.restore import densify
+from realloc.rank_decider import RankDecider
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
+from realloc.weight_decider import WeightDecider
+
+# who decides about the pools of each kind of method: one line a kind
+DECIDERS: Final[dict[type, Callable[..., Decider]]] = {Method: WeightDecider, RankMethod: RankDecider}
 
 
 def _open(module: nn.Module, args: Any) -> None:
@@ -113,7 +120,8 @@ def hook_engine(
     ranks.check_stamp(holdings.stamp(), "after attach")
     if isinstance(sink, EventLog) and not ranks.first:
         sink = None  # one line for each decision, not one for each rank
-    engine = Engine(target, method, schedule, ranks=ranks, sink=sink, undo=undo, old=root.__dict__[LINK].old)
+    decider = DECIDERS[type(method)](holdings, method, schedule, ranks)
+    engine = Engine(target, method, decider, ranks=ranks, sink=sink, undo=undo, old=root.__dict__[LINK].old)
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, target.fresh)

@@ -7,7 +7,6 @@ from typing import final
 
 from realloc.decide import candidates_of
 from realloc.methods.method import Method
-from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
 from realloc.observe.candidate_sums import sums_of
 from realloc.observe.gradients import GradientSource
@@ -17,7 +16,6 @@ from realloc.observe.standing import Standing
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings
 from realloc.pool.masked import MaskedPool
-from realloc.schedule import Schedule
 from realloc.stand import active_sites, finite, gradients_of, overwritten, standing_of
 
 
@@ -25,23 +23,16 @@ from realloc.stand import active_sites, finite, gradients_of, overwritten, stand
 class Collect:
     """Of one attached model. What it has collected lies in the model's buffers, so that a resume goes on with it."""
 
-    def __init__(self, holdings: Holdings, method: Method | RankMethod, schedule: Schedule, ranks: Ranks) -> None:
+    def __init__(self, holdings: Holdings, method: Method, ranks: Ranks) -> None:
         self._holdings = holdings
         self._method = method
-        self.schedule = schedule
         self._ranks = ranks
         self.averages = Averages(holdings, method.average)
-        self.impressions = Impressions(holdings, isinstance(method, Method) and method.impressions)
-        self.window = method.candidates.steps  # steps before a move, and its own, whose gradients it looks at
-        self._pools = [pool for pool in holdings.pools if isinstance(pool, FlatPool | MaskedPool)]
+        self.impressions = Impressions(holdings, method.impressions)
+        self.pools = [pool for pool in holdings.pools if isinstance(pool, FlatPool | MaskedPool)]
         self._sums = sums_of(holdings, method.candidates)
-        names = [[site.name for site in pool.sites] for pool in self._pools]
+        names = [[site.name for site in pool.sites] for pool in self.pools]
         self._where = {name: (number, i) for number, mine in enumerate(names) for i, name in enumerate(mine)}
-
-    def before_move(self, step: int) -> bool:
-        """Whether a step is one of those that a coming move looks at."""
-        due = self.schedule.upcoming(step)
-        return due is not None and due - step < self.window
 
     def standings(
         self,
@@ -60,10 +51,15 @@ class Collect:
             found.append(standing_of(pool, site, step, average, gradient, active[site.name], candidates, seen))
         return found
 
-    def take(self, step: int) -> None:
-        """Take in the gradients of a step, where anything is collected in it and they are sound."""
-        watching = bool(self._sums) and self.before_move(step)
-        summing = self.impressions.active and step <= self.schedule.last
+    def take(self, step: int, *, looked_at: bool, goes_on: bool) -> None:
+        """Take in the gradients of a step, where anything is collected in it and they are sound.
+
+        Args:
+            step: that was taken.
+            looked_at: whether a coming move looks at it.
+            goes_on: whether another decision comes.
+        """
+        watching, summing = looked_at and bool(self._sums), goes_on and self.impressions.active
         if not (watching or summing or self.averages.active):
             return
         sites = self._holdings.sites.values()
@@ -74,11 +70,11 @@ class Collect:
             return
         if summing:
             self.impressions.add()
-        for number, pool in enumerate(self._pools if watching or self.averages.active else ()):
+        for number, pool in enumerate(self.pools if watching or self.averages.active else ()):
             found = gradients_of(pool, self._ranks)
             gradients = {name: source for name, source in found.items() if active[name]}
             self.averages.update(gradients)
-            if watching and isinstance(self._method, Method):
+            if watching:
                 sums = self._sums[number]
                 if not sums.steps:
                     known, seed = self.standings(pool, step, gradients, active), self._holdings.book.read("seed")

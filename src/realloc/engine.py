@@ -6,37 +6,29 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, final
 
 from torch import nn
 
-from realloc.allocate.apportion import apportion
 from realloc.apply import Target, apply, mark_groups
-from realloc.collect import Collect
 from realloc.complaints import Complaints
-from realloc.decide import decide, least_of, target_of
-from realloc.decide_ranks import decide_ranks
+from realloc.decider import Decider, Recipe
 from realloc.errors import StateError, warn
-from realloc.ledger import Account, Entry, Held, check
-from realloc.methods.method import Method
-from realloc.methods.rank_method import RankMethod
+from realloc.ledger import Entry
 from realloc.observe.backwards import Backwards
 from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
-from realloc.pool.flat import FlatPool
 from realloc.pool.guard import Guard
 from realloc.pool.holdings import Holdings, rewriting
-from realloc.pool.masked import MaskedPool
-from realloc.pool.ranks import RankPool
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
 from realloc.sites.masked import MaskedSite
-from realloc.stand import active_sites, finite, gradients_of, overwritten, ranks_standing_of
+from realloc.stand import active_sites, finite, overwritten
 
 APART = (
     "model and optimizer hold different placements: one was loaded without the other. Load both, "
@@ -59,13 +51,13 @@ _complete = attrgetter("complete")
 
 @final
 class Engine:
-    """Called by the hooks of `attach`; calls decide, ledger, apply and record. Keeps no state that a resume needs."""
+    """Called by the hooks of `attach`; calls decider, ledger, apply, record. Keeps no state that a resume needs."""
 
     def __init__(
         self,
         target: Target,
-        method: Method | RankMethod,
-        schedule: Schedule,
+        method: Recipe,
+        decider: Decider,
         *,
         ranks: Ranks,
         sink: Sink | None,
@@ -74,15 +66,13 @@ class Engine:
     ) -> None:
         self.target = target
         self.method = method
-        self.schedule = schedule
         self.ranks = ranks
         self.sink = sink
         self.recent: deque[Note] = deque(maxlen=1024)
         self._undo = undo
         self._attached = True
         self._guard = Guard(method.young)
-        self._collect = Collect(self.holdings, method, schedule, ranks)
-        self._betas = method.betas if isinstance(method, RankMethod) else None
+        self._decider = decider
         self.complaints = Complaints(old)
         self._active: dict[str, bool] = {}
         self._quiet = 0
@@ -93,7 +83,6 @@ class Engine:
         flats, masked = target.holdings.flats, target.holdings.masked
         self.backwards = tuple(map(Backwards, flats))
         self._masked = () if masked is None else masked.sites
-        self._rank_pools = tuple(pool for pool in flats if isinstance(pool, RankPool))
         self._trained = [(pool.owner, pool.key, pool.parameter) for pool in flats]
         self._trained += [(*site.holder, site.parameter) for site in self._masked]
         self.arm()
@@ -102,6 +91,11 @@ class Engine:
     def holdings(self) -> Holdings:
         """What the model holds."""
         return self.target.holdings
+
+    @property
+    def schedule(self) -> Schedule:
+        """When moves are due."""
+        return self._decider.schedule
 
     @property
     def attached(self) -> bool:
@@ -118,8 +112,8 @@ class Engine:
         """Move by another schedule from now on."""
         self.require()
         if schedule.upcoming(self.holdings.book.read("steps") + 1) != self.next_due():
-            self._collect.forget()  # sums that were begun for another step
-        self.schedule = self._collect.schedule = schedule
+            self._decider.forget()  # sums that were begun for another step
+        self._decider.schedule = schedule
         self.arm()
 
     # observe ----------------------------------------------------------------------------------------------------
@@ -127,18 +121,15 @@ class Engine:
     def arm(self) -> None:
         """Collect gradients in the coming step if a decision will look at them. Also after a load."""
         upcoming = self.holdings.book.read("steps") + 1
-        goes_on = upcoming <= self.schedule.last
-        averages = self._collect.averages.active and goes_on
-        armed = averages or (self.method.looks and self._collect.before_move(upcoming))
+        armed = self._decider.collects(upcoming)
         for backwards in self.backwards:
             backwards.arm(armed)
         for site in self._masked:
             site.arm(armed)
         # steps up to this one have nothing to decide, to collect or to complain about
         due = self.schedule.upcoming(upcoming)
-        summing = self._collect.impressions.active and goes_on
-        busy = averages or summing or (self._betas is not None and goes_on) or not self.complaints.looked
-        self._quiet = 0 if busy else sys.maxsize if due is None else due - 1 - self._collect.window
+        busy = (self._decider.busy and upcoming <= self.schedule.last) or not self.complaints.looked
+        self._quiet = 0 if busy else sys.maxsize if due is None else due - 1 - self._decider.window
         special = armed or due == upcoming or self._several or self._masked or self.method.young
         self._plain = not (special or self.target.followers)
 
@@ -207,10 +198,7 @@ class Engine:
             for site in self._masked:
                 site.forget()
             return
-        self._collect.take(step)
-        if self._betas is not None:
-            for pool in self._rank_pools:
-                pool.measure(self._betas)
+        self._decider.take(step)
         due = self.schedule.due(step)
         if due or not self.complaints.looked:
             self.complaints.look(target.holdings.owner)
@@ -222,7 +210,7 @@ class Engine:
 
     def _move(self, step: int) -> None:
         began = time.perf_counter()
-        before = {name: site.held // site.grid.size for name, site in self.holdings.sites.items()}
+        before = self.holdings.units
         reason = self._reason_to_wait()
         plan, entries = (Plan(step, (), skipped=reason), {}) if reason is not None else self._settled(step)
         if plan.skipped is not None:
@@ -231,7 +219,7 @@ class Engine:
         elif plan.moves_anything:
             self.unchecked = True  # it may be interrupted
             apply(plan, entries, self.target)
-        self._collect.forget()
+        self._decider.forget()
         self.recent.extend(notes_of(plan))
         if self.sink is not None:
             seconds = time.perf_counter() - began
@@ -239,49 +227,16 @@ class Engine:
 
     def _settled(self, step: int) -> tuple[Plan, dict[str, Entry]]:
         """Decide, agree with the other ranks, and let the ledger check it."""
-        method, stamp = self.method, self.holdings.stamp()
-        made = self._decide_ranks(method, step) if isinstance(method, RankMethod) else self._decide(method, step)
-        agreed = [(self.ranks.agree(plan, stamp), accounts) for plan, accounts in made]
+        stamp, proposals = self.holdings.stamp(), self._decider.proposals(step, self._active)
+        agreed = [(self.ranks.agree(one.plan, stamp), one.check) for one in proposals]
         plans = [plan for plan, _ in agreed]
         skipped = next((p.skipped for p in plans if p.skipped), None)
         note = next((p.note for p in plans if p.note), "")
         plan = Plan(step, () if skipped else tuple(c for p in plans for c in p.changes), skipped=skipped, note=note)
         entries: dict[str, Entry] = {}
-        if plan.moves_anything:
-            for (part, accounts), pool in zip(agreed, self.holdings.pools, strict=True):
-                entries |= check(part, accounts, pool.capacity * pool.unit_size)
+        for mine, check in agreed if plan.moves_anything else ():
+            entries |= check(mine)
         return plan, entries
-
-    def _decide_ranks(self, method: RankMethod, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
-        last = step >= self.schedule.last
-        share = method.share(1.0 if last else self.schedule.phase(step))
-        seed = self.holdings.book.read("seed")
-        for pool in self._rank_pools:
-            sites = [ranks_standing_of(pool, site, self.ranks, self._active[site.name]) for site in pool.sites]
-            # narrow layers, or a compacted pool, have less room than the curve may ask for
-            target = min(pool.capacity, round(pool.budget * share))
-            phase = self.schedule.phase(step)
-            plan = decide_ranks(sites, method, step=step, phase=phase, seed=seed, target=target, last=last)
-            yield plan, [Held(s.name, s.grid, known.places) for s, known in zip(pool.sites, sites, strict=True)]
-
-    def _weight_pools(self) -> list[FlatPool | MaskedPool]:
-        return [pool for pool in self.holdings.pools if not isinstance(pool, RankPool)]
-
-    def _decide(self, method: Method, step: int) -> Iterator[tuple[Plan, Sequence[Account]]]:
-        self._collect.impressions.fold(step)
-        pools = []
-        for pool in self._weight_pools():
-            gradients = gradients_of(pool, self.ranks) if method.looks else {}
-            pools.append(self._collect.standings(pool, step, gradients, self._active))
-        seed, phase = self.holdings.book.read("seed"), self.schedule.phase(step)
-        held = [sum(site.places.numel() for site in pool) for pool in pools]
-        least = [least_of(pool) for pool in pools]
-        ends = step >= self.schedule.last  # a falling density arrives, though ``until`` may lie between two moves
-        total = target_of([site for pool in pools for site in pool], method, 1.0 if ends else phase)
-        phase = 1.0 if ends and method.settles else phase
-        targets = apportion(held, max(total, sum(least)), least, held)  # a falling density is shared among the pools
-        for mine, target in zip(pools, targets, strict=True):
-            yield decide(mine, method, step=step, phase=phase, seed=seed, target=target), mine
 
     def _updated(self) -> dict[str, bool]:
         """Which sites the optimizer has a gradient for, on any rank: of a backward, or set by hand."""
@@ -372,5 +327,5 @@ class Engine:
                 "wrap the detached model anew before training on",
             )
         self._attached = False
-        self._collect.unregister()
+        self._decider.unregister()
         self._undo()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from realloc.errors import ConfigError
 from realloc.methods.beside import Beside
-from realloc.observe.candidates import Candidates
 from realloc.observe.rank_probe import RankProbe
 from realloc.schedule import Curve, constant
 from realloc.scores.held_ranks import RankKeep, RankWant
@@ -59,9 +58,7 @@ class RankMethod:
     where: Beside = field(default_factory=Beside)
 
     moments: ClassVar[Literal["zero"]] = "zero"  # a new rank starts with none
-    average: ClassVar[None] = None
     young: ClassVar[int] = 0
-    candidates: ClassVar[Candidates] = Candidates()
 
     def __post_init__(self) -> None:
         asked = [name for name in ("rank", "budget") if getattr(self, name) is not None]

@@ -83,6 +83,11 @@ class Holdings:
         """Weights that sites hold now."""
         return sum(pool.held * pool.unit_size for pool in self.pools)
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Units that each site holds now, by its name."""
+        return {name: site.held // site.grid.size for name, site in self.sites.items()}
+
     # the stamp: which placement the values belong to ------------------------------------------------------------
 
     def compute_stamp(self) -> int:
