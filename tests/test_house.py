@@ -26,12 +26,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     "errors", "rng", "schedule", "plan", "modes",
     "kernels", "cache",
-    "scores", "allocate", "select", "nn",
+    "scores", "grow", "allocate", "select", "nn",
     "sites", "pool", "observe",
     "depths", "shorten", "methods", "choose", "choose_columns", "prepare", "choose_linear", "prepare_ranks",
     "prepare_deltas", "choose_tables", "prepare_rows", "calibrate",
-    "release", "acquire", "decide", "decide_ranks", "decide_layers", "decide_hot_rows", "ledger", "apply", "record",
-    "stand", "collect", "decider", "weight_decider", "rank_decider", "complaints", "bind", "engine", "links", "handle",
+    "find_widths", "find_coupled", "choose_widths", "prepare_widths",
+    "release", "acquire", "decide", "decide_ranks", "decide_layers", "decide_hot_rows", "ledger", "decide_widths",
+    "apply", "record",
+    "stand", "collect", "decider", "weight_decider", "rank_decider", "width_decider",
+    "complaints", "bind", "engine", "links", "handle",
     "layers", "layer_checks", "trial", "layer_handle", "time_layers", "attach_layers",
     "rows", "row_handle", "attach_rows",
     "rates", "rate_handle", "attach_rates", "hot_rows", "hot_row_handle", "attach_hot_rows", "attach_slots", "attach",
@@ -50,6 +53,8 @@ HOOKS = {
     "attach_rows": "installs those of embedding rows",
     "attach_rates": "installs those of shares of learning rate",
     "attach_hot_rows": "installs those of rows that ids own",
+    "sites": "a layer whose width moves hears of its own backward by a hook on what it gives out",
+    "choose_widths": "sees once how much each layer gives out, and takes its hooks off before it returns",
     "time_layers": "sees once what enters each layer, and takes its hooks off before it returns",
 }  # fmt: skip
 LONG: dict[str, str] = {}  # over 60 lines, never over 100
@@ -114,7 +119,7 @@ MADE_WITH: dict[str, dict[str, object]] = {
     "fixed": {"ranks": {"layer": 4}}, "focus": {"depths": DEPTHS},
 }  # fmt: skip
 CONTROLS = {"fixed", "full", "permuted_rates", "random_layers", "random_moves", "random_ranks", "static"}
-CONTROLS |= {"random_columns"}
+CONTROLS |= {"random_columns", "random_widths", "uniform_widths"}
 
 
 def name_of(path: Path) -> str:

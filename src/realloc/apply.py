@@ -27,6 +27,8 @@ from realloc.pool.state import (
     starts_of,
     weight_so_far,
 )
+from realloc.pool.width_writes import write as write_widths
+from realloc.pool.widths import WidePool
 
 
 @final
@@ -53,13 +55,15 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
     changes = {c.site: c for c in plan.changes if c.moves_anything}
     holdings = target.holdings
     with rewriting(holdings, *target.followers):
+        if holdings.wide:
+            _move_wide(holdings.wide, plan, entries, target)
         for number, flat in enumerate(holdings.flats):
             if any(site.name in changes for site in flat.sites):
                 copies = [f.flats[number] for f in target.followers]
                 if isinstance(flat, RankPool):
                     ranks = [copy for copy in copies if isinstance(copy, RankPool)]
                     _move_ranks(flat, changes, entries, target, ranks, plan.step)
-                else:
+                elif isinstance(flat, FlatPool):
                     followers = [copy for copy in copies if isinstance(copy, FlatPool)]
                     _move_flat(flat, changes, entries, target, followers, plan.step)
         if holdings.masked is not None:
@@ -170,6 +174,37 @@ def _move_ranks(
         gather_slots([(follower.parameter.detach(), values)], source)
         follower.follow(source)
         follower.write(places)
+
+
+def _move_wide(pools: Sequence[WidePool], plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
+    """Move units between widths: every parameter of each follows, in all pools, then what the plan writes."""
+    before, groups = pools[0].widths, pools[0].space.groups
+    units = [entries[name].source for name in groups]
+    after = [entries[name].places.numel() for name in groups]
+    for pool in pools:
+        source, values = pool.source(units, before), pool.fills(after)
+        parameter = pool.parameter
+        state, weight = slotwise(target.optimizer, parameter), weight_so_far(target.optimizer, parameter)
+        newcomers = [_wide_newcomers(site.member.parameters(after), *pool.bounds(site.index)) for site in pool.sites]
+        idle = pool.capacity - sum(site.member.parameters(after) for site in pool.sites)
+        newcomers.append(Newcomers(torch.empty(0, dtype=torch.int64), idle))
+        starts = starts_of(target.moments, state, dict(target.fresh[parameter]), newcomers, weight)
+        gather_pool(target.optimizer, parameter, source, starts, values)
+        copies = [follower.flats[pool.number] for follower in target.followers]
+        for copy in (one for one in copies if isinstance(one, WidePool)):
+            gather_slots([(copy.parameter.detach(), values)], source)
+            copy.follow(source, units)
+            copy.write(after)
+        pool.follow(source, units)
+        pool.write(after)
+        pool.come(units, plan.step)
+    write_widths(target.holdings.owner, pools, plan.writes, units)
+    for follower in target.followers:
+        write_widths(follower.owner, follower.wide, plan.writes, units)
+
+
+def _wide_newcomers(slots: int, first: int, last: int) -> Newcomers:
+    return Newcomers(torch.arange(first, last, max(1, (last - first) // SPACED)), slots)
 
 
 def _move_masked(

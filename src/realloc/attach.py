@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Final, overload
@@ -21,6 +22,7 @@ from realloc.bind import (
     packed_weights,
     prepare_beside_under,
     prepare_under,
+    prepare_wide_under,
 )
 from realloc.choose_columns import method_over
 from realloc.errors import ConfigError, StateError
@@ -37,10 +39,12 @@ from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.methods.rate_method import RateMethod
 from realloc.methods.row_method import RowMethod
+from realloc.methods.width_method import WidthMethod
 from realloc.plan import StartPlan
 from realloc.pool.groups import inner
 from realloc.pool.holdings import find, root_of
 from realloc.prepare import build, describe, plan_start
+from realloc.prepare_widths import build_widths, describe_widths, plan_widths
 from realloc.rate_handle import RateHandle
 from realloc.record.events import EventLog
 from realloc.record.sink import Sink
@@ -52,7 +56,7 @@ AnyHandle = Handle | LayerHandle | RowHandle | RateHandle | HotRowHandle
 
 def prepare(
     model: nn.Module,
-    method: Method | ColumnMethod | RankMethod | DeltaMethod | RowMethod,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod | WidthMethod | RowMethod,
     *,
     seed: int = 0,
     dry_run: bool = False,
@@ -90,6 +94,14 @@ def prepare(
             started.build(groups)
             hook_model(model, started.table, {})
         return started.table
+    if isinstance(method, WidthMethod):
+        wide = plan_widths(root, method)
+        table = describe_widths(wide, method)
+        if not dry_run:
+            old = {member.name: weakref.ref(root.get_parameter(member.name)) for member in wide.chosen.space.members}
+            build_widths(root, wide, method, seed=seed, group=groups)
+            hook_model(model, table, old)
+        return table
     if isinstance(method, ColumnMethod):
         method = method_over(root, method, None)
     start = plan_start(model, method, seed)
@@ -104,7 +116,7 @@ def prepare(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | ColumnMethod | RankMethod | DeltaMethod,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod | WidthMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -163,7 +175,15 @@ def attach(
 def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | ColumnMethod | RankMethod | DeltaMethod | LayerMethod | RowMethod | RateMethod | HotRowMethod,
+    method: Method
+    | ColumnMethod
+    | RankMethod
+    | DeltaMethod
+    | WidthMethod
+    | LayerMethod
+    | RowMethod
+    | RateMethod
+    | HotRowMethod,
     *,
     schedule: Schedule | None = None,
     seed: int = 0,
@@ -211,7 +231,7 @@ def _attach_slots(
     model: nn.Module,
     root: nn.Module,
     optimizer: torch.optim.Optimizer,
-    method: Method | ColumnMethod | RankMethod | DeltaMethod,
+    method: Method | ColumnMethod | RankMethod | DeltaMethod | WidthMethod,
     schedule: Schedule | None,
     seed: int,
     sink: Sink | None,
@@ -226,6 +246,8 @@ def _attach_slots(
     if holdings is None:
         if isinstance(method, Method):
             bound = prepare_under(root, optimizer, method, seed)
+        elif isinstance(method, WidthMethod):
+            bound = prepare_wide_under(root, optimizer, method, seed)
         else:
             bound = prepare_beside_under(root, optimizer, method, seed)
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
@@ -250,6 +272,7 @@ KINDS: Final[dict[type, Callable[..., AnyHandle]]] = {
     Method: _attach_slots,
     ColumnMethod: _attach_slots,
     RankMethod: _attach_slots,
+    WidthMethod: _attach_slots,
     DeltaMethod: _attach_slots,
     LayerMethod: attach_layers,
     RowMethod: attach_rows,

@@ -18,6 +18,7 @@ from realloc.handle import Handle
 from realloc.links import LINK, TAKEN, Hook, Link
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_out, replace, sort_groups
@@ -28,9 +29,14 @@ from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
 from realloc.weight_decider import WeightDecider
+from realloc.width_decider import WidthDecider
 
 # who decides about the pools of each kind of method: one line a kind
-DECIDERS: Final[dict[type, Callable[..., Decider]]] = {Method: WeightDecider, RankMethod: RankDecider}
+DECIDERS: Final[dict[type, Callable[..., Decider]]] = {
+    Method: WeightDecider,
+    RankMethod: RankDecider,
+    WidthMethod: WidthDecider,
+}
 
 
 def _open(module: nn.Module, args: Any) -> None:
@@ -93,7 +99,7 @@ def hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn.
 def hook_engine(
     model: nn.Module,
     target: Target,
-    method: Method | RankMethod,
+    method: Method | RankMethod | WidthMethod,
     schedule: Schedule,
     table: StartPlan,
     sink: Sink | None,

@@ -15,6 +15,7 @@ from realloc.errors import ConfigError, plain
 from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.width_method import WidthMethod
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_in, group_of, replace
 from realloc.pool.holdings import Holdings
@@ -23,6 +24,9 @@ from realloc.pool.state import reset_masked
 from realloc.prepare import GroupKey, Start, build, describe, plan_start
 from realloc.prepare_deltas import build_deltas, describe_deltas, plan_deltas
 from realloc.prepare_ranks import build_ranks, describe_ranks, plan_ranks
+from realloc.prepare_widths import build_widths, describe_widths, plan_widths
+
+ELEMENTWISE = "Use an elementwise optimizer such as AdamW or SGD"
 
 
 @final
@@ -61,6 +65,29 @@ def prepare_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: Met
         outside = (~site.mask()).flatten().nonzero().flatten()
         reset_masked(optimizer, site.parameter, outside[:0], outside, dict(fresh[site.parameter]))
     return Bound(table, holdings, fresh, packed_weights(start), order)
+
+
+def prepare_wide_under(root: nn.Module, optimizer: torch.optim.Optimizer, method: WidthMethod, seed: int) -> Bound:
+    """Prepare widths under an optimizer that has the parameters whose shapes follow them."""
+    start = plan_widths(root, method)
+    named = {member.name: root.get_parameter(member.name) for member in start.chosen.space.members}
+    group_index = _groups_of(named, optimizer)
+    probes = {}
+    for name, parameter in named.items():
+        key = group_index[name], parameter.dtype
+        if key not in probes:
+            probes[key] = fresh_state(optimizer, optimizer.param_groups[key[0]], parameter, ELEMENTWISE)
+    moved = {id(parameter): name for name, parameter in named.items()}
+    order = [moved.get(id(p), p) for group in optimizer.param_groups for p in group["params"]]
+    old = {name: weakref.ref(parameter) for name, parameter in named.items()}
+    holdings, parts = build_widths(root, start, method, seed=seed, group=group_index.__getitem__)
+    fresh = {}
+    for pool, taken in zip(holdings.flats, parts, strict=True):
+        mine = probes[group_index[taken[0].name], pool.parameter.dtype]
+        carry_in(optimizer, taken, pool.parameter, mine)
+        replace(optimizer, [(p.name, p.parameter) for p in taken], [(pool.key, pool.parameter)])
+        fresh[pool.parameter] = mine
+    return Bound(describe_widths(start, method), holdings, fresh, old, order)
 
 
 def prepare_beside_under(

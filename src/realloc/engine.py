@@ -232,7 +232,8 @@ class Engine:
         plans = [plan for plan, _ in agreed]
         skipped = next((p.skipped for p in plans if p.skipped), None)
         note = next((p.note for p in plans if p.note), "")
-        plan = Plan(step, () if skipped else tuple(c for p in plans for c in p.changes), skipped=skipped, note=note)
+        changes = () if skipped else tuple(c for p in plans for c in p.changes)
+        plan = Plan(step, changes, skipped, note, tuple(write for p in plans for write in p.writes))
         entries: dict[str, Entry] = {}
         for mine, check in agreed if plan.moves_anything else ():
             entries |= check(mine)
@@ -312,7 +313,7 @@ class Engine:
             for holdings in everyone:
                 for pool in holdings.pools:
                     compact(pool, self.target.optimizer, pool.held)
-                holdings.book.write("budget", holdings.budget)
+                holdings.book.write("budget", holdings.held)
         mark_groups(self.target, self.holdings.stamp())
         return before - self.holdings.budget
 

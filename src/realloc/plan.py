@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Literal, final
 
 from torch import Tensor
 
@@ -33,6 +33,22 @@ class Change:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Write:
+    """What a move of widths writes beside its gather. Positions along the other side are those of before the move.
+
+    kind: ``rows``, ``columns``: values ``[units, entries]`` of a parameter, its units first. ``reader``: added to what
+    the weight's layer gives out, ``[its rows]``: to its bias, or taken from the running mean of the norm behind it.
+    ``running``: which units, of before, new ones take the running statistics of a norm's weight from.
+    """
+
+    parameter: str
+    kind: Literal["rows", "columns", "reader", "running"]
+    units: Tensor | None  # int64, positions after the move
+    values: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A move, or the reason why there is none."""
 
@@ -40,6 +56,7 @@ class Plan:
     changes: tuple[Change, ...]
     skipped: str | None = None
     note: str = ""  # what the record should say of how it came about
+    writes: tuple[Write, ...] = ()
 
     @property
     def units_moved(self) -> int:
@@ -80,7 +97,11 @@ def notes_of(plan: Plan) -> list[Note]:
     ]  # fmt: skip
 
 
-WORDS: Final = {"rank": "parameters in ranks", "delta": "weights in deltas"}  # what a site holds, by its storage
+WORDS: Final = {
+    "rank": "parameters in ranks",
+    "delta": "weights in deltas",
+    "wide": "parameters in layers whose widths move",
+}  # what a site holds, by its storage
 
 
 @final

@@ -8,10 +8,13 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.masked import MaskedPool
 from realloc.pool.ranks import RankPool
 from realloc.pool.state import slotwise
+from realloc.pool.widths import WidePool
 
 
 @torch.no_grad()
-def compact(pool: FlatPool | RankPool | MaskedPool, optimizer: torch.optim.Optimizer | None, units: int) -> None:
+def compact(
+    pool: FlatPool | RankPool | WidePool | MaskedPool, optimizer: torch.optim.Optimizer | None, units: int
+) -> None:
     """Cut a pool, its gradient, its state and its columns to so many units. A masked pool only lowers its count."""
     if isinstance(pool, MaskedPool):
         pool.capacity = units

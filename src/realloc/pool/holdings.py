@@ -17,9 +17,11 @@ from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool, check_placement
 from realloc.pool.masked import MaskedPool, check_masks
 from realloc.pool.ranks import RankPool, check_ranks
+from realloc.pool.widths import WidePool, check_widths
 from realloc.sites.masked import MaskedSite
 from realloc.sites.packed import PackedSite
 from realloc.sites.rank import RankSite
+from realloc.sites.wide import WideSite
 
 ATTRIBUTE = "realloc_holdings"
 DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
@@ -33,9 +35,9 @@ CUT = (
     "a move was interrupted: values, moments and places belong together no more. Load a checkpoint, model and "
     "optimizer, and make averaged copies that follow anew: handle.follow(copy)"
 )
-Tapped = PackedSite | RankSite
+Tapped = PackedSite | RankSite | WideSite
 Site = Tapped | MaskedSite
-Flat = FlatPool | RankPool
+Flat = FlatPool | RankPool | WidePool
 
 
 @final
@@ -75,17 +77,28 @@ class Holdings:
 
     @property
     def budget(self) -> int:
-        """Weights, held and parked together."""
+        """Held and parked together: weights, or where widths move, their currency."""
+        if self.wide:
+            return self.book.read("budget")
         return sum(pool.capacity * pool.unit_size for pool in self.pools)
 
     @property
+    def wide(self) -> tuple[WidePool, ...]:
+        """The pools of widths: those of one space, and then there are no others."""
+        return tuple(flat for flat in self.flats if isinstance(flat, WidePool))
+
+    @property
     def held(self) -> int:
-        """Weights that sites hold now."""
+        """What sites hold now, counted as the budget is."""
+        for first in self.wide[:1]:
+            return first.space.cost(first.widths, first.currency)
         return sum(pool.held * pool.unit_size for pool in self.pools)
 
     @property
     def units(self) -> dict[str, int]:
-        """Units that each site holds now, by its name."""
+        """Units that each site holds now, by its name; of widths, each group."""
+        for first in self.wide[:1]:
+            return dict(zip(first.space.groups, first.widths, strict=True))
         return {name: site.held // site.grid.size for name, site in self.sites.items()}
 
     # the stamp: which placement the values belong to ------------------------------------------------------------
@@ -179,11 +192,13 @@ class Holdings:
         budget, mine = int(book[FIELDS.index("budget")]), self.book.read("budget")
         compacted = budget < mine
         for flat in self.flats:
-            if isinstance(flat, RankPool):
+            if isinstance(flat, WidePool):
+                check_widths(flat, state, prefix, compacted)
+            elif isinstance(flat, RankPool):
                 check_ranks(flat, state, prefix, compacted)
             else:
                 check_placement(flat, state, prefix, compacted)
-        rest = budget - sum(len(state[prefix + flat.key]) for flat in self.flats)
+        rest = 0 if self.wide else budget - sum(len(state[prefix + flat.key]) for flat in self.flats)
         held = 0 if self.masked is None else check_masks(self.masked, state, prefix)
         most = 0 if self.masked is None else self.masked.capacity * self.masked.unit_size
         if budget > mine or not held <= rest <= most:

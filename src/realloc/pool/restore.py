@@ -9,9 +9,11 @@ from realloc.pool.flat import FlatPool
 from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
 from realloc.pool.ranks import RankPool
+from realloc.pool.widths import WidePool
 from realloc.sites.delta import Delta, base_of, drop_delta
 from realloc.sites.packed import PackedLinear, PackedSite, unpack
 from realloc.sites.rank import Ranked, drop_ranks, frozen_weight
+from realloc.sites.wide import Wide, WideSite, settle
 
 ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_params_and_buffers_to_ignore")
 
@@ -27,10 +29,16 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
         if isinstance(pool, RankPool) or pool.storage == "delta":
             taken.append((pool.parameter, list[Part]()))
             continue
-        parts = [_dense(pool, site) for site in pool.sites]
+        if isinstance(pool, WidePool):
+            parts = [_wide(site) for site in pool.sites]
+        else:
+            parts = [_dense(pool, site) for site in pool.sites]
         taken.append((pool.parameter, parts))
         by_site.update({id(s): p for s, p in zip(pool.sites, parts, strict=True)})
     for module in list(holdings.owner.modules()):
+        if isinstance(module, Wide):
+            settle(module, {key: by_site[id(site)].parameter for key, site in module.realloc_sites.items()})
+            continue
         if isinstance(module, PackedLinear):
             unpack(module, by_site[id(module.realloc_site)].parameter)
         elif isinstance(module, Ranked):
@@ -55,6 +63,15 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
 
 def _merge(base: Tensor, part: Tensor) -> None:
     base.copy_(base.to(part.dtype) + part)
+
+
+def _wide(site: WideSite) -> Part:
+    pool, (first, _) = site.pool, site.pool.bounds(site.index)
+    trains = pool.parameter.requires_grad and not site.frozen
+    parameter = nn.Parameter(site.of(pool.parameter.detach()).clone(), requires_grad=trains)
+    gradient = site.gradient_of_held()
+    parameter.grad = None if gradient is None else gradient.clone()
+    return Part(site.name, parameter, torch.arange(parameter.numel()), first, tuple(parameter.shape))
 
 
 def _dense(pool: FlatPool, site: PackedSite) -> Part:

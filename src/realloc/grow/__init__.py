@@ -1,0 +1,1 @@
+"""How new units of a width start, so that the function stays as it is."""

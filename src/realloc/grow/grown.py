@@ -1,0 +1,51 @@
+"""What a growth rule gives: start values of new units, by the name of the parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Generator, Tensor
+
+from realloc.scores.neurons import Neurons
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """Start values of new units. A parameter that is not named starts at zero, a norm's factor at one.
+
+    values: by parameter, ``[new units, entries of one unit]``, laid out as the parameter is with its units first.
+    shifts: added to the outputs of what reads the units, by the reader's weight, ``[its rows]``.
+    rewritten: of units that stay, by parameter: which units, and their entries. They pay for a copy.
+    copied: which unit each new one copies its norm and running statistics from; None: none.
+    """
+
+    values: Mapping[str, Tensor]
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
+    rewritten: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    copied: Tensor | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Growth:
+    """A rule: ``draw(group, kept, count, generator)``, where ``kept`` is the worth of the units held now."""
+
+    name: str
+    draw: Callable[[Neurons, Tensor, int, Generator], Grown]
+    products: bool = False  # whether it needs the group's products of input and output gradient
+
+
+def like(values: Tensor, drawn: Tensor) -> Tensor:
+    """Numbers that were drawn on the CPU in float32 or float64, as a parameter's."""
+    return drawn.to(device=values.device, dtype=values.dtype)
+
+
+def uniform(values: Tensor, count: int, generator: Generator) -> Tensor:
+    """``[count, entries]``: as torch starts a layer, uniform within ``1 / sqrt(fan in)``."""
+    fan_in = max(1, values[0].numel())
+    drawn = torch.rand(count, values[0].numel(), generator=generator, dtype=torch.float64)
+    return like(values, (2 * drawn - 1) / fan_in**0.5)

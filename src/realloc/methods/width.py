@@ -1,0 +1,56 @@
+"""Width: neurons, channels and heads move to the layers whose units matter."""
+
+from __future__ import annotations
+
+from realloc.allocate.room_of_widths import by_gain
+from realloc.allocate.width_costs import Currency
+from realloc.errors import ConfigError
+from realloc.grow.grown import Growth
+from realloc.grow.zero_output import zero_output
+from realloc.methods.width_method import WidthMethod
+from realloc.schedule import cosine
+from realloc.scores.neuron_effect import neuron_effect
+from realloc.scores.neuron_mean import neuron_mean
+from realloc.scores.neurons import WidthKeep, WidthWant
+
+
+def width(
+    *,
+    drop: float = 0.1,
+    score: WidthKeep = neuron_effect,
+    want: WidthWant = neuron_mean,
+    grow: Growth = zero_output,
+    window: int = 10,
+    mature: int = 100,
+    currency: Currency = "parameters",
+) -> WidthMethod:
+    """Release the units of least effect per cost, over all layers, and widen the layers whose units are worth most.
+
+    The model as it is given says what the budget is: what its moving widths cost. Time and memory of a step follow the
+    widths, since every layer computes densely at its width of now.
+
+    Args:
+        drop: share of the budget that is released and handed out again at the first move, in [0, 1); falls to 0.
+        score: worth of held units.
+        want: worth of further ones.
+        grow: how new ones start; all rules keep the function.
+        window: steps before a move whose effects are summed.
+        mature: steps that a unit holds its place before it may go.
+        currency: "parameters", or "FLOPs" of one example's forward.
+
+    Raises:
+        ConfigError: a drop outside [0, 1), or numbers that make no sense.
+
+    Reference: effects as Molchanov et al. (1906.10771); exchange at a fixed cost as MorphNet (1711.06798), here in
+    small moves while the model trains, by gain per cost in place of one factor.
+    """
+    return WidthMethod(
+        "width", "1906.10771", keep=score, want=want, share=by_gain, grow=grow, drop=cosine(_share(drop)),
+        mature=mature, window=window, currency=currency,
+    )  # fmt: skip
+
+
+def _share(drop: float) -> float:
+    if isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop < 1:
+        raise ConfigError(f"drop is {drop!r}; it is a share of what is held: 0 <= drop < 1, such as 0.1")
+    return float(drop)

@@ -1,0 +1,161 @@
+"""From pools of widths and the backwards of a step to what a decision may know of the units of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from realloc.allocate.width_costs import Member
+from realloc.kernels.finite import all_finite
+from realloc.pool.widths import WidePool
+from realloc.scores.neurons import Neurons, Part
+from realloc.sites.wide import WideSite
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def by_row(values: Tensor, units: int) -> Tensor:
+    """A parameter with its rows as units: ``[units, entries]``, a view."""
+    return values.reshape(units, -1)
+
+
+def by_column(values: Tensor, units: int) -> Tensor:
+    """A weight ``[rows, units x block, *tail]`` with its columns as units: ``[units, rows x block x tail]``."""
+    rows = values.shape[0]
+    return values.reshape(rows, units, -1).transpose(0, 1).reshape(units, -1)
+
+
+def from_columns(values: Tensor, member: Member, rows: int) -> Tensor:
+    """The way back: ``[rows, units x block, *tail]`` from units first."""
+    units = values.shape[0]
+    assert member.columns is not None
+    inner = values.reshape(units, rows, -1).transpose(0, 1)
+    return inner.reshape(rows, units * member.columns.block, *member.tail)
+
+
+def sites_of(pools: Sequence[WidePool]) -> dict[str, WideSite]:
+    """Every site of a space, by parameter name."""
+    return {site.name: site for pool in pools for site in pool.sites}
+
+
+def makers(space_members: Sequence[Member], group: int) -> list[Member]:
+    """Weights and biases that compute the units of a group; a bias right after its weight."""
+    return [m for m in space_members if m.rows.group == group and not _of_norm(m, space_members)]
+
+
+def norms(space_members: Sequence[Member], group: int) -> list[Member]:
+    """Factors and offsets of norms on them."""
+    return [m for m in space_members if m.rows.group == group and _of_norm(m, space_members)]
+
+
+def readers(space_members: Sequence[Member], group: int) -> list[Member]:
+    """Weights that read them."""
+    return [m for m in space_members if m.columns is not None and m.columns.group == group]
+
+
+def _of_norm(member: Member, members: Sequence[Member]) -> bool:
+    layer = member.name.rpartition(".")[0]
+    return not any(m.columns is not None and m.name.rpartition(".")[0] == layer for m in members)
+
+
+@torch.no_grad()
+def add_effects(pools: Sequence[WidePool]) -> None:
+    """Add to the worth of every unit the square of this step's first-order effect of its removal.
+
+    A step whose gradient is missing or not finite adds nothing.
+    """
+    gradients = [pool.parameter.grad for pool in pools]
+    if any(grad is not None and not all_finite(grad) for grad in gradients):
+        return
+    space, widths, sites = pools[0].space, pools[0].widths, sites_of(pools)
+    for group, worth in enumerate(pools[0].units("worth")):
+        effect = torch.zeros_like(worth)
+        for member in readers(space.members, group):
+            site = sites[member.name]
+            gradient = site.gradient_of_held()
+            if gradient is not None:
+                product = site.of(site.pool.parameter.detach()).double() * gradient.double()
+                effect += by_column(product, widths[group]).sum(1)
+        worth += effect.square()
+
+
+@torch.no_grad()
+def neurons_of(
+    pools: Sequence[WidePool], active: Mapping[str, bool], step: int, window: int, looks: bool, reduce: Reduce
+) -> list[Neurons]:
+    """What a decision at a step may know of each group.
+
+    Args:
+        pools: of one space.
+        active: by parameter, whether it took part in the step.
+        step: steps taken.
+        window: steps whose effects were summed.
+        looks: whether outputs and products of the step were captured and are wanted.
+        reduce: the mean over the ranks of a DDP run.
+    """
+    space, widths, sites = pools[0].space, pools[0].widths, sites_of(pools)
+    worth, born = pools[0].units("worth"), pools[0].units("born")
+    found = []
+    for group, name in enumerate(space.groups):
+        width = widths[group]
+        made, read = makers(space.members, group), readers(space.members, group)
+        weights = [m.name for m in (*made, *read) if m.columns is not None]
+        everyone = all(active[one] for one in weights)
+        seen = [_means(sites[m.name], width) for m in read] if looks and everyone else []
+        means = tuple((m.name, reduce(one[1])) for m, one in zip(read, seen, strict=False))
+        outputs = torch.stack([reduce(one[0]) for one in seen]).mean(0) if seen else None
+        products = looks and everyone and simple(pools, group)
+        found.append(Neurons(
+            name, width, _price(pools, widths, group), space.least[group], space.most[group],
+            tuple(_part(sites[m.name], by_row, width) for m in made),
+            tuple(_part(sites[m.name], by_column, width) for m in read),
+            tuple(_part(sites[m.name], by_row, width) for m in norms(space.members, group)),
+            worth[group], step - born[group], outputs, means,
+            reduce(_products(sites[made[0].name], sites[read[0].name])) if products else None, float(window), everyone,
+        ))  # fmt: skip
+    return found
+
+
+def _part(site: WideSite, cut: Callable[[Tensor, int], Tensor], units: int) -> Part:
+    return Part(site.name, cut(site.of(site.pool.parameter.detach()), units), prod(site.member.tail))
+
+
+def _price(pools: Sequence[WidePool], widths: Sequence[int], group: int) -> int:
+    space, fewer = pools[0].space, list(widths)
+    fewer[group] -= 1
+    return max(1, space.marginal(fewer, group, pools[0].currency))
+
+
+def simple(pools: Sequence[WidePool], group: int) -> bool:
+    """Whether one plain linear layer with a bias makes the units and one reads them: GradMax's case."""
+    members = pools[0].space.members
+    made, read = makers(members, group), readers(members, group)
+    shape = len(made) == 2 and len(read) == 1 and not norms(members, group)
+    return shape and not made[0].tail and not read[0].tail and made[0].rows.block == 1 == read[0].columns.block  # type: ignore[union-attr]
+
+
+def _rows(x: Tensor, convolution: bool) -> Tensor:
+    """``[rows, entries]`` of a layer's input or output gradient."""
+    return x.transpose(1, -1).reshape(-1, x.shape[1]) if convolution else x.reshape(-1, x.shape[-1])
+
+
+def _means(site: WideSite, units: int) -> tuple[Tensor, Tensor]:
+    """Mean absolute and mean input of a reader, ``[units]`` and ``[units, block]``, over the backwards of a step."""
+    columns = site.shape[1]
+    size, plain, count = torch.zeros(columns), torch.zeros(columns), 0
+    for x, _ in site.tap.pairs:
+        rows = _rows(x.detach(), bool(site.member.tail)).double()
+        size, plain, count = size.to(rows) + rows.abs().sum(0), plain.to(rows) + rows.sum(0), count + len(rows)
+    size, plain = size / max(1, count), plain / max(1, count)
+    return size.view(units, -1).mean(1), plain.view(units, -1)
+
+
+def _products(maker: WideSite, reader: WideSite) -> Tensor:
+    """``[reader's rows, maker's columns]``: sum over the batch of output gradient times input, where each came once."""
+    total = torch.zeros(reader.shape[0], maker.shape[1], dtype=torch.float64)
+    for (x, _), (_, gy) in zip(maker.tap.pairs, reader.tap.pairs, strict=False):
+        total = total.to(x.device) + gy.reshape(-1, gy.shape[-1]).double().t() @ x.reshape(-1, x.shape[-1]).double()
+    return total
