@@ -15,7 +15,7 @@ from realloc.attach_hot_rows import attach_hot_rows
 from realloc.attach_layers import attach_layers
 from realloc.attach_rates import attach_rates
 from realloc.attach_rows import attach_rows, prepare_rows
-from realloc.attach_slots import hook_engine, hook_model
+from realloc.attach_slots import engine_of, hook_engine, hook_model
 from realloc.bind import (
     begin_beside,
     fresh_of,
@@ -29,7 +29,7 @@ from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.hot_row_handle import HotRowHandle
 from realloc.layer_handle import LayerHandle
-from realloc.links import LINK, refuse_taken
+from realloc.links import refuse_taken
 from realloc.methods.column_method import ColumnMethod
 from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.example_method import ExampleMethod
@@ -40,6 +40,7 @@ from realloc.methods.rank_method import RankMethod
 from realloc.methods.rate_method import RateMethod
 from realloc.methods.row_method import RowMethod
 from realloc.methods.width_method import WidthMethod
+from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
 from realloc.pool.groups import inner
 from realloc.pool.holdings import find, root_of
@@ -224,7 +225,7 @@ def attach(
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    return KINDS[type(method)](model, root_of(model), optimizer, method, schedule, seed, _sink_of(record))
+    return KINDS[type(method)](model, root_of(model), optimizer, method, schedule, seed, _sink_of(record, model))
 
 
 def _attach_slots(
@@ -251,10 +252,9 @@ def _attach_slots(
         else:
             bound = prepare_beside_under(root, optimizer, method, seed)
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
-        hook_model(root, table, bound.old)
-        root.__dict__[LINK].order = bound.order
+        hook_model(root, table, bound.old, bound.order)
     else:
-        if root.__dict__[LINK].engine is not None:
+        if engine_of(root) is not None:
             raise StateError("this model is attached already; detach() the first handle before attaching again")
         table = root.__dict__["realloc_start"]
         if (table.method, table.asked) != (method.name, method.asked):
@@ -292,9 +292,11 @@ def _check_model(model: nn.Module, method: object, seed: int) -> None:
         raise ConfigError(f"seed is {seed!r}; use an integer of at most 63 bits")
 
 
-def _sink_of(record: Sink | str | Path | None) -> Sink | None:
+def _sink_of(record: Sink | str | Path | None, model: nn.Module) -> Sink | None:
     if isinstance(record, (str, Path)):
-        return EventLog(Path(record))
+        record = EventLog(Path(record))
+    if isinstance(record, EventLog) and not ranks_of(model).first:
+        return None  # one line for each decision, not one for each rank
     if record is not None and not callable(getattr(record, "decision", None)):
         raise ConfigError(f"record is {record!r}; give a path, or an object with decision(event)")
     return record

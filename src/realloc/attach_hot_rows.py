@@ -17,7 +17,6 @@ from realloc.nn.rows import Hear, Rows
 from realloc.observe.ranks import ranks_of
 from realloc.pool.hot_rows import HotRows, group_of
 from realloc.pool.probe import fresh_state
-from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule, required
 
@@ -43,16 +42,13 @@ def attach_hot_rows(
     for name, store in stores.items():
         _check(name, store, optimizer, method)
     pools, ranks = tuple(HotRows(name, store) for name, store in stores.items()), ranks_of(model)
-    engine = HotRowEngine(
-        pools, names, optimizer, method, schedule,
-        None if isinstance(sink, EventLog) and not ranks.first else sink, ranks,
-    )  # fmt: skip
+    engine = HotRowEngine(pools, names, optimizer, method, schedule, sink, ranks)
     for pool in pools:
         pool.begin(seed)
     for pool in pools:
         ranks.check_stamp(pool.whole_stamp, "at attach()")
     engine.check()
-    _hook(root, engine)
+    _hook(engine)
     return HotRowHandle(engine)
 
 
@@ -99,27 +95,24 @@ def _listener(engine: HotRowEngine, number: int) -> Hear:
     return hear
 
 
-def _hook(root: nn.Module, engine: HotRowEngine) -> None:
-    optimizer = engine.optimizer
+def _hook(engine: HotRowEngine) -> None:
+    optimizer, tie = engine.optimizer, engine.tie
 
     def loaded(*_: Any) -> None:
         engine.unchecked = True
 
-    hooks: list[Any] = [
+    tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_state_dict_pre_hook(lambda _: engine.mark()),
         optimizer.register_load_state_dict_post_hook(loaded),
-    ]
+    )
     for number, pool in enumerate(engine.pools):
-        hooks.append(pool.store.register_load_state_dict_post_hook(loaded))  # type: ignore[no-untyped-call]
+        tie.hook(pool.store.register_load_state_dict_post_hook(loaded))  # type: ignore[no-untyped-call]
         pool.store.hear = _listener(engine, number)
 
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
+    def still() -> None:
         for pool in engine.pools:
             pool.store.hear = None
-        engine.undo = None
 
-    engine.undo = undo
+    tie.until(still)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +21,18 @@ from realloc.layer_checks import (
 )
 from realloc.layer_handle import LayerHandle
 from realloc.layers import LayerEngine
-from realloc.links import TAKEN, refuse_taken
+from realloc.links import Link, refuse_taken
 from realloc.methods.layers import LayerMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.observe.sight import Sight
 from realloc.plan import LayerPlan
 from realloc.pool.holdings import find
 from realloc.pool.rights import KEY, Rights, held_by
-from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
 from realloc.sites.blocks import blocks_of
 
-LINK = "realloc_layer_link"
-
-
-@final
-class Link:
-    """The way from a model to its engine; a copy or a pickle has none."""
-
-    def __init__(self, engine: LayerEngine | None = None) -> None:
-        self.engine = engine
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
-        return Link()
-
-    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
-        return (Link, ())
+ENGINE: Final = Link[LayerEngine]("realloc_layer_link")
 
 
 def attach_layers(
@@ -65,7 +50,7 @@ def attach_layers(
         ConfigError: the model, the optimizer or the wrapper does not allow it. Nothing was changed then.
         StateError: attached already.
     """
-    if _engine_of(root) is not None:
+    if ENGINE.of(root) is not None:
         raise StateError("this model is attached already; detach() the first handle before attaching again")
     if find(model) is not None:
         raise StateError("this model's weights move already; detach() that handle before attaching its layers")
@@ -75,8 +60,6 @@ def attach_layers(
     check_wrapper(model, method)
     passage = passage_of(blocks, method)
     ranks = ranks_of(model)
-    if isinstance(sink, EventLog) and not ranks.first:
-        sink = None  # one line for each decision, not one for each rank
     rights = Rights(root, len(blocks), seed, _agreed(method.costs, ranks))
     engine = LayerEngine(blocks, rights, optimizer, method, schedule, passage, sink, ranks)
     trained = [(p, p.requires_grad) for p in root.parameters()]
@@ -155,63 +138,54 @@ def _agreed(costs: CostTable | None, ranks: Ranks) -> CostTable | None:
 
 
 def _hook(root: nn.Module, engine: LayerEngine, trained: list[tuple[nn.Parameter, bool]]) -> None:
-    optimizer, passage = engine.optimizer, engine.passage
-    link = Link(engine)
-    root.__dict__[LINK] = link
-    TAKEN.add(optimizer)
+    optimizer, passage, tie = engine.optimizer, engine.passage, engine.tie
     linked: list[nn.Module] = [root]
-    hooks: list[Any] = [
+    tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         root.register_state_dict_pre_hook(_before_save),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
-    ]
+    )
     gates: tuple[nn.Module, ...] = ()
     if passage is not None:
         base, gates = passage.base, engine.blocks.gates
-        base.__dict__[LINK] = link
         linked.append(base)
-        hooks.append(base.register_forward_pre_hook(_enter, with_kwargs=True))
-        hooks.append(base.register_forward_hook(_leave, always_call=True))
+        tie.hook(
+            base.register_forward_pre_hook(_enter, with_kwargs=True),
+            base.register_forward_hook(_leave, always_call=True),
+        )
         for number, block in enumerate(gates):
             block.__dict__["forward"] = Gate(block, number, passage.halves)
     if engine.sight.plasticity is not None:
         for block in engine.blocks.modules:
-            block.__dict__[LINK] = link
             linked.append(block)
-            hooks.append(block.register_forward_pre_hook(_enter_layer, with_kwargs=True))
+            tie.hook(block.register_forward_pre_hook(_enter_layer, with_kwargs=True))
+    for module in linked:
+        ENGINE.put(module, engine)
 
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
+    def give_back() -> None:
         for block in gates:
             block.__dict__.pop("forward", None)
         for module in linked:
-            module.__dict__.pop(LINK, None)
-        TAKEN.discard(optimizer)
+            ENGINE.drop(module)
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
         if passage is not None:
             passage.release()
         engine.unregister()
-        engine.undo = None
 
-    engine.undo = undo
-
-
-def _engine_of(module: nn.Module) -> LayerEngine | None:
-    link = module.__dict__.get(LINK)
-    return link.engine if isinstance(link, Link) else None
+    tie.until(give_back)
+    tie.serve(optimizer)
 
 
 def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     return None if engine is None or engine.passage is None else engine.passage.enter(args, kwargs)
 
 
 def _enter_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     if engine is not None and engine.sight.near and module.training and torch.is_grad_enabled():
         lowest = min(engine.rights.on, default=None)
         if lowest is not None and module is engine.blocks.modules[lowest]:
@@ -219,19 +193,19 @@ def _enter_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     if engine is not None and engine.passage is not None:
         engine.passage.leave()
 
 
 def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     if engine is not None:
         engine.seal()
 
 
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     if engine is not None:
         engine.rights.check(state, prefix)
         for name, buffer in engine.buffers().items():  # a plain model's state says nothing of them: they stay
@@ -239,7 +213,7 @@ def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest
 
 
 def _after_load(module: nn.Module, incompatible: Any) -> None:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     if engine is not None:
         engine.enact(loaded=True)
         engine.arm()

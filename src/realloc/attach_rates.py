@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError, StateError, plain
-from realloc.links import TAKEN, refuse_taken
+from realloc.links import Link, refuse_taken
 from realloc.methods.rate_method import RateMethod
 from realloc.observe.ranks import ranks_of
 from realloc.pool.holdings import find
@@ -16,26 +16,11 @@ from realloc.pool.probe import scales
 from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Terms
 from realloc.rate_handle import RateHandle
 from realloc.rates import RateEngine
-from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
 from realloc.sites.rate_units import rate_units
 
-LINK = "realloc_rate_link"
-
-
-@final
-class Link:
-    """The way from a model to its engine; a copy or a pickle has none."""
-
-    def __init__(self, engine: RateEngine | None = None) -> None:
-        self.engine = engine
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
-        return Link()
-
-    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
-        return (Link, ())
+ENGINE: Final = Link[RateEngine]("realloc_rate_link")
 
 
 def attach_rates(
@@ -53,7 +38,7 @@ def attach_rates(
         ConfigError: the model, the optimizer or the schedule does not allow it. Nothing was changed then.
         StateError: attached already.
     """
-    if _engine_of(root) is not None:
+    if ENGINE.of(root) is not None:
         raise StateError("this model's rates are shared already; detach() that handle before attaching again")
     refuse_taken(optimizer)
     _refuse_pools(root)
@@ -64,10 +49,7 @@ def attach_rates(
         )
     units, ranks, hold = rate_units(root, optimizer, method.by), ranks_of(model), method.hold
     shares = Shares(root, Terms(method.name, hold, method.most, units.names), seed)
-    engine = RateEngine(
-        units, shares, optimizer, method, schedule,
-        None if isinstance(sink, EventLog) and not ranks.first else sink, ranks,
-    )  # fmt: skip
+    engine = RateEngine(units, shares, optimizer, method, schedule, sink, ranks)
     try:
         if not shares.goes_on:
             shares.write("spent", hold.spent(shares.held, [1.0] * len(units)))
@@ -114,36 +96,23 @@ def _refuse_pools(root: nn.Module) -> None:
         )
 
 
-def _engine_of(module: nn.Module) -> RateEngine | None:
-    link = module.__dict__.get(LINK)
-    return link.engine if isinstance(link, Link) else None
-
-
 def _hook(root: nn.Module, engine: RateEngine) -> None:
-    optimizer = engine.optimizer
-    root.__dict__[LINK] = Link(engine)
-    TAKEN.add(optimizer)
-    hooks: list[Any] = [
+    optimizer, tie = engine.optimizer, engine.tie
+    ENGINE.put(root, engine)
+    tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_state_dict_pre_hook(lambda _: engine.mend()),
         optimizer.register_load_state_dict_pre_hook(lambda *_: engine.mend()),
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
-    ]
-
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        root.__dict__.pop(LINK, None)
-        TAKEN.discard(optimizer)
-        engine.unregister()
-        engine.undo = None
-
-    engine.undo = undo
+    )
+    tie.until(lambda: ENGINE.drop(root))
+    tie.serve(optimizer)
+    tie.until(engine.unregister)
 
 
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    engine = _engine_of(module)
+    engine = ENGINE.of(module)
     if engine is not None:
         engine.shares.check(state, prefix)
         for name in (KEY, SUMS):  # a plain model's state says nothing of them: they stay

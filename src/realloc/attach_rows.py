@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from realloc.bind import check_optimizer_state
 from realloc.errors import StateError
+from realloc.links import Link
 from realloc.methods.row_method import RowMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
 from realloc.pool.rows import BUFFERS, KEY, check_rows, loaded, pools_of, take_out
 from realloc.prepare_rows import bind_rows, build_rows, describe_rows, plan_rows, rows_under
-from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.rows import RowEngine
 from realloc.schedule import Schedule
 
-LINK: Final = "realloc_row_link"
 WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
 IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: ranks give rows alike, so nothing is broadcast
 _SERVES: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # of a model whose rows are attached
 
 
 @final
-class Link:
-    """The way from a model to its engine; a copy or a pickle has none."""
+@dataclass(eq=False)
+class Prepared:
+    """What a prepared model knows, and no copy of it."""
 
-    def __init__(self, table: StartPlan | None = None) -> None:
-        self.table = table
-        self.hooks: list[Any] = []
-        self.engine: RowEngine | None = None
-        self.plain: list[bool] = []  # of a load under way: by table, whether the state is a plain model's
+    table: StartPlan
+    hooks: tuple[RemovableHandle, ...]
+    engine: RowEngine | None = None
+    plain: list[bool] = field(default_factory=list)  # of a load under way: by table, whether the state is a plain one's
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
-        return Link()
 
-    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
-        return (Link, ())
+PREPARED: Final = Link[Prepared]("realloc_row_link")
 
 
 def prepare_rows(root: nn.Module, method: RowMethod, *, dry_run: bool) -> StartPlan:
@@ -71,8 +69,8 @@ def attach_rows(
         ConfigError: the model or the optimizer does not allow it. Nothing was changed then.
         StateError: attached already, or wrapped before it was prepared.
     """
-    pools, link = pools_of(root), _link_of(root)
-    if pools and (link is None or link.table is None or link.engine is not None):
+    pools, prepared = pools_of(root), PREPARED.of(root)
+    if pools and (prepared is None or prepared.engine is not None):
         raise StateError(
             "this model's embeddings are on pools already; detach() the first handle, or attach the model that was "
             "prepared, not a copy of it"
@@ -82,104 +80,90 @@ def attach_rows(
             "this optimizer serves the rows of another model; detach() that handle first, or put both models into one "
             "nn.ModuleDict and attach that"
         )
-    if link is not None and link.table is not None:
-        bound, table = bind_rows(pools, optimizer, method), link.table
+    if prepared is not None:
+        bound = bind_rows(pools, optimizer, method)
     else:
         if type(model).__name__ in WRAPPERS:
             raise StateError(f"prepare() the model before {type(model).__name__} wraps it: it has read the shapes")
         bound, choice = rows_under(root, optimizer, method)
-        table = describe_rows(choice, method)
-        link = _hook_model(root, table)
+        prepared = _hook_model(root, describe_rows(choice, method))
     ranks = ranks_of(model)
-    engine = RowEngine(
-        bound.pools, optimizer, bound.fresh, ranks=ranks,
-        sink=None if isinstance(sink, EventLog) and not ranks.first else sink,
-    )  # fmt: skip
+    engine = RowEngine(bound.pools, optimizer, bound.fresh, ranks=ranks, sink=sink)
     ranks.check_stamp(engine.stamp(), "after attach")
-    _hook(root, link, engine)
-    return RowHandle(engine, table)
+    _hook(root, prepared, engine)
+    return RowHandle(engine, prepared.table)
 
 
-def _hook(root: nn.Module, link: Link, engine: RowEngine) -> None:
-    optimizer = engine.optimizer
+def _hook(root: nn.Module, prepared: Prepared, engine: RowEngine) -> None:
+    optimizer, tie = engine.optimizer, engine.tie
     fresh = {pool.parameter: engine.fresh[pool.site.name] for pool in engine.pools}
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, fresh)
         engine.unchecked = True
 
-    hooks: list[Any] = [
+    tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_state_dict_pre_hook(lambda _: engine.mark()),
         optimizer.register_load_state_dict_pre_hook(before_load),
-    ]
+        *prepared.hooks,
+    )
     for pool in engine.pools:
         pool.site.hear = engine.hear
-    link.engine = engine
-    _SERVES.add(optimizer)
+    prepared.engine = engine
 
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        _unhook_model(root, link)
+    def give_back() -> None:
+        _unhook_model(root)
         for pool in engine.pools:
             take_out(pool, optimizer, engine.fresh[pool.site.name])
         engine.unmark()
-        _SERVES.discard(optimizer)
-        engine.undo = None
 
-    engine.undo = undo
+    tie.until(give_back)
+    tie.serve(optimizer, _SERVES)
     if not engine.marked:  # else its state was loaded already
         engine.restamp()
         engine.unchecked = False
 
 
-def _hook_model(root: nn.Module, table: StartPlan) -> Link:
-    link = Link(table)
-    link.hooks = [
+def _hook_model(root: nn.Module, table: StartPlan) -> Prepared:
+    hooks = (
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
-    ]
-    root.__dict__[LINK] = link
+    )
+    prepared = Prepared(table, hooks)
+    PREPARED.put(root, prepared)
     ours = [pool.site.name.removesuffix("weight") + key for pool in pools_of(root) for key in BUFFERS]
     root.__dict__[IGNORED] = [*root.__dict__.get(IGNORED, []), *ours]
-    return link
+    return prepared
 
 
-def _unhook_model(root: nn.Module, link: Link) -> None:
-    for hook in link.hooks:
-        hook.remove()
-    root.__dict__.pop(LINK, None)
+def _unhook_model(root: nn.Module) -> None:
+    PREPARED.drop(root)
     rest = [name for name in root.__dict__.pop(IGNORED, []) if not name.endswith(BUFFERS)]
     if rest:
         root.__dict__[IGNORED] = rest
 
 
-def _link_of(root: nn.Module) -> Link | None:
-    link = root.__dict__.get(LINK)
-    return link if isinstance(link, Link) else None
-
-
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    link = _link_of(module)
-    if link is None:
+    prepared = PREPARED.of(module)
+    if prepared is None:
         return
     pools = pools_of(module)
-    link.plain = [check_rows(pool, state, prefix + pool.site.name.removesuffix("weight")) for pool in pools]
+    prepared.plain = [check_rows(pool, state, prefix + pool.site.name.removesuffix("weight")) for pool in pools]
     for pool in pools:
         name = prefix + pool.site.name.removesuffix("weight")
         if name + KEY not in state:  # a plain model's state says nothing of them: they stay
             state.update({name + KEY: pool.parameter, **{name + key: pool.module.get_buffer(key) for key in BUFFERS}})
-    if link.engine is not None:
-        link.engine.mark()
+    if prepared.engine is not None:
+        prepared.engine.mark()
 
 
 def _after_load(module: nn.Module, incompatible: Any) -> None:
-    link = _link_of(module)
-    if link is None:
+    prepared = PREPARED.of(module)
+    if prepared is None:
         return
-    for pool, plain in zip(pools_of(module), link.plain, strict=True):
+    for pool, plain in zip(pools_of(module), prepared.plain, strict=True):
         loaded(pool, plain)
-    if link.engine is not None:
-        link.engine.unchecked = True
+    if prepared.engine is not None:
+        prepared.engine.unchecked = True

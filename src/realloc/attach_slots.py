@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from realloc.decider import Decider
 from realloc.engine import Engine
 from realloc.errors import StateError
 from realloc.handle import Handle
-from realloc.links import LINK, TAKEN, Hook, Link
+from realloc.links import Hook, Link
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.methods.width_method import WidthMethod
@@ -25,7 +26,6 @@ from realloc.pool.groups import carry_out, replace, sort_groups
 from realloc.pool.holdings import find
 from realloc.pool.restore import densify
 from realloc.rank_decider import RankDecider
-from realloc.record.events import EventLog
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
 from realloc.weight_decider import WeightDecider
@@ -37,6 +37,25 @@ DECIDERS: Final[dict[type, Callable[..., Decider]]] = {
     RankMethod: RankDecider,
     WidthMethod: WidthDecider,
 }
+
+
+@final
+@dataclass(eq=False)
+class Prepared:
+    """What a prepared model knows, and no copy of it: what it was before, and who moves its units."""
+
+    old: dict[str, weakref.ref[nn.Parameter]]  # the dense weights that went into pools
+    order: Sequence[Tensor | str] = ()  # the optimizer's parameters before attach; a packed weight by its name
+    engine: Engine | None = None
+
+
+PREPARED: Final = Link[Prepared]("realloc_link")
+
+
+def engine_of(root: nn.Module) -> Engine | None:
+    """The engine of an attached model."""
+    prepared = PREPARED.of(root)
+    return None if prepared is None else prepared.engine
 
 
 def _open(module: nn.Module, args: Any) -> None:
@@ -64,7 +83,7 @@ def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest
     budget = None if holdings is None else holdings.check_state(state, prefix)
     if holdings is None or budget is None:
         return
-    engine = module.__dict__[LINK].engine
+    engine = engine_of(module)
     if engine is not None and engine.ranks.several:
         raise StateError("the state is that of a compacted model, and DDP cannot see shapes change; load it before DDP")
     holdings.shorten(state, prefix, budget, None if engine is None else engine.target.optimizer)
@@ -76,13 +95,18 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
         return
     if not any(key.endswith("realloc_book") for key in incompatible.missing_keys):
         holdings.loaded()
-    engine = module.__dict__[LINK].engine
+    engine = engine_of(module)
     if engine is not None:
         engine.unchecked = True
         engine.arm()
 
 
-def hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
+def hook_model(
+    root: nn.Module,
+    table: StartPlan,
+    old: dict[str, weakref.ref[nn.Parameter]],
+    order: Sequence[Tensor | str] = (),
+) -> None:
     """Put on a prepared model the hooks that open its pools and follow its state: all that needs no optimizer."""
     hooks = [
         root.register_forward_pre_hook(_open),
@@ -91,7 +115,8 @@ def hook_model(root: nn.Module, table: StartPlan, old: dict[str, weakref.ref[nn.
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
     ]
-    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table, LINK: Link(old)})
+    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table})
+    PREPARED.put(root, Prepared(old, order))
     ignored = [*root._buffers, *getattr(root, "_ddp_params_and_buffers_to_ignore", [])]
     root._ddp_params_and_buffers_to_ignore = [n for n in ignored if n.startswith("realloc_") or n not in root._buffers]  # type: ignore[assignment]
 
@@ -107,44 +132,43 @@ def hook_engine(
     """Put an engine's hooks on the optimizer and on the pools of a prepared model; the handle takes them off."""
     holdings, optimizer = target.holdings, target.optimizer
     root = holdings.owner
-    hooks: list[Any] = []
+    prepared = PREPARED.of(root) or Prepared({})  # of a copy of a prepared model
+    PREPARED.put(root, prepared)
 
-    def undo() -> None:
-        for hook in hooks:
-            hook.remove()
-        order, dense = root.__dict__[LINK].order, {}
+    def give_back() -> None:
+        dense: dict[str, nn.Parameter] = {}
         for parameter, parts in densify(holdings):
             carry_out(optimizer, parts, parameter, target.fresh[parameter])
             replace(optimizer, [("", parameter)], [(part.name, part.parameter) for part in parts])
             dense.update({part.name: part.parameter for part in parts})
-        sort_groups(optimizer, [dense[p] if isinstance(p, str) else p for p in order] or list(root.parameters()))
+        before = [dense[p] if isinstance(p, str) else p for p in prepared.order]
+        sort_groups(optimizer, before or list(root.parameters()))
         for group in optimizer.param_groups:
             group.pop("realloc_stamp", None)
-        TAKEN.discard(optimizer)
 
     ranks = ranks_of(model)
     ranks.check_stamp(holdings.stamp(), "after attach")
-    if isinstance(sink, EventLog) and not ranks.first:
-        sink = None  # one line for each decision, not one for each rank
     decider = DECIDERS[type(method)](holdings, method, schedule, ranks)
-    engine = Engine(target, method, decider, ranks=ranks, sink=sink, undo=undo, old=root.__dict__[LINK].old)
+    engine = Engine(target, method, decider, ranks=ranks, sink=sink, old=prepared.old)
+    tie = engine.tie
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, target.fresh)
         engine.unchecked = True
 
-    hooks += [
+    tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_load_state_dict_pre_hook(before_load),
-    ]
+    )
     for backwards in engine.backwards:
-        hooks.append(backwards.pool.parameter.register_post_accumulate_grad_hook(backwards))  # type: ignore[no-untyped-call]
+        tie.hook(backwards.pool.parameter.register_post_accumulate_grad_hook(backwards))  # type: ignore[no-untyped-call]
     for site in holdings.masked.sites if holdings.masked is not None else ():
-        hooks.append(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
-        hooks.append(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
-    root.__dict__[LINK].engine = engine
-    TAKEN.add(optimizer)
+        tie.hook(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
+        tie.hook(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
+    tie.until(give_back)
+    tie.serve(optimizer)
+    prepared.engine = engine
     if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already
         mark_groups(target, holdings.stamp())
     return Handle(engine, table)

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import nn
 
-from realloc.errors import warn
+from realloc.errors import Once
 from realloc.sites.packed import half_frozen
 
 
@@ -17,21 +17,16 @@ class Complaints:
 
     def __init__(self, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
         self._old = old
-        self._said: set[str] = set()
+        self._once = Once()
         self.looked = False
-
-    def _say(self, code: str, message: str) -> None:
-        if code not in self._said:
-            self._said.add(code)
-            warn(code, message)
 
     def skipped(self, step: int, reason: str) -> None:
         """A due move was not made."""
-        self._say("RA001", f"no move at step {step}: {reason}; the budget is intact")
+        self._once.say("RA001", f"no move at step {step}: {reason}; the budget is intact")
 
     def nothing_moved(self, steps: int) -> None:
         """The schedule has run to its end in vain."""
-        self._say(
+        self._once.say(
             "RA003",
             f"no unit has moved in {steps} steps: no place is free, the drop fraction times the units of each site is "
             "below one, or every decision was skipped; see handle.explain(site)",
@@ -44,7 +39,7 @@ class Complaints:
         self.looked = True
         names = half_frozen(root)
         if names:
-            self._say(
+            self._once.say(
                 "RA004",
                 f"the bias of {names[0]!r} was frozen after attach, its packed weight still trains: freezing a "
                 "container does not reach the pool; call requires_grad_(False) on the layer itself",
@@ -54,7 +49,7 @@ class Complaints:
         alive = [name for name, reference in self._old.items() if reference() is not None]
         self._old.clear()
         if alive:
-            self._say(
+            self._once.say(
                 "RA002",
                 f"the dense weight of {alive[0]!r} is still referenced: a parameter list captured before attach no "
                 "longer reaches the trained weights; take model.parameters() again after attach",

@@ -6,7 +6,6 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, final
 
@@ -17,6 +16,7 @@ from realloc.complaints import Complaints
 from realloc.decider import Decider, Recipe
 from realloc.errors import StateError, warn
 from realloc.ledger import Entry
+from realloc.links import Tie
 from realloc.observe.backwards import Backwards
 from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
@@ -61,7 +61,6 @@ class Engine:
         *,
         ranks: Ranks,
         sink: Sink | None,
-        undo: Callable[[], None],
         old: dict[str, weakref.ref[nn.Parameter]],
     ) -> None:
         self.target = target
@@ -69,8 +68,7 @@ class Engine:
         self.ranks = ranks
         self.sink = sink
         self.recent: deque[Note] = deque(maxlen=1024)
-        self._undo = undo
-        self._attached = True
+        self.tie = Tie()
         self._guard = Guard(method.young)
         self._decider = decider
         self.complaints = Complaints(old)
@@ -97,20 +95,15 @@ class Engine:
         """When moves are due."""
         return self._decider.schedule
 
-    @property
-    def attached(self) -> bool:
-        """False once detached."""
-        return self._attached
-
     def next_due(self) -> int | None:
         """The step after which the next move is due."""
-        if not self._attached or not self.method.moves:
+        if not self.tie.attached or not self.method.moves:
             return None
         return self.schedule.upcoming(self.holdings.book.read("steps") + 1)
 
     def reschedule(self, schedule: Schedule) -> None:
         """Move by another schedule from now on."""
-        self.require()
+        self.tie.require()
         if schedule.upcoming(self.holdings.book.read("steps") + 1) != self.next_due():
             self._decider.forget()  # sums that were begun for another step
         self._decider.schedule = schedule
@@ -272,7 +265,7 @@ class Engine:
 
     def complain(self) -> None:
         """Promise P6: say it once when the schedule has run and nothing moved."""
-        steps = self.holdings.book.read("steps") if self._attached else 0
+        steps = self.holdings.book.read("steps") if self.tie.attached else 0
         if self.method.moves and steps >= self.schedule.last and not self.holdings.book.read("moves"):
             self.complaints.nothing_moved(steps)
 
@@ -290,19 +283,14 @@ class Engine:
 
     def restart_moments(self) -> None:
         """Forget the moments of everything managed."""
-        self.require()
+        self.tie.require()
         for parameter in self.target.fresh:
             restart(self.target.optimizer, parameter)
         mark_groups(self.target, self.holdings.stamp())
 
-    def require(self) -> None:
-        """Refuse acts on a model that is no longer attached."""
-        if not self._attached:
-            raise StateError("this handle is detached already; attach() the model again")
-
     def compact(self) -> int:
         """Shorten the pools to what is held."""
-        self.require()
+        self.tie.require()
         if self.ranks.several:
             raise StateError("compact() changes shapes, which DDP cannot see; call it on a run with one process")
         before = self.holdings.budget
@@ -319,7 +307,7 @@ class Engine:
 
     def detach(self) -> None:
         """Take everything back."""
-        self.require()
+        self.tie.require()
         self.holdings.stamp()
         if self.ranks.several:
             warn(
@@ -327,6 +315,5 @@ class Engine:
                 "detach() under DDP gives the model new parameters that DDP does not synchronise: "
                 "wrap the detached model anew before training on",
             )
-        self._attached = False
         self._decider.unregister()
-        self._undo()
+        self.tie.undo()

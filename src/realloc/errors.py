@@ -48,6 +48,20 @@ def warn(code: str, message: str) -> None:
     warnings.warn(ReallocWarning(code, message), stacklevel=3)
 
 
+@final
+class Once:
+    """The warnings of one attached model: each code at most once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, code: str, message: str) -> None:
+        """Warn, unless it was said."""
+        if code not in self._said:
+            self._said.add(code)
+            warn(code, message)
+
+
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """Name the closest valid names, as the tail of an error message.
 

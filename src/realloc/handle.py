@@ -32,7 +32,7 @@ class Handle:
 
     @property
     def _holdings(self) -> Holdings:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             raise StateError("this handle is detached; ask it before detach(), or attach() again")
         return self._engine.holdings
 
@@ -155,7 +155,7 @@ class Handle:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             return f"Handle({self.start.method}, detached)"
         next_due = self._engine.next_due()
         return (
@@ -164,7 +164,7 @@ class Handle:
         )
 
     def _repr_html_(self) -> str:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             return f"<pre>{html.escape(repr(self))}</pre>"
         rows = "".join(
             f"<tr><td>{html.escape(plain(n))}</td><td>{s.held:,}</td><td>{s.capacity:,}</td>"
@@ -182,7 +182,7 @@ class Handle:
         Raises:
             ConfigError: the copy has other sites, or is the model itself.
         """
-        self._engine.require()
+        self._engine.tie.require()
         if not isinstance(average, nn.Module):
             raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
         found = find(average)

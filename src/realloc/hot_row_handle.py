@@ -22,7 +22,7 @@ class HotRowHandle:
         self._engine = engine
 
     def _total(self, name: str) -> int:
-        self._engine.require()
+        self._engine.tie.require()
         return sum(pool.read(name) for pool in self._engine.pools)
 
     @property
@@ -33,7 +33,7 @@ class HotRowHandle:
     @property
     def held(self) -> int:
         """Bytes that are held now."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.held
 
     @property
@@ -44,7 +44,7 @@ class HotRowHandle:
     @property
     def owned_rows(self) -> int:
         """Ids that own a row now."""
-        self._engine.require()
+        self._engine.tie.require()
         return sum(pool.store.owners for pool in self._engine.pools)
 
     @property
@@ -65,7 +65,7 @@ class HotRowHandle:
     @property
     def steps(self) -> int:
         """Optimizer steps really taken since `attach`."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.pools[0].read("steps")
 
     def owners(self, table: str | None = None) -> torch.Tensor:
@@ -74,7 +74,7 @@ class HotRowHandle:
         Raises:
             ConfigError: no such table; the nearest names are given.
         """
-        self._engine.require()
+        self._engine.tie.require()
         number, place = self._find(table)
         return self._engine.pools[number].owned_by(place)
 
@@ -109,7 +109,7 @@ class HotRowHandle:
         Raises:
             ConfigError: no id, or no such table.
         """
-        self._engine.require()
+        self._engine.tie.require()
         if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 2**63:
             raise ConfigError(f"id is {id!r}; it is an integer from 0 to 2^63 - 1")
         engine, (number, place) = self._engine, self._find(table)
@@ -137,7 +137,7 @@ class HotRowHandle:
         Raises:
             ConfigError: no schedule.
         """
-        self._engine.require()
+        self._engine.tie.require()
         self._engine.schedule = required(schedule)
 
     def detach(self) -> None:
@@ -154,6 +154,6 @@ class HotRowHandle:
         }  # fmt: skip
 
     def __repr__(self) -> str:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             return f"HotRowHandle({self._engine.method.score.name}, detached)"
         return f"HotRowHandle({self._engine.method.score.name}, {self.owned_rows} rows owned, moves={self.moves})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from realloc.decide_hot_rows import decide_hot_rows
-from realloc.errors import StateError, plain, warn
+from realloc.errors import Once, StateError, plain
 from realloc.ledger import Held, check
+from realloc.links import Tie
 from realloc.methods.hot_row_method import HotRowMethod
 from realloc.observe.closure import skipped
 from realloc.observe.ranks import Ranks
@@ -61,17 +62,11 @@ class HotRowEngine:
         self.optimizer, self.method, self.schedule = optimizer, method, schedule
         self.sink, self.ranks = sink, ranks
         self.recent: deque[Plan] = deque(maxlen=256)
-        self.undo: Callable[[], None] | None = None
+        self.tie, self.once = Tie(), Once()
         self.unchecked = True  # whether something was loaded since model and optimizer were last compared
         self._pending: tuple[list[Noted], ...] = tuple([] for _ in pools)
-        self._said: set[str] = set()
 
     # numbers ----------------------------------------------------------------------------------------------------
-
-    @property
-    def attached(self) -> bool:
-        """False once detached."""
-        return self.undo is not None
 
     @property
     def budget(self) -> int:
@@ -85,7 +80,7 @@ class HotRowEngine:
 
     def next_due(self) -> int | None:
         """The step after which the next decision is due."""
-        return self.schedule.upcoming(self.pools[0].read("steps") + 1) if self.attached else None
+        return self.schedule.upcoming(self.pools[0].read("steps") + 1) if self.tie.attached else None
 
     # the step ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +133,7 @@ class HotRowEngine:
             return
         keys, numbers = self.ranks.rows(keys), self.ranks.rows(numbers)
         if not bool(numbers.isfinite().all()):
-            self.say("RA001", f"a gradient of {self._tables(pool)} is NaN or Inf: nothing of that step is noted")
+            self.once.say("RA001", f"a gradient of {self._tables(pool)} is NaN or Inf: nothing of that step is noted")
             return
         step, tables, ids = [], [], []
         for table in range(len(pool.store.enrolled)):
@@ -160,7 +155,7 @@ class HotRowEngine:
         plan = decide_hot_rows(pool, tables, self.method, step)
         plan = self.ranks.agree(plan, pool.whole_stamp)
         if plan.skipped is not None:
-            self.say("RA203", plan.skipped)
+            self.once.say("RA203", plan.skipped)
         plan = self.apply(number, plan)
         pool.decay(self.method.decay)
         pool.write("seen", 0)
@@ -228,7 +223,7 @@ class HotRowEngine:
 
     def restart_moments(self) -> None:
         """Forget the optimizer's state of all rows."""
-        self.require()
+        self.tie.require()
         for pool in self.pools:
             restart(self.optimizer, pool.store.weight)
         self.unchecked = False
@@ -236,29 +231,18 @@ class HotRowEngine:
 
     # words ------------------------------------------------------------------------------------------------------
 
-    def say(self, code: str, message: str) -> None:
-        """A warning, each code once."""
-        if code not in self._said:
-            self._said.add(code)
-            warn(code, message)
-
     def complain(self) -> None:
         """Promise P6: say it once where the schedule ran to its end and no row moved."""
-        steps = self.pools[0].read("steps") if self.attached else 0
+        steps = self.pools[0].read("steps") if self.tie.attached else 0
         if steps >= self.schedule.last and not any(pool.read("moves") for pool in self.pools):
-            self.say("RA003", f"no row has moved in {steps} steps; see handle.explain(id)")
+            self.once.say("RA003", f"no row has moved in {steps} steps; see handle.explain(id)")
 
     def detach(self) -> None:
         """Take the hooks off; rows stay with their ids. A second call does nothing."""
         self.complain()
-        if self.undo is not None:
-            self.undo()
+        if self.tie.attached:
+            self.tie.undo()
             for group in self.optimizer.param_groups:
                 group.pop(MARK, None)
             for pool in self.pools:
                 pool.write("begun", 0)
-
-    def require(self) -> None:
-        """Refuse work after detach."""
-        if not self.attached:
-            raise StateError("this handle is detached; attach() again")

@@ -112,7 +112,7 @@ class LayerHandle:
         return "\n".join([*lines, "  no choice is due" if due is None else f"  the next choice is due at step {due}"])
 
     def __repr__(self) -> str:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             return f"LayerHandle({self.start.method}, detached)"
         on = [name for name, trains in self.layers.items() if trains]
         return f"LayerHandle({self.start.method}, {len(on)} of {len(self.layers)} layers train, moves={self.moves})"
@@ -159,7 +159,7 @@ class LayerHandle:
 
     def epoch_over(self, examples: int) -> None:
         """Say that an epoch of so many examples is over; a callback does, where the cache was told to wait for it."""
-        if self._engine.attached and self._engine.passage is not None:
+        if self._engine.tie.attached and self._engine.passage is not None:
             self._engine.passage.epoch_over(examples)
 
     def detach(self) -> None:

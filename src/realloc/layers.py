@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, Final, final
 
 import torch
@@ -12,7 +11,8 @@ from torch import nn
 
 from realloc.cache.passage import Passage
 from realloc.decide_layers import LayerLedger, after, decide_layers, plan_for
-from realloc.errors import StateError, warn
+from realloc.errors import Once, StateError
+from realloc.links import Tie
 from realloc.methods.layers import Chosen, LayerMethod
 from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
@@ -51,28 +51,22 @@ class LayerEngine:
         self.passage = passage
         self.sink = sink
         self.recent: deque[Note] = deque(maxlen=1024)
-        self.undo: Callable[[], None] | None = None
-        self._said: set[str] = set()
+        self.tie, self.once = Tie(), Once()
         self.ranks = ranks
         self.sight = Sight(rights.owner, blocks, method.needs, ranks)
         self.layers = self.sight.layers
         self.below = tuple(p for p in blocks.below if p.requires_grad)
         self.ledger = LayerLedger(blocks, rights, method, reads=passage is not None, embeddings=bool(self.below))
         if passage is not None:
-            passage.say = self.say
+            passage.say = self.once.say
         self._looking = self._felt = False  # felt: whether the gradients of a first step were looked at
         self.trying = False  # a trial runs: nothing of it is kept
 
     # numbers ----------------------------------------------------------------------------------------------------
 
-    @property
-    def attached(self) -> bool:
-        """False once detached."""
-        return self.undo is not None
-
     def next_due(self) -> int | None:
         """The step after which the next choice is due."""
-        if self.schedule is None or not self.method.moves or not self.attached:
+        if self.schedule is None or not self.method.moves or not self.tie.attached:
             return None
         return self.schedule.upcoming(self.rights.read("steps") + 1)
 
@@ -109,7 +103,7 @@ class LayerEngine:
             return
         self._felt = True
         if deaf:
-            self.say(
+            self.once.say(
                 "RA105",
                 f"{self.blocks.names[deaf[0]]!r} is to train and had no gradient ({len(deaf)} of {len(on)} layers): "
                 "is this the model you train, is the layer skipped, or checkpointed with use_reentrant=True? "
@@ -153,7 +147,7 @@ class LayerEngine:
             plan = Plan(step, (), skipped=reason)
         self._looking = False
         if reason is not None:
-            self.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
+            self.once.say("RA001", f"no choice of layers at step {step}: {reason}; what trains stays the same")
         self.make(before if reason else after(before, plan))
         self._note(plan, before, time.perf_counter() - began)
 
@@ -217,12 +211,6 @@ class LayerEngine:
 
     # words ------------------------------------------------------------------------------------------------------
 
-    def say(self, code: str, message: str) -> None:
-        """A warning, each code once."""
-        if code not in self._said:
-            self._said.add(code)
-            warn(code, message)
-
     @property
     def owner(self) -> nn.Module:
         """The module that has the buffers."""
@@ -239,18 +227,18 @@ class LayerEngine:
 
     def complain(self) -> None:
         """Promise P6: say it once where the method was to move and never did."""
-        steps = self.rights.read("steps") if self.attached else 0
+        steps = self.rights.read("steps") if self.tie.attached else 0
         last = None if self.schedule is None else self.schedule.last
         if self.method.moves and last is not None and steps >= last and not self.rights.read("moves"):
-            self.say("RA003", f"no layer has started or stopped in {steps} steps; see handle.explain(layer)")
+            self.once.say("RA003", f"no layer has started or stopped in {steps} steps; see handle.explain(layer)")
 
     def detach(self) -> None:
         """Give the plain model back; a second call does nothing."""
         self.complain()
-        if self.undo is not None:
-            self.undo()
+        self.tie.undo()
 
     def require(self) -> None:
         """Refuse work after detach."""
-        if not self.attached or KEY not in self.owner._buffers:
-            raise StateError("this handle is detached; attach() again")
+        self.tie.require()
+        if KEY not in self.owner._buffers:
+            raise StateError("the buffers of the layers were taken off this model; attach() again")

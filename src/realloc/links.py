@@ -1,18 +1,18 @@
-"""The ways from a model and its parameters back to the engine. A copied or pickled model brings none of them."""
+"""What ties an engine to a model and an optimizer, and the ways from a module to what is its own."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Any, Final, Generic, TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from realloc.engine import Engine
 from realloc.errors import StateError
 
-LINK = "realloc_link"
+T = TypeVar("T")
 TAKEN: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # that serve an attached model
 
 
@@ -30,19 +30,86 @@ def refuse_taken(optimizer: torch.optim.Optimizer) -> None:
 
 
 @final
-class Link:
-    """The way from a model to its engine, and to the dense weights it had; a copy or a pickle has neither."""
+class Link(Generic[T]):
+    """A way from a module to something that is its own, such as its engine: a copied or pickled module has none.
 
-    def __init__(self, old: dict[str, weakref.ref[nn.Parameter]] | None = None) -> None:
-        self.engine: Engine | None = None
-        self.old = old or {}
-        self.order: list[Tensor | str] = []  # the optimizer's parameters before attach; a packed weight by its name
+    >>> import copy
+    >>> link, layer = Link[str]("realloc_example"), nn.Linear(1, 1)
+    >>> link.put(layer, "its engine")
+    >>> link.of(layer), link.of(copy.deepcopy(layer))
+    ('its engine', None)
+    """
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Link:
-        return Link()
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    def __reduce__(self) -> tuple[type[Link], tuple[()]]:
-        return (Link, ())
+    def of(self, module: nn.Module) -> T | None:
+        """Where it leads."""
+        found = module.__dict__.get(self.name)
+        return found.thing if isinstance(found, _Own) else None
+
+    def put(self, module: nn.Module, thing: T) -> None:
+        """Let it lead there."""
+        module.__dict__[self.name] = _Own(thing)
+
+    def drop(self, module: nn.Module) -> None:
+        """Take it off."""
+        module.__dict__.pop(self.name, None)
+
+
+@final
+class _Own:
+    """What a module keeps of a link."""
+
+    def __init__(self, thing: Any = None) -> None:
+        self.thing = thing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Own:
+        return _Own()
+
+    def __reduce__(self) -> tuple[type[_Own], tuple[()]]:
+        return (_Own, ())
+
+
+@final
+class Tie:
+    """All that was put on a model and its optimizer for one engine, to be taken off in the same order."""
+
+    def __init__(self) -> None:
+        self._ends: list[Callable[[], object]] = []
+
+    @property
+    def attached(self) -> bool:
+        """Whether anything is on: false before `attach` has ended, and once detached."""
+        return bool(self._ends)
+
+    def require(self) -> None:
+        """Refuse work after detach.
+
+        Raises:
+            StateError: nothing is on.
+        """
+        if not self.attached:
+            raise StateError("this handle is detached; attach() again")
+
+    def hook(self, *hooks: RemovableHandle) -> None:
+        """These hooks are on."""
+        self._ends += [hook.remove for hook in hooks]
+
+    def serve(self, optimizer: torch.optim.Optimizer, among: weakref.WeakSet[torch.optim.Optimizer] = TAKEN) -> None:
+        """The optimizer serves this model, and is among those that serve one."""
+        among.add(optimizer)
+        self._ends.append(lambda: among.discard(optimizer))
+
+    def until(self, act: Callable[[], object]) -> None:
+        """What else it takes to be off."""
+        self._ends.append(act)
+
+    def undo(self) -> None:
+        """Take everything off; a second call does nothing."""
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end()
 
 
 @final

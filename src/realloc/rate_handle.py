@@ -27,7 +27,7 @@ class RateHandle:
     @property
     def held(self) -> int:
         """Millionths that the groups have now; of relative movement, as foretold when they were shared."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.shares.read("spent")
 
     @property
@@ -38,19 +38,19 @@ class RateHandle:
     @property
     def rates(self) -> Mapping[str, float]:
         """Groups by name, from the input: the multiple of the scheduled rate that each trains at now."""
-        self._engine.require()
+        self._engine.tie.require()
         return dict(zip(self._engine.units.names, self._engine.rates, strict=True))
 
     @property
     def steps(self) -> int:
         """Optimizer steps really taken since `attach`."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.shares.read("steps")
 
     @property
     def moves(self) -> int:
         """Decisions that changed a share; one that is made at the start is none."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.shares.read("moves")
 
     def summary(self) -> str:
@@ -88,7 +88,7 @@ class RateHandle:
         Raises:
             ConfigError: no schedule.
         """
-        self._engine.require()
+        self._engine.tie.require()
         self._engine.schedule = required(schedule)
 
     def detach(self) -> None:
@@ -103,6 +103,6 @@ class RateHandle:
         }  # fmt: skip
 
     def __repr__(self) -> str:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             return f"RateHandle({self._engine.method.name}, detached)"
         return f"RateHandle({self._engine.method.name}, {len(self.rates)} groups, moves={self.moves})"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import StateError, warn
+from realloc.errors import Once, StateError
+from realloc.links import Tie
 from realloc.methods.rate_method import RateMethod, RatePast
 from realloc.observe.closure import behind, skipped
 from realloc.observe.ranks import Ranks
@@ -53,17 +53,11 @@ class RateEngine:
         self.schedule, self.sink, self.ranks = schedule, sink, ranks
         self.split = Split(optimizer, {id(p): i for i, group in enumerate(units.parameters) for p in group})
         self.recent: deque[Shared] = deque(maxlen=1024)
-        self.undo: Callable[[], None] | None = None
+        self.tie, self.once = Tie(), Once()
         self._outside = tuple(p for p in shares.owner.parameters() if id(p) not in self.split.unit_of)
         self._before: list[list[Tensor]] | None = None  # values before a step that is measured
-        self._said: set[str] = set()
 
     # numbers ----------------------------------------------------------------------------------------------------
-
-    @property
-    def attached(self) -> bool:
-        """False once detached."""
-        return self.undo is not None
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -77,7 +71,7 @@ class RateEngine:
 
     def next_due(self) -> int | None:
         """The step after which the next decision is due."""
-        if self.schedule is None or not self.method.moves or not self.attached:
+        if self.schedule is None or not self.method.moves or not self.tie.attached:
             return None
         return self.schedule.upcoming(self.shares.read("steps") + 1)
 
@@ -98,7 +92,7 @@ class RateEngine:
             self._before = [[p.detach().clone() for p in group] for group in self.units.parameters]
         if self._outside and any(p.grad is not None for p in self._outside):
             self._outside = ()
-            self.say(
+            self.once.say(
                 "RA403",
                 "a parameter that was frozen when rates were attached trains now: it is in no group and takes the "
                 "scheduled rate; let it require gradients before attach()",
@@ -163,7 +157,7 @@ class RateEngine:
         if reason is None:
             reason = self.decide(self.past(sums / seen, step))
         if reason is not None:
-            self.say("RA001", f"no sharing of rates at step {step}: {reason}; the shares stay the same")
+            self.once.say("RA001", f"no sharing of rates at step {step}: {reason}; the shares stay the same")
         after = self.shares.held
         if after != before:
             self.shares.add("moves")
@@ -212,18 +206,12 @@ class RateEngine:
 
     # words ------------------------------------------------------------------------------------------------------
 
-    def say(self, code: str, message: str) -> None:
-        """A warning, each code once."""
-        if code not in self._said:
-            self._said.add(code)
-            warn(code, message)
-
     def complain(self) -> None:
         """Promise P6: say it once where the method was to move and never did."""
-        steps = self.shares.read("steps") if self.attached else 0
+        steps = self.shares.read("steps") if self.tie.attached else 0
         last = None if self.schedule is None else self.schedule.last
         if self.method.moves and last is not None and steps >= last and not self.shares.read("moves"):
-            self.say("RA003", f"no rate has moved in {steps} steps; see handle.explain(group)")
+            self.once.say("RA003", f"no rate has moved in {steps} steps; see handle.explain(group)")
 
     @property
     def owner(self) -> nn.Module:
@@ -239,10 +227,4 @@ class RateEngine:
         """Give the plain model and optimizer back; a second call does nothing."""
         self.complain()
         self.split.close()
-        if self.undo is not None:
-            self.undo()
-
-    def require(self) -> None:
-        """Refuse work after detach."""
-        if not self.attached:
-            raise StateError("this handle is detached; attach() again")
+        self.tie.undo()

@@ -26,19 +26,19 @@ class RowHandle:
         self.start = start
 
     def _total(self, name: str) -> int:
-        self._engine.require()
+        self._engine.tie.require()
         return sum(pool.read(name) for pool in self._engine.pools)
 
     @property
     def budget(self) -> int:
         """Parameters of all rows that may be held. Constant."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.budget
 
     @property
     def held(self) -> int:
         """Parameters of the rows that are held now."""
-        self._engine.require()
+        self._engine.tie.require()
         return self._engine.held
 
     @property
@@ -49,13 +49,13 @@ class RowHandle:
     @property
     def sites(self) -> Mapping[str, RowSite]:
         """Tables by parameter name; each has ``rows``, ``held_rows`` and ``places()``."""
-        self._engine.require()
+        self._engine.tie.require()
         return {pool.site.name: pool.site for pool in self._engine.pools}
 
     @property
     def steps(self) -> int:
         """Optimizer steps really taken since `attach` while a table was not frozen."""
-        self._engine.require()
+        self._engine.tie.require()
         return max(pool.read("steps") for pool in self._engine.pools)
 
     @property
@@ -76,7 +76,7 @@ class RowHandle:
     @property
     def moments_bytes(self) -> int:
         """Bytes of the optimizer's state for the pools, now."""
-        self._engine.require()
+        self._engine.tie.require()
         return moments_bytes(self._engine.optimizer, [pool.parameter for pool in self._engine.pools])
 
     # words ------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class RowHandle:
         )
 
     def __repr__(self) -> str:
-        if not self._engine.attached:
+        if not self._engine.tie.attached:
             return f"RowHandle({self.start.method}, detached)"
         return (
             f"RowHandle({self.start.method}, held={self.held:,}, parked={self.parked:,}, budget={self.budget:,}, "
@@ -130,7 +130,7 @@ class RowHandle:
             ConfigError: the copy has other tables, or is the model itself.
             StateError: the copy missed rows already.
         """
-        self._engine.require()
+        self._engine.tie.require()
         if not isinstance(average, nn.Module):
             raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
         found = pools_of(average)

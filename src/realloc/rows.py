@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
-from realloc.errors import StateError, plain, warn
+from realloc.errors import Once, StateError, plain, warn
 from realloc.ledger import Held, check
+from realloc.links import Tie
 from realloc.observe.closure import skipped
 from realloc.observe.ranks import Ranks
 from realloc.plan import Change, Plan
@@ -50,15 +51,9 @@ class RowEngine:
         self.ranks = ranks
         self.sink = sink
         self.followers: list[tuple[RowPool, ...]] = []
-        self.undo: Callable[[], None] | None = None
+        self.tie, self.once = Tie(), Once()
         self.unchecked = True  # whether something was loaded since model and optimizer were last compared
-        self._said: set[str] = set()
         self._trained = [(pool.module, pool.parameter) for pool in pools]
-
-    @property
-    def attached(self) -> bool:
-        """False once detached."""
-        return self.undo is not None
 
     @property
     def budget(self) -> int:
@@ -200,43 +195,33 @@ class RowEngine:
 
     def restart_moments(self) -> None:
         """Forget the moments of every pool."""
-        self.require()
+        self.tie.require()
         for pool in self.pools:
             restart(self.optimizer, pool.parameter)
         self.restamp()
 
     def complain(self) -> None:
         """Promise P6: say it once where training looked nothing up, in a table that another method has not frozen."""
-        self.require()
+        self.tie.require()
         for pool in self.pools:
             steps = pool.read("steps")
             if steps >= SOON and pool.parameter.requires_grad and not pool.read("acquired"):
-                self._say(
+                self.once.say(
                     "RA202",
                     f"no row of {plain(pool.site.name)} was touched in {steps} steps: is this the model you train, and "
                     "are its gradients on?",
                 )
 
     def _say_full(self, site: RowSite, left: int) -> None:
-        self._say(
+        self.once.say(
             "RA201",
             f"{plain(site.name)}: the ids of one step need more than its {site.rows:,} rows; {left:,} of them stay as "
             "the table has them in this step. Raise rows=, or take smaller batches",
         )
 
-    def _say(self, code: str, message: str) -> None:
-        if code not in self._said:
-            self._said.add(code)
-            warn(code, message)
-
-    def require(self) -> None:
-        """Refuse work after detach."""
-        if not self.attached:
-            raise StateError("this handle is detached; attach() again")
-
     def detach(self) -> None:
         """Give the plain model back."""
-        self.require()
+        self.tie.require()
         for pool in self.pools:
             pool.sure()
             if self.unchecked and self.apart():  # moments of other ids
@@ -245,5 +230,4 @@ class RowEngine:
             warn(
                 "RA005", "detach() under DDP changes the shape of parameters that DDP synchronises: wrap the model anew"
             )
-        if self.undo is not None:
-            self.undo()
+        self.tie.undo()
