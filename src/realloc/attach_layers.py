@@ -63,7 +63,7 @@ def attach_layers(
     rights = Rights(root, len(blocks), seed, _agreed(method.costs, ranks))
     engine = LayerEngine(blocks, rights, optimizer, method, schedule, passage, sink, ranks)
     trained = [(p, p.requires_grad) for p in root.parameters()]
-    resumed = rights.read("number") > 0
+    resumed = rights.book.read("number") > 0
     try:
         check_budget(engine)
         chosen = rights.on if resumed else tuple(engine.choose(0).changes[0].acquired.tolist())

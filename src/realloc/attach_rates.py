@@ -52,7 +52,7 @@ def attach_rates(
     engine = RateEngine(units, shares, optimizer, method, schedule, sink, ranks)
     try:
         if not shares.goes_on:
-            shares.write("spent", hold.spent(shares.held, [1.0] * len(units)))
+            shares.book.write("spent", hold.spent(shares.held, [1.0] * len(units)))
             if not method.moves:
                 start = engine.past(torch.zeros(len(MEASURED), len(units)), 0)
                 reason = engine.decide(start)

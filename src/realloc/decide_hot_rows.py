@@ -29,7 +29,7 @@ def decide_hot_rows(pool: HotRows, tables: Mapping[int, str], method: HotRowMeth
         A change for each table; or a plan that is skipped, with its reason, where nothing was noted or a score is not
         finite.
     """
-    if not pool.read("seen"):
+    if not pool.book.read("seen"):
         told = ", ".join(map(plain, tables.values()))
         why = f"no look-up of {told} had a gradient up to step {step}: "
         return Plan(step, (), why + "is this the model you train, and are its gradients on?")
@@ -56,7 +56,7 @@ def what_is_known(pool: HotRows, step: int) -> tuple[Tensor, RowsKnown]:
     for table in range(len(store.enrolled)):
         mine = tables == table
         shared[mine] = store.hashed(table, store.buffer("keys")[slots[mine]])[0]
-    draw = stream(pool.read("seed"), "rows", pool.name, step)
+    draw = stream(pool.book.read("seed"), "rows", pool.name, step)
     return slots, RowsKnown(
         store.buffer("scores")[slots], store.buffer("sums")[slots], store.buffer("shared_sums")[shared],
         store.buffer("owned")[slots] >= 0, draw,

@@ -86,7 +86,7 @@ def decide_layers(ledger: LayerLedger, sight: Sight, schedule: Schedule | None, 
         StateError: the method chose what the ledger does not pay for.
     """
     rights, method, costs, known = ledger.rights, ledger.method, ledger.costs, sight.plasticity
-    number, seed, full = rights.read("number"), rights.read("seed"), costs.full
+    number, seed, full = rights.book.read("number"), rights.book.read("seed"), costs.full
     turn = Turn(
         count=len(ledger.blocks), on=rights.on, number=number,
         phase=0.0 if schedule is None else schedule.phase(step),

@@ -23,7 +23,7 @@ class HotRowHandle:
 
     def _total(self, name: str) -> int:
         self._engine.tie.require()
-        return sum(pool.read(name) for pool in self._engine.pools)
+        return sum(pool.book.read(name) for pool in self._engine.pools)
 
     @property
     def budget(self) -> int:
@@ -66,7 +66,7 @@ class HotRowHandle:
     def steps(self) -> int:
         """Optimizer steps really taken since `attach`."""
         self._engine.tie.require()
-        return self._engine.pools[0].read("steps")
+        return self._engine.pools[0].book.read("steps")
 
     def owners(self, table: str | None = None) -> torch.Tensor:
         """Ids that own a row, int64, ascending; ``table`` by its module name, needed where there are several.

@@ -80,7 +80,7 @@ class HotRowEngine:
 
     def next_due(self) -> int | None:
         """The step after which the next decision is due."""
-        return self.schedule.upcoming(self.pools[0].read("steps") + 1) if self.tie.attached else None
+        return self.schedule.upcoming(self.pools[0].book.read("steps") + 1) if self.tie.attached else None
 
     # the step ---------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class HotRowEngine:
 
     def _looks(self, pool: HotRows) -> bool:
         """Whether the step that is under way is noted."""
-        return pool.read("steps") % self.method.look == 0
+        return pool.book.read("steps") % self.method.look == 0
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's pre-hook."""
@@ -117,7 +117,7 @@ class HotRowEngine:
         for pool, noted in zip(self.pools, pending, strict=True):
             if self._looks(pool):  # on every rank, or on none: they gather
                 self._take(pool, noted)
-        steps = [pool.add("steps") for pool in self.pools]
+        steps = [pool.book.add("steps") for pool in self.pools]
         if self.schedule.due(steps[0]):
             for number in range(len(self.pools)):
                 self._move(number, steps[0])
@@ -158,7 +158,7 @@ class HotRowEngine:
             self.once.say("RA203", plan.skipped)
         plan = self.apply(number, plan)
         pool.decay(self.method.decay)
-        pool.write("seen", 0)
+        pool.book.write("seen", 0)
         self.recent.append(plan)
         if self.sink is not None:
             seconds = time.perf_counter() - began
@@ -176,9 +176,9 @@ class HotRowEngine:
         released = [(tables[c.site], c.released) for c in plan.changes]
         acquired = [(tables[c.site], c.acquired) for c in plan.changes]
         jumps = pool.move(released, acquired, self.optimizer, self.method.migrate)
-        pool.add("promoted", sum(c.acquired.numel() for c in plan.changes))
-        pool.add("demoted", sum(c.released.numel() for c in plan.changes))
-        pool.add("moves")
+        pool.book.add("promoted", sum(c.acquired.numel() for c in plan.changes))
+        pool.book.add("demoted", sum(c.released.numel() for c in plan.changes))
+        pool.book.add("moves")
         changes = tuple(
             Change(
                 c.site, c.before, c.after, c.released, c.acquired, c.keep_threshold, c.want_threshold,
@@ -233,8 +233,8 @@ class HotRowEngine:
 
     def complain(self) -> None:
         """Promise P6: say it once where the schedule ran to its end and no row moved."""
-        steps = self.pools[0].read("steps") if self.tie.attached else 0
-        if steps >= self.schedule.last and not any(pool.read("moves") for pool in self.pools):
+        steps = self.pools[0].book.read("steps") if self.tie.attached else 0
+        if steps >= self.schedule.last and not any(pool.book.read("moves") for pool in self.pools):
             self.once.say("RA003", f"no row has moved in {steps} steps; see handle.explain(id)")
 
     def detach(self) -> None:
@@ -245,4 +245,4 @@ class HotRowEngine:
             for group in self.optimizer.param_groups:
                 group.pop(MARK, None)
             for pool in self.pools:
-                pool.write("begun", 0)
+                pool.book.write("begun", 0)

@@ -53,13 +53,13 @@ class LayerHandle:
     def steps(self) -> int:
         """Optimizer steps really taken since `attach`."""
         self._engine.require()
-        return self._engine.rights.read("steps")
+        return self._engine.rights.book.read("steps")
 
     @property
     def moves(self) -> int:
         """Choices after the start that changed what trains."""
         self._engine.require()
-        return self._engine.rights.read("moves")
+        return self._engine.rights.book.read("moves")
 
     @property
     def hits(self) -> float | None:

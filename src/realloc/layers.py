@@ -68,7 +68,7 @@ class LayerEngine:
         """The step after which the next choice is due."""
         if self.schedule is None or not self.method.moves or not self.tie.attached:
             return None
-        return self.schedule.upcoming(self.rights.read("steps") + 1)
+        return self.schedule.upcoming(self.rights.book.read("steps") + 1)
 
     def reschedule(self, schedule: Schedule) -> None:
         """Choose by another schedule from now on."""
@@ -99,7 +99,7 @@ class LayerEngine:
         """Promise P6: say it where a layer is told to train and has no gradient. Looks once there is any."""
         deaf = [layer for layer in on if all(p.grad is None for p in self.layers[layer])]
         silent = len(deaf) == len(on) and all(p.grad is None for p in self.owner.parameters())
-        if silent and self.rights.read("steps") < QUIET:
+        if silent and self.rights.book.read("steps") < QUIET:
             return
         self._felt = True
         if deaf:
@@ -114,7 +114,7 @@ class LayerEngine:
         """The optimizer's post-hook: after an update that was really taken."""
         if skipped(self.optimizer):
             return
-        step = self.rights.add("steps")
+        step = self.rights.book.count()
         if step == 1 and self.sink is not None and self.rights.costs is not None:
             self.sink.decision(costs_of(self.rights.costs, self.blocks.names))
         if self.schedule is None or not self.method.moves:
@@ -125,7 +125,7 @@ class LayerEngine:
 
     def arm(self) -> None:
         """Let every layer have a gradient in a step whose decision looks at them. Also after a load."""
-        due = self.schedule is not None and self.schedule.due(self.rights.read("steps") + 1)
+        due = self.schedule is not None and self.schedule.due(self.rights.book.read("steps") + 1)
         self.sight.near = due and self.method.moves
         looking = self.sight.near and self.sight.gradients
         if looking != self._looking:
@@ -167,7 +167,7 @@ class LayerEngine:
         """Let these layers train from now on, since somebody said so: recorded as a move is."""
         before = self.rights.on
         self.ledger.check(chosen)
-        plan = plan_for(self.ledger, self.sight, self.rights.read("steps"), chosen)
+        plan = plan_for(self.ledger, self.sight, self.rights.book.read("steps"), chosen)
         self.make(chosen)
         self._note(plan, before, 0.0)
 
@@ -175,9 +175,9 @@ class LayerEngine:
         """Make a choice: rights, gradients, optimizer state, and the prefix that is read."""
         before = self.rights.on
         self.rights.give(chosen)
-        number = self.rights.add("number")  # the first choice is the start, and no move
+        number = self.rights.book.add("number")  # the first choice is the start, and no move
         if chosen != before and number > 1:
-            self.rights.add("moves")
+            self.rights.book.add("moves")
         self.sight.settle(before, chosen)
         self.enact()
 
@@ -192,22 +192,22 @@ class LayerEngine:
         if self.passage is not None:
             self.passage.paused = self._looking
             if loaded:
-                self.passage.off = bool(self.rights.read(OFF))
+                self.passage.off = bool(self.rights.book.read(OFF))
             count = 0 if embeddings else min(on, default=len(self.blocks))
             end = self.blocks.ends[count - 1] if count else 0
             if loaded or end != self.passage.end:
                 lower = self.blocks.lower(count) if count else ()
                 self.passage.freeze(end, lower)
             if loaded:
-                examples, tokens, digest = (self.rights.read(name) for name in SEALED)
+                examples, tokens, digest = (self.rights.book.read(name) for name in SEALED)
                 self.passage.unseal((examples, tokens, digest))
 
     def seal(self) -> None:
         """Before the model's state is taken: what the cache's file holds."""
         if self.passage is not None:
             for name, number in zip(SEALED, self.passage.seal(), strict=True):
-                self.rights.write(name, number)
-            self.rights.write(OFF, int(self.passage.off))
+                self.rights.book.write(name, number)
+            self.rights.book.write(OFF, int(self.passage.off))
 
     # words ------------------------------------------------------------------------------------------------------
 
@@ -227,9 +227,9 @@ class LayerEngine:
 
     def complain(self) -> None:
         """Promise P6: say it once where the method was to move and never did."""
-        steps = self.rights.read("steps") if self.tie.attached else 0
+        steps = self.rights.book.read("steps") if self.tie.attached else 0
         last = None if self.schedule is None else self.schedule.last
-        if self.method.moves and last is not None and steps >= last and not self.rights.read("moves"):
+        if self.method.moves and last is not None and steps >= last and not self.rights.book.read("moves"):
             self.once.say("RA003", f"no layer has started or stopped in {steps} steps; see handle.explain(layer)")
 
     def detach(self) -> None:

@@ -159,7 +159,8 @@ def build(
             flats.append(flat)
             parts.append(taken)
     holdings = Holdings(root, tuple(flats), masked)
-    holdings.book.register(seed, sum(p.numel() * c.grid.size for c, p in zip(start.chosen, start.places, strict=True)))
+    budget = sum(p.numel() * c.grid.size for c, p in zip(start.chosen, start.places, strict=True))
+    holdings.book.register({"seed": seed, "budget": budget})
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
     Averages(holdings, method.average)  # its buffers, so that a prepared model loads what an attached one saved

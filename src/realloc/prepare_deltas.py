@@ -146,7 +146,7 @@ def build_deltas(root: nn.Module, start: DeltaStart, *, seed: int, group: GroupK
             add_delta(layer.module, site)
         pools.append(pool)
     holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
-    holdings.book.register(seed, sum(mine.numel() for mine in start.places))
+    holdings.book.register({"seed": seed, "budget": sum(mine.numel() for mine in start.places)})
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
     Averages(holdings, start.rule.average)

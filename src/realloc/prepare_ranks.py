@@ -213,7 +213,7 @@ def build_ranks(
                 layer.adopted.unwrap()
         pools.append(pool)
     holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
-    holdings.book.register(seed, start.capacity)
+    holdings.book.register({"seed": seed, "budget": start.capacity})
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
     Averages(holdings, None)

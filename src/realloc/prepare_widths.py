@@ -113,7 +113,7 @@ def build_widths(
         if mine:
             widen(module, mine)
     holdings = Holdings(root, tuple(pools), None)
-    holdings.book.register(seed, start.budget)
+    holdings.book.register({"seed": seed, "budget": start.budget})
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
     Averages(holdings, None)

@@ -28,7 +28,7 @@ class RateHandle:
     def held(self) -> int:
         """Millionths that the groups have now; of relative movement, as foretold when they were shared."""
         self._engine.tie.require()
-        return self._engine.shares.read("spent")
+        return self._engine.shares.book.read("spent")
 
     @property
     def parked(self) -> int:
@@ -45,13 +45,13 @@ class RateHandle:
     def steps(self) -> int:
         """Optimizer steps really taken since `attach`."""
         self._engine.tie.require()
-        return self._engine.shares.read("steps")
+        return self._engine.shares.book.read("steps")
 
     @property
     def moves(self) -> int:
         """Decisions that changed a share; one that is made at the start is none."""
         self._engine.tie.require()
-        return self._engine.shares.read("moves")
+        return self._engine.shares.book.read("moves")
 
     def summary(self) -> str:
         """A table of the groups and the budget."""

@@ -73,7 +73,7 @@ class RateEngine:
         """The step after which the next decision is due."""
         if self.schedule is None or not self.method.moves or not self.tie.attached:
             return None
-        return self.schedule.upcoming(self.shares.read("steps") + 1)
+        return self.schedule.upcoming(self.shares.book.read("steps") + 1)
 
     # the step ---------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class RateEngine:
     @property
     def _armed(self) -> bool:
         due = self.next_due()
-        return due is not None and due - self.shares.read("steps") <= self.method.window
+        return due is not None and due - self.shares.book.read("steps") <= self.method.window
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
@@ -112,7 +112,7 @@ class RateEngine:
             return
         if before is not None:
             self.shares.measured(self._measured(before))
-        step = self.shares.add("steps")
+        step = self.shares.book.count()
         if self.schedule is not None and self.method.moves and self.schedule.due(step):
             self._move(step)
 
@@ -147,7 +147,7 @@ class RateEngine:
 
     def _move(self, step: int) -> None:
         began, before = time.perf_counter(), self.shares.held
-        sums, seen = self.shares.sums.clone(), self.shares.read("seen")
+        sums, seen = self.shares.sums.clone(), self.shares.book.read("seen")
         self.shares.forget()
         reason = None
         if not seen or not bool((sums[MEASURED.index("gradient")] > 0).any()):
@@ -160,11 +160,11 @@ class RateEngine:
             self.once.say("RA001", f"no sharing of rates at step {step}: {reason}; the shares stay the same")
         after = self.shares.held
         if after != before:
-            self.shares.add("moves")
+            self.shares.book.add("moves")
         self.recent.append(Shared(step, tuple(map(self.method.hold.rate, before)), self.rates))
         if self.sink is not None:
             seconds = time.perf_counter() - began
-            spent = self.shares.read("spent")
+            spent = self.shares.book.read("spent")
             self.sink.decision(
                 shares_of(step, self.units.names, (before, after), seconds, (self.budget, spent), reason)
             )
@@ -172,7 +172,7 @@ class RateEngine:
     def past(self, means: Tensor, step: int) -> RatePast:
         """What the method may know, from the means of the window."""
         gain, movement, weight, gradient = means.tolist()
-        seed = self.shares.read("seed")
+        seed = self.shares.book.read("seed")
         return RatePast(
             names=self.units.names,
             sizes=tuple(sum(p.numel() for p in group) for group in self.units.parameters),
@@ -201,16 +201,16 @@ class RateEngine:
         found = hold.share([max(one, LEAST * largest) for one in weights], method.most, moved)
         shares = tuple(self.ranks.of_first(list(found)))
         self.shares.give(shares)
-        self.shares.write("spent", self.ranks.of_first([hold.spent(shares, moved)])[0])
+        self.shares.book.write("spent", self.ranks.of_first([hold.spent(shares, moved)])[0])
         return None
 
     # words ------------------------------------------------------------------------------------------------------
 
     def complain(self) -> None:
         """Promise P6: say it once where the method was to move and never did."""
-        steps = self.shares.read("steps") if self.tie.attached else 0
+        steps = self.shares.book.read("steps") if self.tie.attached else 0
         last = None if self.schedule is None else self.schedule.last
-        if self.method.moves and last is not None and steps >= last and not self.shares.read("moves"):
+        if self.method.moves and last is not None and steps >= last and not self.shares.book.read("moves"):
             self.once.say("RA003", f"no rate has moved in {steps} steps; see handle.explain(group)")
 
     @property

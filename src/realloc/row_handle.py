@@ -27,7 +27,7 @@ class RowHandle:
 
     def _total(self, name: str) -> int:
         self._engine.tie.require()
-        return sum(pool.read(name) for pool in self._engine.pools)
+        return sum(pool.book.read(name) for pool in self._engine.pools)
 
     @property
     def budget(self) -> int:
@@ -56,7 +56,7 @@ class RowHandle:
     def steps(self) -> int:
         """Optimizer steps really taken since `attach` while a table was not frozen."""
         self._engine.tie.require()
-        return max(pool.read("steps") for pool in self._engine.pools)
+        return max(pool.book.read("steps") for pool in self._engine.pools)
 
     @property
     def acquired_rows(self) -> int:
@@ -106,11 +106,11 @@ class RowHandle:
         site = sites.get(name) or sites.get(f"{name}.weight")
         if site is None:
             raise ConfigError(f"no table {plain(str(name))!r}{nearest(str(name), sites)}")
-        pool = next(pool for pool in self._engine.pools if pool.site is site)
+        book = next(pool for pool in self._engine.pools if pool.site is site).book
         return (
             f"{plain(site.name)}: {site.held_rows:,} of at most {site.rows:,} rows held\n"
-            f"  {pool.read('acquired'):,} acquired at their first touch, {pool.read('released'):,} released as those "
-            f"touched longest ago; {pool.read('left'):,} times an id found no room in a step"
+            f"  {book.read('acquired'):,} acquired at their first touch, {book.read('released'):,} released as those "
+            f"touched longest ago; {book.read('left'):,} times an id found no room in a step"
         )
 
     def __repr__(self) -> str:

@@ -77,7 +77,7 @@ class RowEngine:
             return  # the look-up itself says so, as it always did
         if self.ranks.several:
             ids, counts = self.ranks.union(ids, counts)
-        slots, step = pool.slots_of(ids), pool.read("steps") + 1
+        slots, step = pool.slots_of(ids), pool.book.read("steps") + 1
         known = slots >= 0
         pool.touch(slots[known], step)
         new = ~known if site.padding is None else ~known & (ids != site.padding)
@@ -93,7 +93,7 @@ class RowEngine:
         room = free + gone.numel()
         if ids.numel() > room:
             self._say_full(site, ids.numel() - room)
-            pool.add("left", ids.numel() - room)
+            pool.book.add("left", ids.numel() - room)
             ids = ids[counts.argsort(descending=True, stable=True)[:room]]  # the most frequent, the lower id of two
         if not ids.numel():
             return
@@ -106,8 +106,8 @@ class RowEngine:
         for copy in self.followers:
             copy[number].move(gone, come, step, None, {})
         for known in (pool, *(copy[number] for copy in self.followers)):
-            known.add("acquired", come.numel())
-            known.add("released", gone.numel())
+            known.book.add("acquired", come.numel())
+            known.book.add("released", gone.numel())
         if self.sink is not None:
             seconds = time.perf_counter() - began
             self.sink.decision(event_of(plan, {site.name: before}, seconds, self.budget, self.held))
@@ -128,8 +128,8 @@ class RowEngine:
             return
         for pool in self.pools:
             if pool.parameter.requires_grad:  # else nothing below a frozen end may change, not even a count
-                pool.add("steps")
-        if self.pools[0].read("steps") == SOON:
+                pool.book.add("steps")
+        if self.pools[0].book.read("steps") == SOON:
             self.complain()
 
     # belonging together -----------------------------------------------------------------------------------------
@@ -204,8 +204,8 @@ class RowEngine:
         """Promise P6: say it once where training looked nothing up, in a table that another method has not frozen."""
         self.tie.require()
         for pool in self.pools:
-            steps = pool.read("steps")
-            if steps >= SOON and pool.parameter.requires_grad and not pool.read("acquired"):
+            steps = pool.book.read("steps")
+            if steps >= SOON and pool.parameter.requires_grad and not pool.book.read("acquired"):
                 self.once.say(
                     "RA202",
                     f"no row of {plain(pool.site.name)} was touched in {steps} steps: is this the model you train, and "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from realloc.errors import RecordError, StateError
 from realloc.kernels.digest import digest
-from realloc.pool.book import FIELDS, FORMAT, KEY, Book
+from realloc.pool.book import Book
 from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool, check_placement
 from realloc.pool.masked import MaskedPool, check_masks
@@ -24,6 +24,9 @@ from realloc.sites.rank import RankSite
 from realloc.sites.wide import WideSite
 
 ATTRIBUTE = "realloc_holdings"
+KEY: Final = "realloc_book"
+FIELDS: Final = ("format", "seed", "steps", "moves", "units_moved", "skipped", "stamp", "budget")
+FORMAT: Final = 1
 DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
 MIXED = (
     "this copy of the model got the placement of its source without its values (an averaged copy that missed a move "
@@ -51,7 +54,7 @@ class Holdings:
         self.flats = flats
         self.masked = masked
         self.frozen = frozen  # parameters that `prepare` froze; `detach` lets them train again
-        self.book = Book(owner)
+        self.book = Book(owner, KEY, FIELDS, FORMAT)
         self._seen: Tensor | None = None  # the book, and its version, when it was last compared with the stamp
         self._version = -1
         self._stamp = 0  # the placement that the values belong to
@@ -187,9 +190,10 @@ class Holdings:
                 f"{prefix}{missing[0]} is missing: values never travel without their places; load the whole state"
             )
         book = state[prefix + KEY]
-        if book.dtype != torch.int64 or book.shape != self.book.tensor.shape or int(book[0]) != FORMAT:
+        if not self.book.fits(book):
             raise RecordError(f"{prefix}{KEY}: not the book of this version of realloc (format {FORMAT})")
-        budget, mine = int(book[FIELDS.index("budget")]), self.book.read("budget")
+        numbers, mine = self.book.named(book), self.book.read("budget")
+        budget = numbers["budget"]
         compacted = budget < mine
         for flat in self.flats:
             if isinstance(flat, WidePool):
@@ -203,7 +207,7 @@ class Holdings:
         most = 0 if self.masked is None else self.masked.capacity * self.masked.unit_size
         if budget > mine or not held <= rest <= most:
             raise RecordError(f"the state has a budget of {budget:,} weights, this model {mine:,}")
-        if digest([state[prefix + name] for name in self._placement()]) != int(book[FIELDS.index("stamp")]):
+        if digest([state[prefix + name] for name in self._placement()]) != numbers["stamp"]:
             raise RecordError(DAMAGED)
         return budget if compacted else None
 

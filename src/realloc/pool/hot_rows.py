@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from realloc.kernels.digest import digest
 from realloc.kernels.sketch import Entries, Sketch, insert
-from realloc.nn.rows import FIELDS, Rows
+from realloc.nn.rows import FIELDS, FORMAT, Rows
+from realloc.pool.book import Book
 from realloc.pool.state import slotwise
 from realloc.rng import stream
 from realloc.scores.row_score import RowScore, RowStep
@@ -26,30 +27,16 @@ class HotRows:
     """The rows of one store, as training moves them."""
 
     def __init__(self, name: str, store: Rows) -> None:
-        self.name, self.store = name, store
+        self.name, self.store, self.book = name, store, Book(store, "book", FIELDS, FORMAT)
         self.directions = directions_of(store.dim, store.directions)
-
-    # counts -----------------------------------------------------------------------------------------------------
-
-    def read(self, name: str) -> int:
-        """One number of the book."""
-        return int(self.store.buffer("book")[FIELDS.index(name)])
-
-    def write(self, name: str, value: int) -> None:
-        """Set one number."""
-        self.store.buffer("book")[FIELDS.index(name)] = value
-
-    def add(self, name: str, value: int = 1) -> int:
-        """Add to one; returns it."""
-        return int(self.store.buffer("book")[FIELDS.index(name)].add_(value))
 
     def begin(self, seed: int) -> None:
         """Start to count, where no run has begun."""
-        if not self.read("begun"):
+        if not self.book.read("begun"):
             for name in ("steps", "seen", "promoted", "demoted", "moves"):
-                self.write(name, 0)
-            self.write("seed", seed)
-            self.write("begun", 1)
+                self.book.write(name, 0)
+            self.book.write("seed", seed)
+            self.book.write("begun", 1)
 
     @property
     def free(self) -> int:
@@ -95,7 +82,7 @@ class HotRows:
         host["shared_scores"].index_add_(0, shared[cold], gains[cold])
         host["shared_sums"].index_add_(0, shared[cold], sums[cold])
         self._put_back(host)
-        self.add("seen", int(step.counts.sum()))
+        self.book.add("seen", int(step.counts.sum()))
 
     def _put_back(self, host: dict[str, Tensor]) -> None:
         for name, tensor in host.items():

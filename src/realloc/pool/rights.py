@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from realloc.allocate.layer_costs import CostTable
 from realloc.errors import ConfigError, RecordError
+from realloc.pool.book import Book
 
 KEY: Final = "realloc_layers"
 COSTS: Final = "realloc_layer_costs"
@@ -32,44 +33,23 @@ class Rights:
         self.owner = owner
         if costs is not None and len(costs) != layers:
             raise ConfigError(f"the cost table is of {len(costs)} layers, the model has {layers}; time this model")
-        if KEY in owner._buffers:  # registered before, so that a checkpoint could be loaded into it
+        self.book = Book(owner, KEY, FIELDS, FORMAT)
+        if self.book.there:  # registered before, so that a checkpoint could be loaded into it
             return
         device = next(owner.parameters()).device
-        numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "seed": seed}
-        flags = [0] * layers
-        owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *flags], device=device))
+        self.book.register({"seed": seed}, [0] * layers, device)
         if costs is not None:
             table = torch.tensor([costs.forward, costs.inputs, costs.weights], device=device)
             owner.register_buffer(COSTS, table)
 
     @property
-    def tensor(self) -> Tensor:
-        """The buffer."""
-        found = self.owner._buffers[KEY]
-        assert found is not None
-        return found
-
-    def read(self, name: str) -> int:
-        """One number."""
-        return int(self.tensor[FIELDS.index(name)])
-
-    def write(self, name: str, value: int) -> None:
-        """Set one number."""
-        self.tensor[FIELDS.index(name)] = value
-
-    def add(self, name: str) -> int:
-        """Add one; returns the number."""
-        return int(self.tensor[FIELDS.index(name)].add_(1))
-
-    @property
     def on(self) -> tuple[int, ...]:
         """Layers that have the right, ascending."""
-        flags = self.tensor[len(FIELDS) :].tolist()
-        return tuple(layer for layer, flag in enumerate(flags) if flag)
+        return tuple(layer for layer, flag in enumerate(self.book.tail.tolist()) if flag)
 
     def give(self, layers: Iterable[int]) -> None:
         """Write which layers have it from now on."""
-        flags = self.tensor[len(FIELDS) :]
+        flags = self.book.tail
         flags.zero_()
         flags[list(layers)] = 1
 
@@ -86,7 +66,7 @@ class Rights:
     def stamp(self) -> int:
         """Equal on ranks that choose alike: counts, rights and the cost table; not what a rank's own cache holds."""
         own = [FIELDS.index(name) for name in OWN]
-        kept = [number for place, number in enumerate(self.tensor.tolist()) if place not in own]
+        kept = [number for place, number in enumerate(self.book.tensor.tolist()) if place not in own]
         return zlib.crc32(repr((kept, self.costs)).encode())
 
     def check(self, state: dict[str, Tensor], prefix: str) -> None:
@@ -98,10 +78,9 @@ class Rights:
         found = state.get(prefix + KEY)
         if found is None:
             return
-        mine = self.tensor
-        if found.dtype != torch.int64 or found.shape != mine.shape or int(found[0]) != FORMAT:
+        if not self.book.fits(found):
             raise RecordError(
-                f"{prefix}{KEY} is not that of a model of {len(mine) - len(FIELDS)} layers in format {FORMAT}; "
+                f"{prefix}{KEY} is not that of a model of {len(self.book.tail)} layers in format {FORMAT}; "
                 "load the state of a model attached with the same layers"
             )
         flags = found[len(FIELDS) :]

@@ -47,7 +47,7 @@ def carry_rows_in(
             kept[key] = torch.full_like(parameter, fresh.get(key, 0.0), dtype=value.dtype)
             kept[key][: ids.numel()] = value[ids]
     pool.move(ids[:0], ids, 0, None, fresh)
-    pool.add("acquired", ids.numel())
+    pool.book.add("acquired", ids.numel())
     for key, value in kept.items():
         optimizer.state[parameter][key] = value
     if gradient is not None:

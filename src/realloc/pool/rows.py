@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from realloc.errors import RecordError, StateError
 from realloc.kernels.digest import digest
+from realloc.pool.book import Book
 from realloc.pool.state import slotwise
 from realloc.sites.row import RowEmbedding, RowSite
 
@@ -41,6 +42,7 @@ class RowPool:
 
     def __init__(self, module: nn.Embedding, name: str) -> None:
         self.module = module
+        self.book = Book(module, "realloc_counts", FIELDS, FORMAT)
         self.site = RowSite(name, (module.num_embeddings, module.embedding_dim), module.padding_idx, self)
         self._seen: Tensor | None = None  # the stamp's buffer, and its version, when it was last compared
         self._version = -1
@@ -86,14 +88,6 @@ class RowPool:
     def held(self) -> int:
         """Rows held now."""
         return int((self.touched >= 0).sum())
-
-    def read(self, name: str) -> int:
-        """One of the counts."""
-        return int(self._buffer("realloc_counts")[FIELDS.index(name)])
-
-    def add(self, name: str, value: int = 1) -> None:
-        """Add to one of the counts."""
-        self._buffer("realloc_counts")[FIELDS.index(name)] += value
 
     def slots_of(self, ids: Tensor) -> Tensor:
         """The slot of each id, int32 of the same shape; -1 where it has none."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from realloc.allocate.rate_shares import Hold
 from realloc.errors import RecordError
+from realloc.pool.book import Book
 
 KEY: Final = "realloc_rates"
 SUMS: Final = "realloc_rate_sums"
@@ -50,22 +51,14 @@ class Shares:
     def __init__(self, owner: nn.Module, terms: Terms, seed: int) -> None:
         self.owner, self.terms = owner, terms
         count, device = len(terms.groups), next(owner.parameters()).device
-        kept = owner._buffers.get(KEY)  # of a copied or pickled model, which goes on where the terms are the same
-        self.goes_on = kept is not None and len(kept) == len(FIELDS) + count and int(kept[1]) == terms.stamp
+        self.book = Book(owner, KEY, FIELDS, FORMAT)
+        # of a copied or pickled model, which goes on where the terms are the same
+        self.goes_on = self.book.there and len(self.book.tail) == count and self.book.read("made") == terms.stamp
         if self.goes_on:
             return
-        numbers = dict.fromkeys(FIELDS, 0) | {"format": FORMAT, "made": terms.stamp, "seed": seed}
-        even = [terms.hold.even] * count
-        owner.register_buffer(KEY, torch.tensor([*(numbers[f] for f in FIELDS), *even], device=device))
+        self.book.register({"made": terms.stamp, "seed": seed}, [terms.hold.even] * count, device)
         # doubles, kept as their bits: model.float() and model.half() leave integers alone
         owner.register_buffer(SUMS, torch.zeros(len(MEASURED), count, dtype=torch.int64, device=device))
-
-    @property
-    def tensor(self) -> Tensor:
-        """The buffer of integers."""
-        found = self.owner._buffers[KEY]
-        assert found is not None
-        return found
 
     @property
     def sums(self) -> Tensor:
@@ -74,41 +67,29 @@ class Shares:
         assert found is not None
         return found.view(torch.float64)
 
-    def read(self, name: str) -> int:
-        """One number."""
-        return int(self.tensor[FIELDS.index(name)])
-
-    def write(self, name: str, value: int) -> None:
-        """Set one number."""
-        self.tensor[FIELDS.index(name)] = value
-
-    def add(self, name: str) -> int:
-        """Add one; returns the number."""
-        return int(self.tensor[FIELDS.index(name)].add_(1))
-
     @property
     def held(self) -> tuple[int, ...]:
         """The shares."""
-        return tuple(self.tensor[len(FIELDS) :].tolist())
+        return tuple(self.book.tail.tolist())
 
     def give(self, shares: tuple[int, ...]) -> None:
         """Write the shares that count from now on."""
-        self.tensor[len(FIELDS) :] = torch.tensor(shares, device=self.tensor.device)
+        self.book.tail[:] = torch.tensor(shares)
 
     def measured(self, rows: Tensor) -> None:
         """Add one step's numbers, ``[4, groups]``."""
         self.sums.add_(rows)
-        self.add("seen")
+        self.book.add("seen")
 
     def forget(self) -> None:
         """A new window."""
         self.sums.zero_()
-        self.write("seen", 0)
+        self.book.write("seen", 0)
 
     @property
     def stamp(self) -> int:
         """Equal on ranks that share alike."""
-        return zlib.crc32(repr(self.tensor.tolist()).encode())
+        return zlib.crc32(repr(self.book.tensor.tolist()).encode())
 
     def check(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """Validate a state before anything of it is copied; one of a plain model has nothing to say.
@@ -119,16 +100,15 @@ class Shares:
         found, sums = state.get(prefix + KEY), state.get(prefix + SUMS)
         if found is None:
             return
-        mine, first = self.tensor, len(FIELDS)
-        if found.dtype != torch.int64 or found.shape != mine.shape or found[:2].tolist() != mine[:2].tolist():
+        numbers = self.book.named(found) if self.book.fits(found) else {}
+        if numbers.get("made") != self.book.read("made"):
             raise RecordError(
-                f"{prefix}{KEY} is not of {self.terms.method} over these {len(mine) - first} groups, with the same "
+                f"{prefix}{KEY} is not of {self.terms.method} over these {len(self.held)} groups, with the same "
                 f"hold and bounds, in format {FORMAT}; attach the method that the state was saved under"
             )
         whole = sums is not None and sums.dtype == torch.int64 and sums.shape == self.sums.shape
-        numbers = dict(zip(FIELDS, found.tolist(), strict=False))
         counts = min(numbers[name] for name in ("steps", "moves", "seen")) >= 0
-        if not whole or not counts or not self.terms.fit(tuple(found[first:].tolist()), numbers["spent"]):
+        if not whole or not counts or not self.terms.fit(tuple(found[len(FIELDS) :].tolist()), numbers["spent"]):
             raise RecordError(f"{prefix}{KEY} holds numbers that no run writes: the state is damaged")
 
 
