@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError, StateError, plain
-from realloc.hot_row_handle import HotRowHandle
-from realloc.hot_rows import HotRowEngine
+from realloc.hot_row_handle import HotRowHandle, stores_of
+from realloc.hot_rows import HotRowEngine, check_look
+from realloc.kernels.seek import register
+from realloc.links import Hook
 from realloc.methods.hot_row_method import HotRowMethod
-from realloc.nn.bag import EmbeddingBag
-from realloc.nn.embedding import Embedding
-from realloc.nn.rows import Hear, Rows
+from realloc.nn.rows import Rows
 from realloc.observe.ranks import ranks_of
 from realloc.pool.hot_rows import HotRows, group_of
-from realloc.pool.probe import fresh_state
+from realloc.pool.probe import fresh_state, sparse_state
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule, required
 
 REMEDY: Final = "Take an elementwise optimizer such as AdamW or SGD, or leave attach out: hashing needs none"
+SPARSE: Final = "Take SparseAdam, Adagrad or plain SGD, or build the rows without sparse=True"
 
 
 def attach_hot_rows(
@@ -39,9 +40,10 @@ def attach_hot_rows(
         StateError: attached already.
     """
     schedule, (stores, names) = required(schedule), _tables(root)
-    for name, store in stores.items():
-        _check(name, store, optimizer, method)
-    pools, ranks = tuple(HotRows(name, store) for name, store in stores.items()), ranks_of(model)
+    check_look(method, schedule)
+    fresh = [_check(name, store, optimizer, method) for name, store in stores.items()]
+    pools = tuple(HotRows(name, store, some) for (name, store), some in zip(stores.items(), fresh, strict=True))
+    ranks = ranks_of(model)
     engine = HotRowEngine(pools, names, optimizer, method, schedule, sink, ranks)
     for pool in pools:
         pool.begin(seed)
@@ -56,12 +58,11 @@ def _tables(root: nn.Module) -> tuple[dict[str, Rows], dict[tuple[int, int], str
     """Stores by the name of their first table, and the tables' names by (number of the store, number of the table)."""
     stores: dict[str, Rows] = {}
     names: dict[tuple[int, int], str] = {}
-    for name, module in root.named_modules():
-        if isinstance(module, Embedding | EmbeddingBag):
-            known = next((i for i, store in enumerate(stores.values()) if store is module.store), len(stores))
-            if known == len(stores):
-                stores[name] = module.store
-            names[known, module.table] = name
+    for number, (store, tables) in enumerate(stores_of(root)):
+        first = next(iter(tables.values()))
+        stores[first] = store
+        for table in range(len(store.enrolled)):  # one that lies outside this module is known by its number
+            names[number, table] = tables.get(table, f"{first}.store[{table}]")
     if not stores:
         raise ConfigError(
             f"{type(root).__name__} has no realloc.nn.Embedding or EmbeddingBag, whose rows could move; build it with "
@@ -70,8 +71,8 @@ def _tables(root: nn.Module) -> tuple[dict[str, Rows], dict[tuple[int, int], str
     return stores, names
 
 
-def _check(name: str, store: Rows, optimizer: torch.optim.Optimizer, method: HotRowMethod) -> None:
-    """Refuse a store whose rows cannot move."""
+def _check(name: str, store: Rows, optimizer: torch.optim.Optimizer, method: HotRowMethod) -> dict[str, float]:
+    """Refuse a store whose rows cannot move. Returns what a fresh optimizer writes of a row, by key."""
     where = plain(name) or "the embedding"
     if store.hear is not None:
         raise StateError(f"rows of {where} are moved already; detach() that handle before attaching again")
@@ -84,32 +85,67 @@ def _check(name: str, store: Rows, optimizer: torch.optim.Optimizer, method: Hot
     group = group_of(optimizer, store.weight)
     if group is None:
         raise ConfigError(f"the optimizer does not have the rows of {where}; make it of the model's parameters")
+    told = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.SparseAdam) and not store.sparse:
+        raise ConfigError(f"{told} takes sparse gradients, and those of {where} are dense; build Rows(sparse=True)")
+    fresh = sparse_state(optimizer, group, store.weight, SPARSE) if store.sparse else {}
     if not isinstance(optimizer, torch.optim.SparseAdam):  # elementwise, but it steps no dense trial
-        fresh_state(optimizer, group, store.weight, REMEDY)
+        fresh = fresh_state(optimizer, group, store.weight, REMEDY)
+    if len(fresh) > store.split.costs.moments:
+        raise ConfigError(
+            f"{told} keeps {len(fresh)} numbers for each weight, and the budget of {where} has bytes for "
+            f"{store.split.costs.moments}; build it with realloc.nn.Rows(..., moments={len(fresh)})"
+        )
+    return fresh
 
 
-def _listener(engine: HotRowEngine, number: int) -> Hear:
-    def hear(table: int, ids: Tensor, found: Tensor) -> None:
-        found.register_hook(lambda gradient: engine.note(number, table, ids, gradient))  # type: ignore[no-untyped-call]
+@final
+class _Ear:
+    """Told of what is looked up, and puts a hook on it."""
 
-    return hear
+    def __init__(self, engine: HotRowEngine, place: int) -> None:
+        self._engine, self._place = engine, place
+        self.number = register(self)
+
+    def __call__(self, table: int, ids: Tensor, found: Tensor) -> None:
+        found.register_hook(lambda gradient: self.note(table, ids, gradient))  # type: ignore[no-untyped-call]
+
+    def note(self, table: int, ids: Tensor, gradient: Tensor) -> None:
+        """In a backward."""
+        self._engine.note(self._place, table, ids, gradient)
+
+
+@final
+class _Loaded:
+    """Told that a state was loaded; the one of a copied or pickled store does nothing."""
+
+    def __init__(self, engine: HotRowEngine | None = None) -> None:
+        self.engine = engine
+
+    def __call__(self, *_: Any) -> None:
+        if self.engine is not None:
+            self.engine.unchecked = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loaded:
+        return _Loaded()
+
+    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
+        return (_Loaded, ())
 
 
 def _hook(engine: HotRowEngine) -> None:
-    optimizer, tie = engine.optimizer, engine.tie
-
-    def loaded(*_: Any) -> None:
-        engine.unchecked = True
-
+    optimizer, tie, loaded = engine.optimizer, engine.tie, _Loaded(engine)
     tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
         optimizer.register_state_dict_pre_hook(lambda _: engine.mark()),
         optimizer.register_load_state_dict_post_hook(loaded),
     )
-    for number, pool in enumerate(engine.pools):
+    for number, (pool, heard) in enumerate(zip(engine.pools, engine.heard, strict=True)):
+        arrive = Hook(heard.arrive)
         tie.hook(pool.store.register_load_state_dict_post_hook(loaded))  # type: ignore[no-untyped-call]
-        pool.store.hear = _listener(engine, number)
+        tie.hook(pool.store.weight.register_post_accumulate_grad_hook(arrive))  # type: ignore[no-untyped-call]
+        pool.store.hear = _Ear(engine, number)
 
     def still() -> None:
         for pool in engine.pools:

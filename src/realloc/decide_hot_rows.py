@@ -57,8 +57,9 @@ def what_is_known(pool: HotRows, step: int) -> tuple[Tensor, RowsKnown]:
         mine = tables == table
         shared[mine] = store.hashed(table, store.buffer("keys")[slots[mine]])[0]
     draw = stream(pool.book.read("seed"), "rows", pool.name, step)
+    gained = store.buffer("scores")[slots] - store.buffer("inherited")[slots]  # of the id itself
     return slots, RowsKnown(
-        store.buffer("scores")[slots], store.buffer("sums")[slots], store.buffer("shared_sums")[shared],
+        gained.clamp(min=0), store.buffer("sums")[slots], store.buffer("shared_sums")[shared],
         store.buffer("owned")[slots] >= 0, draw,
     )  # fmt: skip
 

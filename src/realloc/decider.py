@@ -80,6 +80,9 @@ class Decider(Protocol):
     def busy(self) -> bool:
         """Whether it is called for every step, up to the schedule's last."""
 
+    def upcoming(self, step: int) -> int | None:
+        """The first step from this one on after which a decision is due, by the schedule or to make up for one."""
+
     def collects(self, step: int) -> bool:
         """Before a step: whether taps capture its backwards, for `take` or for a decision."""
 

@@ -99,7 +99,7 @@ class Engine:
         """The step after which the next move is due."""
         if not self.tie.attached or not self.method.moves:
             return None
-        return self.schedule.upcoming(self.holdings.book.read("steps") + 1)
+        return self._decider.upcoming(self.holdings.book.read("steps") + 1)
 
     def reschedule(self, schedule: Schedule) -> None:
         """Move by another schedule from now on."""
@@ -120,7 +120,7 @@ class Engine:
         for site in self._masked:
             site.arm(armed)
         # steps up to this one have nothing to decide, to collect or to complain about
-        due = self.schedule.upcoming(upcoming)
+        due = self._decider.upcoming(upcoming)
         busy = (self._decider.busy and upcoming <= self.schedule.last) or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 1 - self._decider.window
         special = armed or due == upcoming or self._several or self._masked or self.method.young
@@ -192,7 +192,7 @@ class Engine:
                 site.forget()
             return
         self._decider.take(step)
-        due = self.schedule.due(step)
+        due = self._decider.upcoming(step) == step
         if due or not self.complaints.looked:
             self.complaints.look(target.holdings.owner)
         if due and self.method.moves:

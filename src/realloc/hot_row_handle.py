@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+from torch import nn
 
 from realloc.errors import ConfigError, nearest, plain
+from realloc.nn.bag import EmbeddingBag
+from realloc.nn.embedding import Embedding
+from realloc.nn.rows import Rows
 from realloc.schedule import Schedule, required
 
 if TYPE_CHECKING:
@@ -116,7 +120,8 @@ class HotRowHandle:
         store, one = engine.pools[number].store, torch.tensor([id], device=engine.pools[number].store.weight.device)
         row, slot = int(store.rows_of(place, one)), int(store.places(place, one))
         reads = f"owns row {row}" if row >= store.split.shared else f"reads the shared row {row}"
-        known = f"score {float(store.buffer('scores')[slot]):.4g}" if slot >= 0 else "not in the sketch"
+        score = float(store.buffer("scores")[slot]) - float(store.buffer("inherited")[slot])
+        known = f"score {score:.4g}" if slot >= 0 else "not in the sketch"
         name = engine.names[number, place]
         lines = [f"{plain(name)} {id}: {reads}, {known}"]
         for plan in engine.recent:
@@ -127,6 +132,27 @@ class HotRowHandle:
         due = engine.next_due()
         return "\n".join([*lines, "  no decision is due" if due is None else f"  the next is due at step {due}"])
 
+    def follow(self, average: nn.Module) -> None:
+        """Keep an averaged copy of the model (EMA, SWA) in step with the rows: its own rows move as the model's do.
+
+        Raises:
+            ConfigError: the copy has other tables, or is the model itself.
+            StateError: the copy's rows are of other ids already.
+        """
+        self._engine.tie.require()
+        if not isinstance(average, nn.Module):
+            raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
+        found, mine = tuple(store for store, _ in stores_of(average)), [pool.store for pool in self._engine.pools]
+        if [store.weight.shape for store in found] != [store.weight.shape for store in mine]:
+            raise ConfigError("the copy does not have the same tables; make it by copying the attached model")
+        if any(one is other for one, other in zip(found, mine, strict=True)):
+            raise ConfigError("the model cannot follow itself; give the averaged copy")
+        if getattr(average, "use_buffers", False):
+            raise ConfigError(
+                "use_buffers=True averages the integers of the sketch too; make the copy with use_buffers=False"
+            )
+        self._engine.follow(found)
+
     def restart_moments(self) -> None:
         """Forget the optimizer's state of all rows: for a model that was loaded without its optimizer."""
         self._engine.restart_moments()
@@ -135,10 +161,9 @@ class HotRowHandle:
         """Decide by another schedule from now on. It is no part of a checkpoint.
 
         Raises:
-            ConfigError: no schedule.
+            ConfigError: no schedule, or one that decides more often than steps are noted.
         """
-        self._engine.tie.require()
-        self._engine.schedule = required(schedule)
+        self._engine.reschedule(required(schedule))
 
     def detach(self) -> None:
         """Remove every hook. Rows stay with their ids: that is what the model has learnt."""
@@ -157,3 +182,16 @@ class HotRowHandle:
         if not self._engine.tie.attached:
             return f"HotRowHandle({self._engine.method.score.name}, detached)"
         return f"HotRowHandle({self._engine.method.score.name}, {self.owned_rows} rows owned, moves={self.moves})"
+
+
+def stores_of(root: nn.Module) -> list[tuple[Rows, dict[int, str]]]:
+    """The stores of a model's embeddings, in the order of their first tables, with the names of these by number."""
+    found: list[tuple[Rows, dict[int, str]]] = []
+    for name, module in root.named_modules():
+        if isinstance(module, Embedding | EmbeddingBag):
+            known = next((names for store, names in found if store is module.store), None)
+            if known is None:
+                known = {}
+                found.append((module.store, known))
+            known[module.table] = name
+    return found

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
 from realloc.decide_hot_rows import decide_hot_rows
-from realloc.errors import Once, StateError, plain
+from realloc.errors import ConfigError, Once, StateError, plain
+from realloc.kernels.seek import Noted, tally
 from realloc.ledger import Held, check
 from realloc.links import Tie
 from realloc.methods.hot_row_method import HotRowMethod
+from realloc.nn.rows import Rows
 from realloc.observe.closure import skipped
+from realloc.observe.heard import Heard, by_table, once
 from realloc.observe.ranks import Ranks
 from realloc.plan import Change, Plan
-from realloc.pool.hot_rows import HotRows
+from realloc.pool.hot_rows import HotRows, owners_of
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
-from realloc.scores.row_score import RowStep
 from realloc.sites.grid import Grid
 
 MARK: Final = "realloc_hot_rows"  # of an optimizer group: the digest of the owners that its moments belong to
 IDS: Final = 2**63  # of a table, at most
+REPLACED: Final = (
+    "the rows were replaced after attach (load_state_dict(assign=True)?) and the optimizer trains the old ones; load "
+    "without assign"
+)
+COPY_APART: Final = (
+    "an averaged copy that follows this model has rows of other ids: one was loaded without the other. Load both, or "
+    "make the copy anew and call handle.follow(copy)"
+)
 APART: Final = (
     "model and optimizer hold rows of different ids: one was loaded without the other. Load both, or call "
     "handle.restart_moments() to go on with new moments"
 )
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Noted:
-    """Ids of one look-up whose gradient came, each once."""
-
-    table: int
-    ids: Tensor  # int64 [n], ascending
-    numbers: Tensor  # float64 [n, 2 + dim]: occurrences, the norms of their gradients, the gradient summed
 
 
 @final
@@ -64,7 +64,9 @@ class HotRowEngine:
         self.recent: deque[Plan] = deque(maxlen=256)
         self.tie, self.once = Tie(), Once()
         self.unchecked = True  # whether something was loaded since model and optimizer were last compared
-        self._pending: tuple[list[Noted], ...] = tuple([] for _ in pools)
+        self.heard = tuple(Heard(pool.store.weight) for pool in pools)
+        self.followers: list[tuple[Rows, ...]] = []
+        self._trained = [pool.store.weight for pool in pools]
 
     # numbers ----------------------------------------------------------------------------------------------------
 
@@ -84,25 +86,15 @@ class HotRowEngine:
 
     # the step ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def note(self, number: int, table: int, ids: Tensor, gradient: Tensor) -> None:
         """The gradient of what was looked up: ``[..., dim]`` for ids ``[...]``; negative ids are padding."""
-        if not self._looks(self.pools[number]):
-            return
-        flat, rows = ids.reshape(-1).long().cpu(), gradient.detach().reshape(ids.numel(), -1).double().cpu()
-        real = flat >= 0
-        if not bool(real.all()):
-            flat, rows = flat[real], rows[real]
-        found, where = torch.unique(flat, return_inverse=True)
-        numbers = rows.new_zeros(len(found), 2 + rows.shape[1])
-        numbers[:, 0] = where.bincount(minlength=len(found))
-        numbers[:, 1] = rows.new_zeros(len(found)).index_add(0, where, torch.linalg.vector_norm(rows, dim=1))
-        numbers[:, 2:] = rows.new_zeros(len(found), rows.shape[1]).index_add(0, where, rows)
-        self._pending[number].append(Noted(table, found, numbers))
+        if self._looks(self.pools[number]):
+            self.heard[number].note(tally(table, ids, gradient, self.method.score.needs_sums))
 
     def _looks(self, pool: HotRows) -> bool:
-        """Whether the step that is under way is noted."""
-        return pool.book.read("steps") % self.method.look == 0
+        """Whether the step that is under way is noted: not where no decision comes after it."""
+        steps = pool.book.read("steps")
+        return steps < self.schedule.last and steps % self.method.look == 0
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's pre-hook."""
@@ -111,13 +103,13 @@ class HotRowEngine:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
-        pending, self._pending = self._pending, tuple([] for _ in self.pools)
+        noted = [heard.take() for heard in self.heard]
         if skipped(self.optimizer):
             return
-        for pool, noted in zip(self.pools, pending, strict=True):
+        for pool, some in zip(self.pools, noted, strict=True):
             if self._looks(pool):  # on every rank, or on none: they gather
-                self._take(pool, noted)
-        steps = [pool.book.add("steps") for pool in self.pools]
+                self._take(pool, some)
+        steps = [pool.book.count() for pool in self.pools]
         if self.schedule.due(steps[0]):
             for number in range(len(self.pools)):
                 self._move(number, steps[0])
@@ -125,26 +117,30 @@ class HotRowEngine:
 
     def _take(self, pool: HotRows, noted: list[Noted]) -> None:
         """Add up look-ups, micro-batches and ranks, in their order, and let the sketch have them."""
-        width = 2 + pool.store.dim
+        noted = by_table(noted)
+        if self.ranks.several:
+            noted = self._everyones(pool, noted)
+        if not noted:
+            return
+        numbers = torch.cat([one.numbers for one in noted]) if len(noted) > 1 else noted[0].numbers
+        if not math.isfinite(float(numbers[:, 1].sum())):  # a norm is no number where anything of the gradient is none
+            self.once.say("RA001", f"a gradient of {self._tables(pool)} is NaN or Inf: nothing of that step is noted")
+            return
+        if numbers.numel():
+            pool.take(noted, numbers, self.ranks.count, self.method.score)
+
+    def _everyones(self, pool: HotRows, noted: list[Noted]) -> list[Noted]:
+        """What the look-ups of all ranks say, those of rank 0 first."""
+        width = 2 + pool.store.dim * self.method.score.needs_sums
         none = torch.zeros(0, 2, dtype=torch.int64)
         keys = torch.cat([none, *(torch.stack([torch.full_like(n.ids, n.table), n.ids], 1) for n in noted)])
         numbers = torch.cat([torch.zeros(0, width, dtype=torch.float64), *(n.numbers for n in noted)])
         if not self.ranks.largest([len(keys)])[0]:
-            return
+            return []
         keys, numbers = self.ranks.rows(keys), self.ranks.rows(numbers)
-        if not bool(numbers.isfinite().all()):
-            self.once.say("RA001", f"a gradient of {self._tables(pool)} is NaN or Inf: nothing of that step is noted")
-            return
-        step, tables, ids = [], [], []
-        for table in range(len(pool.store.enrolled)):
-            mine = keys[:, 0] == table
-            found, where = torch.unique(keys[mine, 1], return_inverse=True)
-            step.append(numbers.new_zeros(len(found), width).index_add(0, where, numbers[mine]))
-            tables.append(torch.full_like(found, table, dtype=torch.int32))
-            ids.append(found)
-        counts, norms, sums = torch.split(torch.cat(step), [1, 1, width - 2], 1)
-        known = RowStep(counts[:, 0], norms[:, 0] / self.ranks.count, sums / self.ranks.count)
-        pool.take(torch.cat(tables), torch.cat(ids), known, self.method.score)
+        tables = [keys[:, 0] == table for table in range(len(pool.store.enrolled))]
+        found = [Noted(table, keys[mine, 1], numbers[mine]) for table, mine in enumerate(tables)]
+        return [once(one) for one in found if one.ids.numel()]
 
     # the decision -----------------------------------------------------------------------------------------------
 
@@ -175,7 +171,9 @@ class HotRowEngine:
         check(plan, held, pool.store.split.own * dim)
         released = [(tables[c.site], c.released) for c in plan.changes]
         acquired = [(tables[c.site], c.acquired) for c in plan.changes]
-        jumps = pool.move(released, acquired, self.optimizer, self.method.migrate)
+        self._check_followers()
+        copies = [copy[number] for copy in self.followers]
+        jumps = pool.move(released, acquired, self.optimizer, self.method.migrate, copies)
         pool.book.add("promoted", sum(c.acquired.numel() for c in plan.changes))
         pool.book.add("demoted", sum(c.released.numel() for c in plan.changes))
         pool.book.add("moves")
@@ -213,8 +211,11 @@ class HotRowEngine:
         """Refuse a model and an optimizer that do not belong together.
 
         Raises:
-            StateError: one was loaded without the other.
+            StateError: one was loaded without the other, or parameters were replaced.
         """
+        if any(pool.store.weight is not mine for pool, mine in zip(self.pools, self._trained, strict=True)):
+            raise StateError(REPLACED)
+        self._check_followers()
         stamp = self.stamp()
         if any(group.get(MARK, stamp) != stamp for group in self.optimizer.param_groups):
             raise StateError(APART)
@@ -228,6 +229,28 @@ class HotRowEngine:
             restart(self.optimizer, pool.store.weight)
         self.unchecked = False
         self.mark()
+
+    def follow(self, copy: tuple[Rows, ...]) -> None:
+        """Let a copy's rows take part in every move."""
+        self.followers[:] = [known for known in self.followers if known[0] is not copy[0]]
+        self.followers.append(copy)
+        try:
+            self._check_followers()
+        except StateError:
+            self.followers.pop()
+            raise
+
+    def _check_followers(self) -> None:
+        for copy in self.followers:
+            mine = [pool.store for pool in self.pools]
+            if any(owners_of(a) != owners_of(b) for a, b in zip(mine, copy, strict=True)):
+                raise StateError(COPY_APART)
+
+    def reschedule(self, schedule: Schedule) -> None:
+        """Decide by another schedule from now on."""
+        self.tie.require()
+        check_look(self.method, schedule)
+        self.schedule = schedule
 
     # words ------------------------------------------------------------------------------------------------------
 
@@ -246,3 +269,16 @@ class HotRowEngine:
                 group.pop(MARK, None)
             for pool in self.pools:
                 pool.book.write("begun", 0)
+
+
+def check_look(method: HotRowMethod, schedule: Schedule) -> None:
+    """Refuse decisions that would know nothing.
+
+    Raises:
+        ConfigError: more steps from one look to the next than from one decision to the next.
+    """
+    if method.look > schedule.n:
+        raise ConfigError(
+            f"look is {method.look}, and decisions come every {schedule.n} steps: some of them would know nothing new; "
+            f"use look={schedule.n} or less"
+        )

@@ -29,6 +29,10 @@ class RankDecider:
         self._pools = tuple(pool for pool in holdings.pools if isinstance(pool, RankPool))
         self.busy = method.betas is not None
 
+    def upcoming(self, step: int) -> int | None:
+        """As the schedule says."""
+        return self.schedule.upcoming(step)
+
     def collects(self, step: int) -> bool:
         """Whether taps capture the backwards of a step."""
         return self._method.looks and self.schedule.due(step)

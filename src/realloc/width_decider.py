@@ -33,6 +33,10 @@ class WidthDecider:
         """Steps before a move, its own among them, whose effects are summed."""
         return self._method.window
 
+    def upcoming(self, step: int) -> int | None:
+        """As the schedule says."""
+        return self.schedule.upcoming(step)
+
     def collects(self, step: int) -> bool:
         """Whether taps capture the backwards of a step."""
         return self._method.looks and self.schedule.due(step)

@@ -112,6 +112,111 @@ def test_prepared_first_it_is_the_same_run(name):
         made(getattr(methods, name)(4), prepared)
 
 
+@pytest.mark.filterwarnings(r"ignore:\[RA00[13]\]")  # the skipped decision says so
+@pytest.mark.parametrize("name", ["entryprune", "neurofs", "quickselection"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_last_decision_that_was_skipped_is_made_up_for(name, resumed):
+    """K inputs are the promise: a NaN in the one step that ends the schedule must not leave more of them for good."""
+    recipe = getattr(methods, name)
+    model, optimizer, handle = made(recipe(3), schedule=realloc.every(4, until=12, total=30))
+    for step in range(11):
+        step_on(model, optimizer, step)
+    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    x, y = rows(11)
+    optimizer.zero_grad()
+    (torch.nn.functional.cross_entropy(model(x), y) * float("nan")).backward()
+    optimizer.step()
+    assert handle.steps == 12 and handle.held > 3 * HIDDEN
+    with torch.no_grad():  # the user takes the broken step back
+        for parameter, value in zip(model.parameters(), kept, strict=True):
+            parameter.copy_(value)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": {}})
+    if resumed:
+        states = [part.state_dict() for part in (model, optimizer)]
+        model, optimizer, handle = made(recipe(3), schedule=realloc.every(4, until=12, total=30), seed=2)
+        for part, state in zip((model, optimizer), states, strict=True):
+            part.load_state_dict(state)
+    for step in range(12, 22):
+        step_on(model, optimizer, step)
+        assert handle.held + handle.parked == handle.budget
+        assert step < 15 or handle.held == 3 * HIDDEN
+    assert handle.sites[SITE].places().numel() == 3
+
+
+def test_sequences_train_columns_as_their_rows_do():
+    """Inputs of [B, T, D] are B * T rows: the same moves and the same weights."""
+    runs = [made(methods.entryprune(3, candidates=0.4)) for _ in range(2)]
+    for step in range(1, 25):
+        x, _ = rows(step)
+        for (model, optimizer, _), shape in zip(runs, ((24, INPUTS), (4, 6, INPUTS)), strict=True):
+            optimizer.zero_grad()
+            model(x.view(shape)).square().mean().backward()
+            optimizer.step()
+    (one, _, first), (two, _, second) = runs
+    assert first.moves == second.moves > 2 and first.held == 3 * HIDDEN
+    assert torch.equal(first.sites[SITE].places(), second.sites[SITE].places())
+    assert torch.allclose(one[0].weight, two[0].weight, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("k", [1, INPUTS])
+@pytest.mark.filterwarnings(r"ignore:\[RA003\]")  # where every input is kept, nothing can move
+def test_one_input_and_all_of_them(name, k):
+    model, optimizer, handle = made(getattr(methods, name)(k))
+    for step in range(26):
+        step_on(model, optimizer, step)
+    assert handle.sites[SITE].places().numel() == k and handle.held + handle.parked == handle.budget
+
+
+def test_micro_batches_are_one_batch_and_a_scaled_loss_moves_the_same_columns():
+    runs = [made(methods.entryprune(3, candidates=0.4)) for _ in range(3)]
+    for step in range(1, 25):
+        x, y = rows(step)
+        for (model, optimizer, _), parts, factor in zip(runs, (1, 3, 1), (1.0, 1.0, 1024.0), strict=True):
+            optimizer.zero_grad()
+            for some, labels in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                (factor * torch.nn.functional.cross_entropy(model(some), labels) / parts).backward()
+            optimizer.step()
+    places = [handle.sites[SITE].places().tolist() for *_, handle in runs]
+    assert places[0] == places[1] == places[2] and runs[0][2].moves > 2
+
+
+def test_a_scaler_that_skips_leaves_no_impression():
+    runs = [made(methods.entryprune(3, candidates=0.4), net().float()) for _ in range(2)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
+    for step in range(1, 25):
+        x, y = (part.float() if part.is_floating_point() else part for part in rows(step))
+        for (model, optimizer, _), broken in zip(runs, (step % 5 == 2, False), strict=True):
+            if broken:
+                optimizer.zero_grad()
+                scaler.scale(torch.nn.functional.cross_entropy(model(x), y) * float("inf")).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            if model is runs[0][0]:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                loss.backward()
+                optimizer.step()
+    places = [handle.sites[SITE].places().tolist() for *_, handle in runs]
+    assert places[0] == places[1] and runs[0][2].steps == 24
+
+
+def test_autocast_trains_columns():
+    model, optimizer, handle = made(methods.entryprune(3, candidates=0.4), net().float())
+    for step in range(1, 25):
+        x, y = rows(step)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(x.float()).float(), y)
+        loss.backward()
+        optimizer.step()
+    assert handle.held == 3 * HIDDEN and bool(model[0].weight.isfinite().all())
+
+
 def test_detached_it_is_a_plain_layer_with_zero_columns():
     model, optimizer, handle = made(methods.entryprune(3))
     for step in range(24):

@@ -18,10 +18,10 @@ IDS, DIM = 400, 6
 class Net(nn.Module):
     """Two tables in one store, the second one of bags."""
 
-    def __init__(self, rows: int | str = 60, *, directions: int = 0, own: float = 0.5) -> None:
+    def __init__(self, rows: int | str = 60, *, directions: int = 0, own: float = 0.5, moments: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
-        store = realloc.nn.Rows(DIM, rows, num_ids=2 * IDS, own=own, directions=directions)
+        store = realloc.nn.Rows(DIM, rows, num_ids=2 * IDS, own=own, directions=directions, moments=moments)
         self.users = realloc.nn.Embedding(IDS, DIM, store)
         self.items = realloc.nn.EmbeddingBag(IDS, DIM, store, mode="mean", padding_idx=0)
         self.head = nn.Linear(2 * DIM, 1)

@@ -148,7 +148,7 @@ def test_bytes_are_exact_and_spent(
         assert "raise rows" in str(error)
         return
     slots = 4 * split.buckets
-    counted = 4 * dim * (1 + moments) * split.rows + slots * (8 + 4 + 4 + 4 + 4 * directions)
+    counted = 4 * dim * (1 + moments) * split.rows + slots * (8 + 4 + 4 + 4 + 4 + 4 * directions)
     counted += split.shared * 4 * (1 + directions) + 8 * 8
     assert split.held(split.own) == counted <= split.budget == rows * costs.row
     assert slots >= split.own * candidates and (own > 0) == (split.buckets > 0)
@@ -235,12 +235,26 @@ def test_a_state_is_checked_before_it_is_copied() -> None:
     other.load_state_dict(state)
     assert torch.equal(other(torch.arange(30)), layer(torch.arange(30)))
     slot = int((layer.store.owned >= 0).nonzero()[0])
-    for key, place, value in (("keys", slot, 6), ("owned", slot, 0), ("owned", slot, 10**6), ("tables", slot, 4)):
+    other_slot = int((layer.store.owned >= 0).nonzero()[1])
+    elsewhere = layer.store.hashed(0, torch.arange(99))[1] != slot // 4
+    damages = [
+        ("keys", slot, int(elsewhere.nonzero()[0])),
+        ("owned", slot, 0),
+        ("owned", slot, 10**6),
+        ("tables", slot, 4),
+    ]
+    damages += [("scores", slot, -1.0), ("shared_scores", 0, float("nan")), ("book", 3, -5)]
+    damages += [("owned", slot, int(layer.store.owned[other_slot]))]
+    for key, place, value in damages:
         damaged = {name: tensor.clone() for name, tensor in state.items()}
         damaged["store." + key][place] = value
         with pytest.raises(RecordError, match="damaged"):
             other.load_state_dict(damaged)
-    with pytest.raises(RecordError, match="same rows"):
+    with pytest.raises(RecordError, match="same dim, rows"):
         realloc.nn.Embedding(None, 4, rows=90).load_state_dict(state)
+    with pytest.raises(RecordError, match=r"store\.inherited is not in the state"):
+        other.load_state_dict({"store.weight": state["store.weight"]} | {
+            key: value for key, value in state.items() if "inherited" not in key
+        }, strict=False)  # fmt: skip
     with pytest.raises(ConfigError, match="own rows"):
         layer.store.reset_parameters()

@@ -69,7 +69,7 @@ def test_bytes_are_exact_after_every_step(score: str, rows: int, own: float, eve
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_promotion_keeps_the_function_and_the_scale(name: str) -> None:
-    run = Run(optimizer=OPTIMIZERS[name], every=39).train(range(9))
+    run = Run(optimizer=OPTIMIZERS[name], every=39, moments=3).train(range(9))
     store, pool = run.model.store, run.handle._engine.pools[0]
     before, state = outputs(run.model), copy.deepcopy(run.optimizer.state.get(store.weight, {}))
     cold = store.keys[(store.keys >= 0) & (store.owned < 0) & (store.tables == 0)][:7].sort().values
@@ -91,7 +91,7 @@ def test_a_demotion_is_a_mean_by_score_and_its_jump_is_bounded() -> None:
     ids = run.handle.owners("users")[:4]
     slots, rows = store.places(0, ids), store.rows_of(0, ids)
     shared = store.hashed(0, ids)[0]
-    weight, scores = store.weight.detach().double().clone(), store.scores.double().clone()
+    weight, scores = store.weight.detach().double().clone(), (store.scores - store.inherited).double()
     standing = store.shared_scores.double().clone()
     second = run.optimizer.state[store.weight]["exp_avg_sq"].double().clone()
     first = run.optimizer.state[store.weight]["exp_avg"].clone()
@@ -105,8 +105,8 @@ def test_a_demotion_is_a_mean_by_score_and_its_jump_is_bounded() -> None:
             torch.testing.assert_close(now[target].double(), expected / total, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(store.shared_scores[target].double(), total, rtol=1e-5, atol=1e-5)
         meeting = torch.stack([weight[target], *(weight[rows[i]] for i in mine)])
-        for i in mine:
-            change = float((store.weight.detach()[target].double() - weight[rows[i]]).norm())
+        for row in [target, *(rows[i] for i in mine)]:  # those who came back, and those who were there
+            change = float((store.weight.detach()[target].double() - weight[row]).norm())
             assert change <= float(torch.cdist(meeting, meeting).max()) + 1e-6
             largest = max(largest, change)
     assert jump == pytest.approx(largest, rel=1e-5) and jump > 0
@@ -203,7 +203,7 @@ def test_the_sketch_holds_what_a_dictionary_holds() -> None:
 def test_gradients_are_those_of_each_occurrence() -> None:
     layer = realloc.nn.EmbeddingBag(None, 3, realloc.nn.Rows(3, 300, candidates=16, directions=3), mode="mean")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    realloc.attach(layer, optimizer, methods.rows("gradient"), schedule=realloc.every(9, total=9))
+    realloc.attach(layer, optimizer, methods.rows("conflict"), schedule=realloc.every(9, total=9))
     pull = torch.tensor([[3.0, 0.0, 4.0], [0.0, 1.0, 0.0]])
     (layer(torch.tensor([[5, 6], [6, 6]])) * pull).sum().backward()
     optimizer.step()

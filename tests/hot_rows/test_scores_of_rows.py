@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kinds import HOT_ROWS
 from realloc.errors import ConfigError, StateError
+from realloc.kernels.seek import hashed, owned_rows, owned_rows_plain, tally
 from realloc.kernels.sketch import Entries, Sketch, insert, insert_plain
 from realloc.methods.rows import SCORES, rows
 from realloc.pool.hot_rows import directions_of
@@ -19,18 +20,25 @@ from realloc.rng import stream
 from realloc.scores.row_score import RowScore, RowsKnown, RowStep
 from realloc.select.exchange import exchange
 
-BUCKETS, WIDE = 3, 2
+BUCKETS, SHARED, WIDE, TABLES = 3, 5, 2, 2
 
 
 def empty() -> Sketch:
     slots = 4 * BUCKETS
     return Sketch(
-        torch.full((slots,), -1), torch.zeros(slots, dtype=torch.int32), torch.full((slots,), -1, dtype=torch.int32),
-        torch.zeros(slots), torch.zeros(slots, WIDE),
+        keys=torch.full((slots,), -1), tables=torch.zeros(slots, dtype=torch.int32),
+        owned=torch.full((slots,), -1, dtype=torch.int32), scores=torch.zeros(slots), inherited=torch.zeros(slots),
+        sums=torch.zeros(slots, WIDE), shared_scores=torch.zeros(SHARED), shared_sums=torch.zeros(SHARED, WIDE),
     )  # fmt: skip
 
 
-entry = st.tuples(st.sampled_from([0, 1, 2, 3, 4, 5, 2**24 + 1, 2**62]), st.integers(0, 1), st.integers(0, 8))
+def one(key: int, gain: float = 1.0, table: int = 0) -> Entries:
+    return Entries(
+        torch.tensor([key]), torch.tensor([table], dtype=torch.int32), torch.tensor([gain]), torch.zeros(1, WIDE)
+    )
+
+
+entry = st.tuples(st.sampled_from([*range(30), 2**24 + 1, 2**62]), st.integers(0, 1), st.integers(0, 8))
 
 
 @settings(deadline=None)
@@ -42,54 +50,82 @@ def test_the_kernel_is_the_plain_walk(steps: list[list[tuple[int, int, int]]], d
         entries = Entries(
             torch.tensor([k for (k, _), _ in once], dtype=torch.int64),
             torch.tensor([t for (_, t), _ in once], dtype=torch.int32),
-            torch.tensor([(k + t) % BUCKETS for (k, t), _ in once], dtype=torch.int64),
             torch.tensor([float(g) for _, g in once]),
             torch.tensor([[g * 0.5, -g] for _, g in once]).reshape(-1, WIDE),
         )
-        insert(fast, entries)
-        insert_plain(plain, entries)
+        insert(fast, entries, TABLES)
+        insert_plain(plain, entries, TABLES)
         for mine, theirs in zip(vars(fast).values(), vars(plain).values(), strict=True):
             assert torch.equal(mine, theirs)
         known = (fast.keys >= 0).nonzero().flatten().tolist()
         if known:  # some of them own rows from here on, and are never evicted
             slot = data.draw(st.sampled_from(known))
-            fast.rows[slot] = plain.rows[slot] = slot
-    owners = [(int(fast.keys[s]), int(fast.rows[s])) for s in range(4 * BUCKETS) if int(fast.rows[s]) >= 0]
-    assert all(
-        row == slot for slot, (_, row) in zip([s for s in range(12) if int(fast.rows[s]) >= 0], owners, strict=True)
-    )
+            fast.owned[slot] = plain.owned[slot] = slot
+    owners = [(s, int(fast.owned[s])) for s in range(4 * BUCKETS) if int(fast.owned[s]) >= 0]
+    assert all(row == slot for slot, row in owners)
 
 
-def test_a_bucket_outside_is_refused() -> None:
-    one = Entries(
-        torch.tensor([1]),
-        torch.zeros(1, dtype=torch.int32),
-        torch.tensor([BUCKETS]),
-        torch.ones(1),
-        torch.ones(1, WIDE),
-    )
+def test_an_entry_of_no_table_is_refused() -> None:
     with pytest.raises(StateError):
-        insert(empty(), one)
+        insert(empty(), one(1, table=TABLES), TABLES)
 
 
-def test_a_score_is_never_below_the_true_one() -> None:
-    draw, sketch, true = torch.Generator().manual_seed(0), empty(), {}
+def test_a_score_is_never_below_the_true_one_and_what_is_inherited_is_known() -> None:
+    """SpaceSaving's bound; less what it inherited, a score is what the id gained since the sketch knows it."""
+    draw, sketch, true, since = torch.Generator().manual_seed(0), empty(), {}, {}
     for _ in range(300):
         key = int(torch.randint(0, 40, (1,), generator=draw) ** 2 // 40)
         true[key] = true.get(key, 0) + 1
-        insert(
-            sketch,
-            Entries(
-                torch.tensor([key]),
-                torch.zeros(1, dtype=torch.int32),
-                torch.tensor([key % BUCKETS]),
-                torch.ones(1),
-                torch.zeros(1, WIDE),
-            ),
-        )
+        before = set(sketch.keys.tolist())
+        insert(sketch, one(key), TABLES)
+        since[key] = since.get(key, 0) + 1 if key in before else 1
+    assert bool((sketch.keys >= 0).all()) and bool(sketch.inherited.any())
     for slot, key in enumerate(sketch.keys.tolist()):
-        least = float(sketch.scores[slot // 4 * 4 : slot // 4 * 4 + 4].min())
-        assert true[key] <= float(sketch.scores[slot]) <= true[key] + least
+        score, inherited = float(sketch.scores[slot]), float(sketch.inherited[slot])
+        assert score - inherited == since[key] <= true[key] <= score
+    assert float(sketch.shared_scores.sum()) == 300
+
+
+def test_ids_are_found_as_the_plain_walk_finds_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    keys, tables, owned = torch.full((64,), -1), torch.zeros(64, dtype=torch.int32), torch.full((64,), -1)
+    ids = torch.cat([torch.arange(200), torch.tensor([2**24 + 1, 2**53 + 1, 2**62, 2**63 - 1])])
+    for number in (0, 1):
+        buckets = hashed(ids, number, 7, 16)[1]
+        for at in torch.randperm(len(ids), generator=draw)[:40].tolist():
+            free = [s for s in range(4 * int(buckets[at]), 4 * int(buckets[at]) + 4) if int(keys[s]) < 0]
+            if free:
+                keys[free[0]], tables[free[0]], owned[free[0]] = ids[at], number, 7 + free[0]
+    owned[::3] = -1  # known, without a row
+    known = keys, tables, owned.int()
+    for number in (0, 1, 2):
+        found = owned_rows(ids.view(4, -1), *known, number, 7)
+        assert torch.equal(found, owned_rows_plain(ids.view(4, -1), *known, number, 7))
+        assert torch.equal(owned_rows(ids[:200].int(), *known, number, 7), found.flatten()[:200])
+        assert bool((found >= 7).any()) == (number < 2)
+    assert torch.equal(owned_rows(ids, *(t[:0] for t in known), 1, 7), hashed(ids, 1, 7, 0)[0])
+    assert owned_rows(ids[:0].view(3, 0), *known, 0, 7).shape == (3, 0)
+    for bad in (torch.tensor([3, -1]), torch.tensor([-(2**63)])):
+        with pytest.raises(ConfigError, match="an id is -"):
+            owned_rows(bad, *known, 0, 7)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(-1, 6), max_size=40), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.booleans(),
+)  # fmt: skip
+def test_a_tally_is_that_of_a_dictionary(ids: list[int], dtype: torch.dtype, sums: bool) -> None:
+    gradient = torch.randn(len(ids), 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    noted = tally(4, torch.tensor(ids, dtype=torch.int64), gradient, sums)
+    expected: dict[int, Tensor] = {}
+    for key, row in zip(ids, gradient.double(), strict=True):
+        if key >= 0:
+            mine = expected.setdefault(key, torch.zeros(5, dtype=torch.float64))
+            mine += torch.cat([torch.tensor([1.0, float(row.norm())], dtype=torch.float64), row])
+    assert noted.table == 4 and noted.ids.tolist() == list(expected)
+    plain = torch.stack([*expected.values()]) if expected else torch.zeros(0, 5, dtype=torch.float64)
+    torch.testing.assert_close(noted.numbers, plain if sums else plain[:, :2])
 
 
 # scores -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from numba import types
 
 from realloc.errors import ConfigError
-from realloc.kernels import csr, insert, sets, sort
+from realloc.kernels import csr, hashing, insert, sets, sort
 
 CACHE: Final = "REALLOC_KERNEL_CACHE"
 KERNELS: Final[dict[str, Callable[[Any], None]]] = {
@@ -35,6 +35,8 @@ KERNELS: Final[dict[str, Callable[[Any], None]]] = {
     "draw": sets.draw,
     "best": sets.best,
     "insert": insert.insert,
+    "seek": hashing.seek,
+    "tally": hashing.tally,
 }
 _TYPES: Final = {torch.float32: types.float32, torch.float64: types.float64}
 

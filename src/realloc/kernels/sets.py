@@ -85,7 +85,7 @@ def merge(task: Any) -> None:
 
 
 @njit
-def _mixed(state: Any) -> Any:
+def mixed(state: Any) -> Any:
     """64 random bits for each value of splitmix64's counter."""
     z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -100,7 +100,7 @@ def digest(task: Any) -> None:
     first, last = even(v.get(word, w.LINES), part, parts)
     total = np.uint64(0)
     for i in range(first, last):
-        total += _mixed(_mixed(np.uint64(i)) ^ np.uint64(v.get(numbers, i)))
+        total += mixed(mixed(np.uint64(i)) ^ np.uint64(v.get(numbers, i)))
     v.put(out, part, np.int64(total))
 
 
@@ -115,7 +115,7 @@ def _drawn(bits: Any, state: Any, span: Any, count: int) -> None:
             both >>= half
         else:
             state += np.uint64(0x9E3779B97F4A7C15)
-            both = _mixed(state)
+            both = mixed(state)
         second = not second
         product = (both & low) * span
         if (product & low) >= surplus:
@@ -160,7 +160,7 @@ def draw(task: Any) -> None:
             v.put(never, number >> 6, v.get(never, number >> 6) | (np.int64(1) << (number & 63)))
         for i in range((here + 63) >> 6):
             v.put(bits, i, v.get(never, i))
-        _drawn(bits, _mixed(np.uint64(v.get(word, w.KEEP)) + np.uint64(chunk)), np.uint64(here), few)
+        _drawn(bits, mixed(np.uint64(v.get(word, w.KEEP)) + np.uint64(chunk)), np.uint64(here), few)
         for i in range((here + 63) >> 6):
             some = np.uint64(v.get(bits, i) ^ v.get(never, i))
             if others:

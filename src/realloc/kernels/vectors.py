@@ -100,6 +100,16 @@ def long_integers(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def doubles(typing: Any, address: Any) -> Any:
+    """An address as a pointer to float64, whatever the dtype of the task."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.DoubleType().as_pointer())
+
+    return types.CPointer(types.float64)(types.int64), code
+
+
+@intrinsic
 def shift(typing: Any, pointer: Any, count: Any) -> Any:
     """``pointer + count`` elements."""
 

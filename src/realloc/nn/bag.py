@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError
-from realloc.nn.checks import check_ids
 from realloc.nn.embedding import padding_of, store_of
 from realloc.nn.rows import Rows
 
@@ -71,7 +70,6 @@ class EmbeddingBag(nn.Module):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Reduce bags of ids; ``per_sample_weights`` of the ids' shape, in mode "sum"."""
-        check_ids(input)
         if per_sample_weights is not None and self.mode != "sum":
             raise ConfigError(f"per_sample_weights are for mode='sum', and this bag's is {self.mode!r}")
         starts = self._starts(input, offsets)

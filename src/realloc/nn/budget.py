@@ -10,7 +10,7 @@ from typing import Final, final
 from realloc.errors import ConfigError
 from realloc.kernels.sketch import WAYS
 
-SLOT: Final = 8 + 4 + 4 + 4  # id, table, row and score of a slot
+SLOT: Final = 8 + 4 + 4 + 4 + 4  # id, table, row, score of a slot, and what of it is inherited
 FLOAT: Final = 4  # a score, or one of the sums
 COUNTS: Final = 8  # integers in the book of a store
 
@@ -100,7 +100,7 @@ def split_of(budget: int, costs: Costs, own: float, candidates: float) -> Split:
 
     >>> split = split_of(100 * 16 * 4 * 3, Costs(16, 4, 2, 0), own=0.5, candidates=2)
     >>> split.shared, split.own, split.buckets, split.budget - split.held(split.own)
-    (45, 44, 22, 108)
+    (44, 43, 22, 144)
     """
 
     def of(rows: int) -> Split:
@@ -130,7 +130,7 @@ def repriced(split: Split, itemsize: int) -> Split:
 
     >>> split = split_of(19200, Costs(16, 4, 2, 0), own=0.5, candidates=2)
     >>> repriced(split, 2).budget, repriced(split, 4) == split
-    (10656, True)
+    (10848, True)
     """
     costs = replace(split.costs, itemsize=itemsize)
     return replace(split, costs=costs, budget=split.budget + split.rows * (costs.row - split.costs.row))

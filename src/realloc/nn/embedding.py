@@ -36,7 +36,7 @@ class Embedding(nn.Module):
     >>> _ = torch.manual_seed(0)
     >>> layer = Embedding(100_000, 16, rows="1%")
     >>> layer(torch.tensor([[3, 99_999], [2**62, 3]])).shape, layer.weight.shape
-    (torch.Size([2, 2, 16]), torch.Size([896, 16]))
+    (torch.Size([2, 2, 16]), torch.Size([880, 16]))
     """
 
     def __init__(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError
+from realloc.kernels.seek import check_ids
 from realloc.nn.budget import Costs, bytes_of
-from realloc.nn.checks import check_ids, whole
+from realloc.nn.checks import whole
 
 
 @final

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError, RecordError
-from realloc.kernels.mixing import below, mixed, mixed_plain
+from realloc.kernels.seek import Listener, hashed, heard, owned_rows
 from realloc.kernels.sketch import WAYS
 from realloc.nn.budget import COUNTS, Costs, bytes_of, repriced, split_of
-from realloc.nn.checks import check_ids, whole
+from realloc.nn.checks import whole
 
 FORMAT: Final = 1
 FIELDS: Final = ("format", "begun", "seed", "steps", "seen", "promoted", "demoted", "moves")
-BUFFERS: Final = ("keys", "tables", "owned", "scores", "sums", "shared_scores", "shared_sums", "book")
-FLOATS: Final = ("scores", "sums", "shared_scores", "shared_sums")  # float32 whatever the weight is
-Hear = Callable[[int, Tensor, Tensor], None]
+SKETCH: Final = ("keys", "tables", "owned", "scores", "inherited", "sums", "shared_scores", "shared_sums")
+BUFFERS: Final = (*SKETCH, "book")
+FLOATS: Final = SKETCH[3:]  # float32 whatever the weight is
 assert len(FIELDS) == COUNTS
 
 
@@ -52,7 +52,7 @@ class Rows(nn.Module):
 
     >>> store = Rows(16, rows=100)
     >>> store.split.shared, store.split.own, store.budget, store.held + store.parked
-    (45, 44, 19200, 19200)
+    (44, 43, 19200, 19200)
     """
 
     weight: nn.Parameter
@@ -85,13 +85,14 @@ class Rows(nn.Module):
         self.split = split_of(bytes_of(rows, costs, num_ids), costs, own, candidates)
         self.dim, self.directions, self.sparse = dim, directions, sparse
         self.enrolled: list[int | None] = []  # by table: its ids, where known
-        self.hear: Hear | None = None  # told of what training looks up
+        self.hear: Listener | None = None  # told of what training looks up
         slots, shared = self.split.buckets * WAYS, self.split.shared
         self.weight = nn.Parameter(torch.empty(self.split.rows, dim))
         self.register_buffer("keys", torch.full((slots,), -1))
         self.register_buffer("tables", torch.zeros(slots, dtype=torch.int32))
         self.register_buffer("owned", torch.full((slots,), -1, dtype=torch.int32))
         self.register_buffer("scores", torch.zeros(slots, dtype=torch.float32))
+        self.register_buffer("inherited", torch.zeros(slots, dtype=torch.float32))
         self.register_buffer("sums", torch.zeros(slots, directions, dtype=torch.float32))
         self.register_buffer("shared_scores", torch.zeros(shared, dtype=torch.float32))
         self.register_buffer("shared_sums", torch.zeros(shared, directions, dtype=torch.float32))
@@ -162,28 +163,15 @@ class Rows(nn.Module):
 
     def hashed(self, table: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The shared row and the bucket of int64 ids ``[n]``, salted by table; the bucket is 0 without a sketch."""
-        first = mixed(ids ^ mixed_plain(table))
-        return below(first, self.split.shared), below(mixed(first), max(1, self.split.buckets))
+        return hashed(ids, table, self.split.shared, self.split.buckets)
 
     def places(self, table: int, ids: Tensor) -> Tensor:
         """The slot of the sketch of int64 ids ``[n]``, -1 where it does not know them."""
         if not self.split.buckets:
             return ids.new_full(ids.shape, -1)
-        slots, found = self._bucket(table, ids, self.hashed(table, ids)[1])
+        slots = self.hashed(table, ids)[1].unsqueeze(1) * WAYS + torch.arange(WAYS, device=ids.device)
+        found = (self.buffer("keys")[slots] == ids.unsqueeze(1)) & (self.buffer("tables")[slots] == table)
         return torch.where(found, slots, -1).amax(1)
-
-    def _bucket(self, table: int, ids: Tensor, bucket: Tensor) -> tuple[Tensor, Tensor]:
-        """The slots of each id's bucket, int64 ``[n, 4]``, and which of them are the id's."""
-        slots = bucket.unsqueeze(1) * WAYS + torch.arange(WAYS, device=ids.device)
-        found = self.buffer("keys")[slots] == ids.unsqueeze(1)
-        if len(self.enrolled) > 1:
-            found &= self.buffer("tables")[slots] == table
-        return slots, found
-
-    def own_rows(self, table: int, ids: Tensor, bucket: Tensor) -> Tensor:
-        """The row that each of int64 ids ``[n]`` owns, given its bucket; -1 without one."""
-        slots, found = self._bucket(table, ids, bucket)
-        return torch.where(found, self.buffer("owned")[slots], -1).amax(1).long()
 
     def rows_of(self, table: int, ids: Tensor) -> Tensor:
         """The row of ``weight`` that each id reads, int64 ``[...]``: its own, else its shared one.
@@ -191,41 +179,56 @@ class Rows(nn.Module):
         Raises:
             ConfigError: ids that are negative, or no integers of 32 or 64 bits.
         """
-        check_ids(ids)
-        flat = ids.reshape(-1).long()
-        shared, bucket = self.hashed(table, flat)
-        if self.split.buckets:
-            own = self.own_rows(table, flat, bucket)
-            shared = torch.where(own >= 0, own, shared)
-        return shared.view(ids.shape)
+        known = self.buffer("keys"), self.buffer("tables"), self.buffer("owned")
+        return owned_rows(ids, *known, table, self.split.shared)
 
     def look_up(self, table: int, ids: Tensor, padding: int | None = None) -> Tensor:
         """``[..., dim]`` for ids ``[...]``; ``padding`` reads zeros and never trains."""
-        found = nn.functional.embedding(self.rows_of(table, ids), self.weight, sparse=self.sparse)
-        self._tell(table, ids if padding is None else torch.where(ids == padding, -1, ids), found)
-        return found if padding is None else found.masked_fill((ids == padding).unsqueeze(-1), 0)
+        rows = self.rows_of(table, ids)
+        if padding is None:
+            return self._tell(table, ids, nn.functional.embedding(rows, self.weight, sparse=self.sparse))
+        padded = ids == padding
+        if self.sparse:  # else a sparse optimizer steps the row that the padding id shares
+            found = self.weight.new_zeros(*ids.shape, self.dim)
+            found[~padded] = self._tell(
+                table, ids[~padded], nn.functional.embedding(rows[~padded], self.weight, sparse=True)
+            )
+            return found
+        found = nn.functional.embedding(rows, self.weight)
+        return self._tell(table, torch.where(padded, -1, ids), found).masked_fill(padded.unsqueeze(-1), 0)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _tell(self, table: int, ids: Tensor, found: Tensor) -> None:
-        if self.hear is not None and found.requires_grad:
-            self.hear(table, ids, found)
+    def _tell(self, table: int, ids: Tensor, found: Tensor) -> Tensor:
+        """Let who listens know of the gradient of what was found."""
+        hear = self.hear
+        if hear is None or not found.requires_grad:
+            return found
+        if torch.compiler.is_compiling():
+            return cast("Tensor", heard(found, ids, hear.number, table))
+        hear(table, ids, found)
+        return found
 
     # loading ----------------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        found = {name: state_dict.get(prefix + name) for name in BUFFERS}
-        if all(isinstance(tensor, Tensor) for tensor in found.values()):
+        found = {name: state_dict.get(prefix + name) for name in ("weight", *BUFFERS)}
+        lacking = [name for name, tensor in found.items() if not isinstance(tensor, Tensor)]
+        if not lacking:
             self._check({name: tensor for name, tensor in found.items() if tensor is not None}, prefix)
+        elif len(lacking) < len(found) and self.owners:
+            raise RecordError(
+                f"{prefix}{lacking[0]} is not in the state, and ids own rows here: values without their places are "
+                "those of other ids; load a whole state"
+            )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _check(self, found: Mapping[str, Tensor], prefix: str) -> None:
         """Refuse a state that no run writes, before anything of it is copied."""
         for name, tensor in found.items():
-            mine = self.buffer(name)
-            if tensor.dtype != mine.dtype or tensor.shape != mine.shape:
+            mine = self.weight if name == "weight" else self.buffer(name)
+            if tensor.shape != mine.shape or (name != "weight" and tensor.dtype != mine.dtype):
                 raise RecordError(
                     f"{prefix}{name} is {tensor.dtype} {tuple(tensor.shape)}, and this store has {mine.dtype} "
-                    f"{tuple(mine.shape)}; build the layer with the same rows, own, candidates and directions"
+                    f"{tuple(mine.shape)}; build the layer with the same dim, rows, own, candidates and directions"
                 )
         if int(found["book"][0]) != FORMAT:
             raise RecordError(f"{prefix}book is of format {int(found['book'][0])}, this is {FORMAT}; update realloc")
@@ -236,7 +239,11 @@ class Rows(nn.Module):
         for table in range(len(self.enrolled)):
             mine = (keys >= 0) & (tables == table)
             sound &= torch.equal(self.hashed(table, keys[mine])[1], mine.nonzero().flatten() // WAYS)
+            sound &= torch.unique(keys[mine]).numel() == int(mine.sum())
         known = (tables >= 0) & (tables < max(1, len(self.enrolled)))
-        sound &= bool(known[keys >= 0].all()) and all(bool(t.isfinite().all()) for t in found.values())
+        sound &= bool(known[keys >= 0].all())
+        sound &= all(bool(found[name].isfinite().all()) for name in FLOATS)
+        sound &= all(bool((found[name] >= 0).all()) for name in ("scores", "inherited", "shared_scores"))
+        sound &= bool((found["book"][3:] >= 0).all())
         if not sound:
             raise RecordError(f"{prefix}keys and {prefix}owned hold what no run writes: the state is damaged")

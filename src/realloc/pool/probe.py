@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -39,6 +40,31 @@ def fresh_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor, re
         raise
     except Exception as error:  # a foreign optimizer may raise anything; it becomes one refusal with its reason
         raise refusal(name, f"a trial step of it failed: {type(error).__name__}: {error}", remedy) from error
+
+
+def sparse_state(optimizer: torch.optim.Optimizer, group: Group, like: Tensor, remedy: str) -> dict[str, float]:
+    """What an optimizer writes of a row whose gradient is sparse and zero, by key.
+
+    Raises:
+        ConfigError: it takes no sparse gradient, or keeps one as its state (SGD with momentum): rows of that cannot
+            be moved.
+    """
+    name = type(optimizer).__name__
+    slot = _parameter(torch.zeros(2, 1, dtype=like.dtype, device=like.device))
+    try:
+        twin = _twin(optimizer, group, [slot])
+        with warnings.catch_warnings(action="ignore"):  # what torch says of sparse tensors is not of this trial
+            for _ in range(2):
+                slot.grad = torch.sparse_coo_tensor(
+                    torch.zeros(1, 1).long(), slot.detach()[:1], (2, 1), check_invariants=True
+                )
+                twin.step()
+    except Exception as error:  # a foreign optimizer may raise anything; it becomes one refusal with its reason
+        raise ConfigError(f"optimizer {name} cannot take sparse gradients: {error}. {remedy}") from error
+    state = {k: v for k, v in twin.state[slot].items() if _is_slotwise(v, slot)}
+    if any(v.is_sparse for v in state.values()):
+        raise ConfigError(f"optimizer {name} keeps state that is sparse, whose rows cannot be moved. {remedy}")
+    return {k: float(v.flatten()[0]) for k, v in state.items()}
 
 
 def refusal(name: str, reason: str, remedy: str = MASKED) -> ConfigError:

@@ -11,5 +11,5 @@ def _gain(step: RowStep) -> Tensor:
     return step.counts
 
 
-row_frequency = RowScore("frequency", _gain)
+row_frequency = RowScore("frequency", _gain, needs_sums=False)
 """Occurrences whose gradient came. What the libraries in use rank by, and what a score by gradient has to beat."""

@@ -12,7 +12,7 @@ def loudness(step: RowStep) -> Tensor:
     return step.norms * step.scale
 
 
-row_gradient = RowScore("gradient", loudness, reference="2312.03256")
+row_gradient = RowScore("gradient", loudness, needs_sums=False, reference="2312.03256")
 """The gradient norm of CAFE (2312.03256): a row for the ids that pull most. Ours is normalised over all tables of a
 step, so that a table with larger gradients gets more rows; the published code normalises each field by itself.
 """

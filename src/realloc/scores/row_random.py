@@ -14,5 +14,5 @@ def _worth(known: RowsKnown) -> Tensor:
     return drawn.to(known.scores.device)
 
 
-row_random = RowScore("random", row_frequency.gain, _worth)
+row_random = RowScore("random", row_frequency.gain, _worth, needs_sums=False)
 """Uniform numbers at each decision, for the ids that the sketch knows: the control."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -17,19 +18,24 @@ class RowStep:
 
     counts: Tensor  # float64 [n]: how often each came
     norms: Tensor  # float64 [n]: the norms of its occurrences' gradients, summed
-    sums: Tensor  # float64 [n, dim]: its gradient, summed
+    sums: Tensor  # float64 [n, dim]: its gradient, summed; [n, 0] for a score that does not need it
 
     def __len__(self) -> int:
         return self.counts.numel()
 
-    @property
+    @cached_property
+    def occurrences(self) -> float:
+        """All of them together."""
+        return float(self.counts.sum())
+
+    @cached_property
     def scale(self) -> float:
         """What makes the norms of a step add up to its occurrences; 0 where there is no gradient.
 
         So an early step with large gradients, or a loss that a scaler multiplies, weighs no more than another.
         """
         total = float(self.norms.sum())
-        return float(self.counts.sum()) / total if total > 0 else 0.0
+        return self.occurrences / total if total > 0 else 0.0
 
 
 @final
@@ -37,7 +43,7 @@ class RowStep:
 class RowsKnown:
     """What the sketch knows of its ids at a decision."""
 
-    scores: Tensor  # float32 [n]: what the steps added, decayed
+    scores: Tensor  # float32 [n]: what the steps added since the sketch knows the id, decayed
     sums: Tensor  # float32 [n, p]: each id's gradient along p directions, decayed
     mates: Tensor  # float32 [n, p]: the same of the shared row of each: of all ids that read it
     owns: Tensor  # bool [n]: whether it owns a row; its gradient is not among its mates' then
@@ -62,6 +68,7 @@ class RowScore:
             in the sketch.
         worth: what an own row is worth to each id at a decision, float64 ``[n]``; the score itself if left out.
         needs_directions: whether it reads ``sums`` and ``mates``.
+        needs_sums: whether ``gain`` reads a step's ``sums``, which take longer than its norms.
         reference: arXiv number of its paper.
     """
 
@@ -69,4 +76,5 @@ class RowScore:
     gain: Callable[[RowStep], Tensor]
     worth: Callable[[RowsKnown], Tensor] = _noted
     needs_directions: bool = False
+    needs_sums: bool = True
     reference: str = ""
