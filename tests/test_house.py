@@ -38,7 +38,7 @@ ORDER = (
     "layers", "layer_checks", "trial", "layer_handle", "time_layers", "attach_layers",
     "rows", "row_handle", "attach_rows",
     "rates", "rate_handle", "attach_rates", "hot_rows", "hot_row_handle", "attach_hot_rows", "attach_slots", "attach",
-    "indexed", "visits",
+    "indexed", "epoch", "visits",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from realloc.allocate.visit_plan import plan_visits
-from realloc.errors import ConfigError, RecordError, StateError, warn
+from realloc.epoch import ORDER, Epoch, epoch_of
+from realloc.errors import ConfigError, StateError, warn
 from realloc.methods.example_method import Draw, ExampleMethod, exact, least_visited
 from realloc.observe.ranks import Ranks, world_ranks
-from realloc.observe.visited import Past, Visited
+from realloc.observe.visited import Visited, check_report
 from realloc.rng import stream
 
 FORMAT: Final = 1
 FORWARD, TRAINED = 1, 3  # cost of a look and of a trained visit, in forward passes
-ORDER: Final = "does your loop give every batch of this epoch to visits, in the order of the loader, once?"
 
 
 @final
@@ -65,13 +65,7 @@ class Visits(Sampler[int]):
         self._ranks: Ranks = world_ranks()
         self.plan = plan_visits(count, epochs, method.share, method.full, method.over, self._ranks.count)
         self._seen = Visited(count)
-        self._draw: Draw | None = None
-        self._epoch = -1  # being trained; -1: none yet
-        self._place = 0  # candidates of this rank's epoch that the loop has given back
-        self._trained = 0  # visits of earlier epochs, on all ranks
-        self._reports = False  # whether the loop ever gave anything back
-        self._ended = False  # the iterator of this epoch ran to its end
-        self._loaded = False  # in the middle of an epoch, which goes on
+        self._epoch = Epoch(self._ranks)  # that is drawn
         self._chosen: Tensor | None = None
 
     # numbers ----------------------------------------------------------------------------------------------------
@@ -94,19 +88,19 @@ class Visits(Sampler[int]):
     @property
     def epoch(self) -> int:
         """Number of the epoch that is drawn, from 0; -1 before the first."""
-        return self._epoch
+        return self._epoch.number
 
     @property
     def spent(self) -> int:
         """Visits trained so far, on all ranks; of a loop that reports nothing, those that were handed out."""
-        return self._trained + self._of_epoch()
+        return self._epoch.before + self._of_epoch()
 
     @property
     def cost(self) -> int:
         """Forward passes of one example so far: a trained visit is 3 (forward and backward), a look 1."""
         looks = 0
         if self.method.over > 1:
-            looks = max(0, self._epoch) * self.plan.whole + self._place * self._ranks.count
+            looks = max(0, self.epoch) * self.plan.whole + self._epoch.place * self._ranks.count
         return TRAINED * self.spent + FORWARD * looks
 
     def steps(self, batch_size: int) -> int:
@@ -115,17 +109,11 @@ class Visits(Sampler[int]):
 
     def __len__(self) -> int:
         """Candidates of the coming epoch on this rank: of the one that goes on, what is left of it."""
-        epoch = self._epoch if self._goes_on else self._epoch + 1
-        left = self.plan.share(min(epoch, self.epochs - 1))
-        return left - self._place if self._goes_on else left
+        if self._epoch.goes_on:
+            return self.plan.share(self.epoch) - self._epoch.place
+        return self.plan.share(min(self.epoch + 1, self.epochs - 1))
 
     # the epoch --------------------------------------------------------------------------------------------------
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the next iterator is of the epoch that is drawn: after a load, or where it was only peeked into."""
-        untouched = not self._place and (self._reports or not self._ended)
-        return self._draw is not None and (self._loaded or untouched)
 
     def __iter__(self) -> Iterator[int]:
         """The examples of the next epoch on this rank.
@@ -139,44 +127,37 @@ class Visits(Sampler[int]):
                 f"there are {world_ranks().count} ranks and these visits were made for {self._ranks.count}: make them "
                 "after torch.distributed.init_process_group"
             )
-        if not self._goes_on:
+        if not self._epoch.goes_on:
             self._next()
-        return self._run(self._epoch, self._mine(self._place).tolist())
-
-    def _run(self, epoch: int, examples: list[int]) -> Iterator[int]:
-        yield from examples
-        if epoch == self._epoch:
-            self._ended = True
+        return self._epoch.rest()
 
     def _next(self) -> None:
-        epoch = self._epoch + 1
+        epoch = self.epoch + 1
         if epoch >= self.epochs:
             raise StateError(f"all {self.epochs} epochs are drawn and {self.spent:,} visits spent; make a new Visits")
         dropped = self._seen.settle(self._ranks)
         if dropped:
-            warn("RA401", f"{dropped} reports of epoch {self._epoch} are NaN or Inf; what was known before stays")
+            warn("RA401", f"{dropped} reports of epoch {self.epoch} are NaN or Inf; what was known before stays")
         past = self._seen.past
         if self.method.needs is not None and epoch and bool(getattr(past, self.method.needs).isnan().all()):
             given = "visits.loss(index, losses)" if self.method.needs == "loss" else "visits.loss(..., score=score)"
             raise StateError(f"{self.method.name} needs what {given} reports, and nothing was reported; {ORDER}")
         self._close()
-        self._draw = self._drawn(epoch, self._seen.past)
-        self._epoch, self._place, self._ended, self._loaded = epoch, 0, False, False
+        self._epoch = self._epoch.after(self._drawn(epoch), self._of_epoch())
         self._seen.begin()
 
     def _close(self) -> None:
-        """Count what was trained of an epoch that is over."""
-        if self._draw is None:
+        """Count the visits of an epoch that is over."""
+        draw, count, gone = self._epoch.draw, self._epoch.count, self._epoch.given
+        if draw is None:
             return
-        count, gone = self._draw.index.numel(), self._given()
         if gone < count:
-            warn("RA402", f"{count - gone} of the {count} visits of epoch {self._epoch} were drawn and never trained; "
+            warn("RA402", f"{count - gone} of the {count} visits of epoch {self.epoch} were drawn and never trained; "
                  "leave drop_last off; a trainer must ask for each epoch's length anew")  # fmt: skip
-        self._trained += self._of_epoch()
-        self._seen.drawn(self._draw.index[:gone])
+        self._seen.drawn(draw.index[:gone])
 
-    def _drawn(self, epoch: int, past: Past) -> Draw:
-        count, random = self.plan.candidates(epoch), stream(self.seed, "visits", "", epoch)
+    def _drawn(self, epoch: int) -> Draw:
+        count, random, past = self.plan.candidates(epoch), stream(self.seed, "visits", "", epoch), self._seen.past
         if epoch >= self.plan.full_from:
             drawn = Draw(least_visited(past, count, random), torch.ones(count, dtype=torch.float64))
         else:
@@ -184,21 +165,9 @@ class Visits(Sampler[int]):
         order = torch.randperm(count, generator=random)
         return Draw(drawn.index[order], drawn.weight[order])
 
-    def _given(self) -> int:
-        """Candidates of this epoch that the loop had, on all ranks."""
-        if self._draw is None:
-            return 0
-        silent = self._ended and not self._reports
-        return self._draw.index.numel() if silent else self._place * self._ranks.count
-
     def _of_epoch(self) -> int:
         """Visits of this epoch that were trained, on all ranks."""
-        return self.plan.trained(self._given() // self._ranks.count)
-
-    def _mine(self, start: int, stop: int | None = None) -> Tensor:
-        """Examples of this rank, from one place of its epoch to another. Ranks take turns, as in a doubled batch."""
-        assert self._draw is not None
-        return self._draw.index[self._ranks.number :: self._ranks.count][start:stop]
+        return self.plan.trained(self._epoch.given // self._ranks.count)
 
     # the loop ---------------------------------------------------------------------------------------------------
 
@@ -214,8 +183,8 @@ class Visits(Sampler[int]):
             ConfigError: losses that were reduced already, or shapes that do not fit.
             StateError: not the examples whose turn it is.
         """
-        self._check(index, losses, score)
-        weight = self._of_chosen(index) if self.method.over > 1 else self._take(index)
+        check_report(index, losses, score)
+        weight = self._of_chosen(index) if self.method.over > 1 else self._epoch.take(index)
         self._seen.report(index, losses, score)
         return (losses * weight.to(losses)).mean() if index.numel() else losses.sum()
 
@@ -234,25 +203,15 @@ class Visits(Sampler[int]):
         """
         if self.method.worth is None:
             raise ConfigError(f"{self.method.name} trains every visit it draws; call loss() alone")
-        self._check(index, losses, None)
-        before = self._place
-        self._take(index)
-        count = self._place // self.method.over - before // self.method.over  # so that the epoch's sum is exact
+        check_report(index, losses, None)
+        before, over = self._epoch.place, self.method.over
+        self._epoch.take(index)
+        count = self._epoch.place // over - before // over  # so that the epoch's sum is exact
         worth = self.method.worth(index.cpu(), losses.detach().to("cpu", torch.float64))
         worth = torch.nan_to_num(worth, nan=-torch.inf)
         places = torch.argsort(worth, descending=True, stable=True)[:count].sort().values
         self._chosen = index.cpu()[places]
         return places.to(index.device)
-
-    def _take(self, index: Tensor) -> Tensor:
-        """Weights of the examples whose turn it is; moves on."""
-        if self._draw is None:
-            raise StateError("no epoch has begun; iterate over the loader that has this sampler")
-        start, stop = self._place, self._place + index.numel()
-        if not torch.equal(index.cpu(), self._mine(start, stop)):
-            raise StateError(f"these are not the examples whose turn it is in epoch {self._epoch}; {ORDER}")
-        self._place, self._reports, self._loaded = stop, True, False
-        return self._draw.weight[self._ranks.number :: self._ranks.count][start:stop]
 
     def _of_chosen(self, index: Tensor) -> Tensor:
         if self._chosen is None or not torch.equal(index.cpu(), self._chosen):
@@ -260,33 +219,11 @@ class Visits(Sampler[int]):
         self._chosen = None
         return torch.ones(index.numel())
 
-    def _check(self, index: Tensor, losses: Tensor, score: Tensor | None) -> None:
-        if losses.dim() != 1:
-            raise ConfigError(
-                f"losses have shape {tuple(losses.shape)} where one loss a visit is needed: make them with "
-                "reduction='none', and take the mean over anything but the batch yourself"
-            )
-        if index.dtype != torch.int64 or index.shape != losses.shape:
-            raise ConfigError(
-                f"index is {index.dtype} of shape {tuple(index.shape)} and losses of {tuple(losses.shape)}; pass the "
-                "numbers that realloc.indexed(dataset) hands out beside each example"
-            )
-        if score is not None and (score.shape != losses.shape or bool((score < 0).any())):
-            raise ConfigError(f"score has shape {tuple(score.shape)}; it is one number a visit, 0 or more")
-
     # the record -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs, also in the middle of an epoch. With several ranks each saves its own."""
-        longest = self.plan.longest
-        index = torch.full((longest,), -1)  # of one length over the whole run, as checkpoints want it
-        weight = torch.zeros(longest, dtype=torch.float64)
-        if self._draw is not None:
-            count = self._draw.index.numel()
-            index[:count], weight[:count] = self._draw.index, self._draw.weight
-        stands = [self._epoch, self._place, int(self._ended), int(self._reports), self._trained]
-        numbers = torch.tensor([*self._identity(), *stands])
-        return {"numbers": numbers, "index": index, "weight": weight, **self._seen.state()}
+        return {**self._epoch.state(self._identity(), self.plan.longest), **self._seen.state()}
 
     def _identity(self) -> list[int]:
         """What a state must have in common with these visits."""
@@ -300,40 +237,10 @@ class Visits(Sampler[int]):
         Raises:
             RecordError: it is of another method, data set, budget, seed or rank, or damaged. Nothing was changed then.
         """
-        mine = self._identity()
-        numbers = integers(state.get("numbers"), len(mine) + 5)
-        if numbers[: len(mine)] != mine:
-            raise RecordError(
-                f"the state is of other visits: format, seed, epochs, method and budget, ranks, rank are "
-                f"{numbers[: len(mine)]}, here {mine}; make Visits as they were, and load each rank's own state"
-            )
-        epoch, place, ended, reports, trained = numbers[len(mine) :]
-        share = self.plan.share(epoch) if 0 <= epoch < self.epochs else 0
-        fits = -1 <= epoch < self.epochs and 0 <= place <= share and {ended, reports} <= {0, 1}
-        if not fits or not 0 <= trained <= self.budget:
-            raise RecordError(f"the state is at visit {place} of epoch {epoch}: it is damaged")
-        count = share * self._ranks.count
-        index, weight = state.get("index"), state.get("weight")
-        if not torch.is_tensor(index) or not torch.is_tensor(weight) or index.shape != (self.plan.longest,):
-            raise RecordError(f"the state's draw is not of {self.plan.longest} visits: it is damaged")
-        drawn = Draw(index[:count].cpu().clone(), weight[:count].cpu().clone())
-        try:
-            exact(drawn, count, self.plan.count, "the state")
-        except StateError as error:
-            raise RecordError(f"the state is damaged: {error}") from error
+        epoch = epoch_of(state, self._identity(), self.plan, self._ranks)
         self._seen.load(state)
-        self._draw = drawn if epoch >= 0 else None
-        self._epoch, self._place, self._trained, self._chosen = epoch, place, trained, None
-        self._ended, self._reports = bool(ended), bool(reports)
-        self._loaded = 0 < place < share
+        self._epoch, self._chosen = epoch, None
 
     def __repr__(self) -> str:
-        done = f"epoch {self._epoch + 1} of {self.epochs}"
+        done = f"epoch {self.epoch + 1} of {self.epochs}"
         return f"Visits({self.method.name}, {self.spent:,} of {self.budget:,} visits, {done})"
-
-
-def integers(found: object, count: int) -> list[int]:
-    """Read a tensor of integers that came from outside."""
-    if not torch.is_tensor(found) or found.dtype != torch.int64 or found.shape != (count,):
-        raise RecordError("the state is not one of realloc.Visits, or damaged")
-    return found.tolist()

@@ -191,7 +191,7 @@ def test_the_last_epochs_of_infobatch_see_everything_with_weight_one(epochs: int
     drawn = []
     for epoch in range(epochs):
         run.visits._next()
-        draw = run.visits._draw
+        draw = run.visits._epoch.draw
         assert draw is not None
         drawn.append(draw)
         run.visits.loss(draw.index, torch.rand(draw.index.numel(), generator=torch.Generator().manual_seed(epoch)))
@@ -315,7 +315,7 @@ def test_losses_that_are_not_finite_are_not_kept() -> None:
     run.epoch()
     run.visits._next()
     known = run.visits._seen.past.loss.clone()
-    index = run.visits._mine(0, 5)
+    index = run.visits._epoch.mine(0, 5).index
     run.visits.loss(index, torch.tensor([1.0, torch.nan, torch.inf, 2.0, 3.0]))
     with pytest.warns(ReallocWarning) as told:
         run.visits._next()

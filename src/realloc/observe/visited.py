@@ -8,7 +8,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from realloc.errors import RecordError
+from realloc.errors import ConfigError, RecordError
 from realloc.observe.ranks import Ranks
 
 KINDS: Final = ("loss", "score")
@@ -115,3 +115,23 @@ class Visited:
                 kept[kind], kept[f"{kind}_sum"], kept[f"{kind}_count"]
             )  # fmt: skip
         self._waiting.clear()
+
+
+def check_report(index: Tensor, losses: Tensor, score: Tensor | None) -> None:
+    """Refuse a batch that does not say one loss a visit.
+
+    Raises:
+        ConfigError: losses that were reduced already, or shapes that do not fit.
+    """
+    if losses.dim() != 1:
+        raise ConfigError(
+            f"losses have shape {tuple(losses.shape)} where one loss a visit is needed: make them with "
+            "reduction='none', and take the mean over anything but the batch yourself"
+        )
+    if index.dtype != torch.int64 or index.shape != losses.shape:
+        raise ConfigError(
+            f"index is {index.dtype} of shape {tuple(index.shape)} and losses of {tuple(losses.shape)}; pass the "
+            "numbers that realloc.indexed(dataset) hands out beside each example"
+        )
+    if score is not None and (score.shape != losses.shape or bool((score < 0).any())):
+        raise ConfigError(f"score has shape {tuple(score.shape)}; it is one number a visit, 0 or more")

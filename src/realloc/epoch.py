@@ -1,0 +1,138 @@
+"""The epoch of visits that is drawn, and how far the loop has come in it; both as a state, for a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from realloc.allocate.visit_plan import VisitPlan
+from realloc.errors import RecordError, StateError
+from realloc.methods.example_method import Draw, exact
+from realloc.observe.ranks import Ranks
+
+ORDER: Final = "does your loop give every batch of this epoch to visits, in the order of the loader, once?"
+STANDS: Final = 5  # integers of a state that say how far the loop has come
+
+
+@final
+class Epoch:
+    """One epoch, as this rank sees it. Ranks take turns among its examples, as in a doubled batch.
+
+    ``number`` is -1 before the first; ``before`` are the visits that earlier ones trained, on all ranks.
+    """
+
+    def __init__(self, ranks: Ranks, number: int = -1, draw: Draw | None = None, before: int = 0) -> None:
+        self.ranks, self.number, self.draw, self.before = ranks, number, draw, before
+        self.place = 0  # candidates of this rank that the loop has given back
+        self.reports = False  # whether the loop ever gave anything back
+        self.ended = False  # its iterator ran to its end
+        self.loaded = False  # in the middle of it, which goes on
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next iterator is of this epoch: after a load, or where it was only peeked into."""
+        untouched = not self.place and (self.reports or not self.ended)
+        return self.draw is not None and (self.loaded or untouched)
+
+    @property
+    def count(self) -> int:
+        """Candidates, on all ranks."""
+        return 0 if self.draw is None else self.draw.index.numel()
+
+    @property
+    def given(self) -> int:
+        """Candidates that the loop had, on all ranks; of one that reports nothing, those that were handed out."""
+        silent = self.ended and not self.reports
+        return self.count if silent else self.place * self.ranks.count
+
+    def mine(self, start: int, stop: int | None = None) -> Draw:
+        """Visits of this rank, from one place to another."""
+        assert self.draw is not None
+        turns = slice(self.ranks.number, None, self.ranks.count)
+        return Draw(self.draw.index[turns][start:stop], self.draw.weight[turns][start:stop])
+
+    def rest(self) -> Iterator[int]:
+        """The examples of this rank that are left, as of now."""
+        return self._run(self.mine(self.place).index.tolist())
+
+    def _run(self, examples: list[int]) -> Iterator[int]:
+        yield from examples
+        self.ended = True
+
+    def take(self, index: Tensor) -> Tensor:
+        """Weights of the examples whose turn it is; moves on.
+
+        Raises:
+            StateError: they are others.
+        """
+        if self.draw is None:
+            raise StateError("no epoch has begun; iterate over the loader that has this sampler")
+        stop = self.place + index.numel()
+        turn = self.mine(self.place, stop)
+        if not torch.equal(index.cpu(), turn.index):
+            raise StateError(f"these are not the examples whose turn it is in epoch {self.number}; {ORDER}")
+        self.place, self.reports, self.loaded = stop, True, False
+        return turn.weight
+
+    def after(self, draw: Draw, trained: int) -> Epoch:
+        """The next one, where this one trained so many visits, on all ranks."""
+        coming = Epoch(self.ranks, self.number + 1, draw, self.before + trained)
+        coming.reports = self.reports
+        return coming
+
+    def state(self, identity: Sequence[int], longest: int) -> dict[str, Tensor]:
+        """It as plain tensors, of one length over the whole run, as checkpoints want it."""
+        index, weight = torch.full((longest,), -1), torch.zeros(longest, dtype=torch.float64)
+        if self.draw is not None:
+            index[: self.count], weight[: self.count] = self.draw.index, self.draw.weight
+        stands = [self.number, self.place, int(self.ended), int(self.reports), self.before]
+        return {"numbers": torch.tensor([*identity, *stands]), "index": index, "weight": weight}
+
+
+def epoch_of(state: dict[str, Any], identity: Sequence[int], plan: VisitPlan, ranks: Ranks) -> Epoch:
+    """The epoch of a state that came from outside.
+
+    Args:
+        state: as `Epoch.state` writes it.
+        identity: what it must have in common with the visits that load it.
+        plan: of those visits.
+        ranks: the same.
+
+    Raises:
+        RecordError: it is of other visits, or damaged.
+    """
+    mine = list(identity)
+    numbers = integers(state.get("numbers"), len(mine) + STANDS)
+    if numbers[: len(mine)] != mine:
+        raise RecordError(
+            f"the state is of other visits: format, seed, epochs, method and budget, ranks, rank are "
+            f"{numbers[: len(mine)]}, here {mine}; make Visits as they were, and load each rank's own state"
+        )
+    number, place, ended, reports, before = numbers[len(mine) :]
+    epochs = len(plan.per_epoch)
+    share = plan.share(number) if 0 <= number < epochs else 0
+    fits = -1 <= number < epochs and 0 <= place <= share and {ended, reports} <= {0, 1}
+    if not fits or not 0 <= before <= plan.budget:
+        raise RecordError(f"the state is at visit {place} of epoch {number}: it is damaged")
+    count = share * ranks.count
+    index, weight = state.get("index"), state.get("weight")
+    if not torch.is_tensor(index) or not torch.is_tensor(weight) or index.shape != (plan.longest,):
+        raise RecordError(f"the state's draw is not of {plan.longest} visits: it is damaged")
+    drawn = Draw(index[:count].cpu().clone(), weight[:count].cpu().clone())
+    try:
+        exact(drawn, count, plan.count, "the state")
+    except StateError as error:
+        raise RecordError(f"the state is damaged: {error}") from error
+    epoch = Epoch(ranks, number, drawn if number >= 0 else None, before)
+    epoch.place, epoch.ended, epoch.reports, epoch.loaded = place, bool(ended), bool(reports), 0 < place < share
+    return epoch
+
+
+def integers(found: object, count: int) -> list[int]:
+    """Read a tensor of integers that came from outside."""
+    if not torch.is_tensor(found) or found.dtype != torch.int64 or found.shape != (count,):
+        raise RecordError("the state is not one of realloc.Visits, or damaged")
+    return found.tolist()
