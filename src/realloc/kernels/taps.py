@@ -108,6 +108,11 @@ class Tap:
             if len(waiting) > DEEPEST:
                 self.keep(self.arrived | set(waiting[-DEEPEST // 2 :]))
 
+    def saw(self, task: int) -> None:
+        """Take in that a backward reached the segment, where nothing else told of it."""
+        if self.listens and not any(notice.task == task for notice in self.seen):
+            self.note(Notice(task, 1))
+
     def overwritten(self) -> bool:
         """Whether someone wrote into a captured tensor after its backward (a reused input buffer, for instance)."""
         return any(tuple(t._version for t in n.pair) != n.versions for n in self.seen if n.pair is not None)

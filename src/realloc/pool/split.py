@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import StateError
+from realloc.kernels.cut import cut
+from realloc.kernels.taps import Tap
 from realloc.kernels.team import DAMAGED
 
 Situation = tuple[int, int, bool, bool]
@@ -22,6 +24,7 @@ class SplitPool:
     """
 
     unit_size: int
+    taps: tuple[Tap, ...] = ()  # of the segments, where the split itself says who took part
     lasting: tuple[str, ...] = ()  # parts whose buffers are as long as the pool, and are cut with it
 
     def __init__(self, owner: nn.Module, number: int, parts: tuple[str, ...]) -> None:
@@ -79,6 +82,11 @@ class SplitPool:
         for name in self._names.values():
             self.owner._buffers.pop(name, None)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the segments now, where they are dense parameters; else none."""
+        return ()
+
     # views for the forward pass ---------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -90,7 +98,7 @@ class SplitPool:
             sizes = [b - a for a, b in pairwise([*ends, self.parameter.shape[0]])]
             if ends[0] or min(sizes) < 0:
                 raise StateError(DAMAGED)
-            self._split = situation, torch.split(self.parameter, sizes)
+            self._split = situation, self._cut(sizes)
 
     def _situation(self) -> Situation:
         """What a split is good for: these values, this thread, gradients on or off.
@@ -119,5 +127,12 @@ class SplitPool:
         split = self._split
         if split is not None and split[0] == self._situation():
             return split[1][index], False
+        if self.taps:
+            return self._cut([])[index], False
         first, last = self.bounds(index)
         return self.parameter[first * self.unit_size : last * self.unit_size], False
+
+    def _cut(self, sizes: list[int]) -> tuple[Tensor, ...]:
+        if self.taps:
+            return cut(self.parameter, self.shapes, self.taps)
+        return torch.split(self.parameter, sizes)

@@ -48,7 +48,9 @@ class WidePool(SplitPool):
         self.currency = currency
         self.start = tuple(start)
         self.sites = tuple(WideSite(space.members[m], self.start, self, i) for i, m in enumerate(members))
+        self.taps = tuple(site.tap for site in self.sites)
         self._known: tuple[int, tuple[int, ...]] | None = None
+        self._shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def buffer_names(self) -> tuple[str, ...]:
@@ -62,7 +64,14 @@ class WidePool(SplitPool):
         version = -1 if buffer.is_inference() else buffer._version
         if self._known is None or version < 0 or self._known[0] != version:
             self._known = version, tuple(buffer.tolist())
+            self._shapes = tuple(site.member.shape(self._known[1]) for site in self.sites)
         return self._known[1]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of its parameters now."""
+        _ = self.widths  # which brings them up to date
+        return self._shapes
 
     def running(self, part: str, index: int) -> Tensor:
         """A running statistic of a norm, by its weight's site: a view of the buffer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol, final
 
@@ -94,13 +95,31 @@ class WideSite:
 
     def weight(self) -> Tensor:
         """The parameter, differentiable: a view of the pool."""
-        found = self.pool.segment(self.index)[0].view(self.shape)
+        found = self.pool.segment(self.index)[0]
         return found.detach() if self.frozen else found
 
 
+def _linear(module: Any, x: Tensor) -> Tensor:
+    return watched(module, x, torch.nn.functional.linear(x, module.weight, module.bias))
+
+
+def _conv(module: Any, x: Tensor) -> Tensor:
+    return watched(module, x, module._conv_forward(x, module.weight, module.bias))
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    return watched(module, x, nn.modules.batchnorm._BatchNorm.forward(module, x))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def apart(module: Any, x: Tensor, compute: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """Compute outside a compiled graph: the shapes of these layers really change."""
+    return compute(module, x)
+
+
 def watched(module: Wide, x: Tensor, y: Tensor) -> Tensor:
-    """Note in the backward of ``y`` that a layer took part, and if armed what it saw: ``x`` and the gradient of y."""
-    taps = [site.tap for site in module.realloc_sites.values() if site.tap.listens and not site.frozen]
+    """If a layer is armed, note in the backward of ``y`` what it saw: ``x`` and the gradient of y."""
+    taps = [site.tap for site in module.realloc_sites.values() if site.tap.armed and not site.frozen]
     if taps and y.requires_grad:
         y.register_hook(partial(_notify, [tap.number for tap in taps], x.detach()))  # type: ignore[no-untyped-call]
     return y
@@ -160,10 +179,9 @@ class WideLinear(nn.Linear):
     in_features, out_features = _entries(1), _entries(0)
     requires_grad_, reset_parameters = _freeze, _refuse
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[..., in_features]``."""
-        return watched(self, input, torch.nn.functional.linear(input, self.weight, self.bias))
+        return apart(self, input, _linear) if torch.compiler.is_compiling() else _linear(self, input)
 
 
 @final
@@ -176,10 +194,9 @@ class WideConv2d(nn.Conv2d):
     in_channels, out_channels = _entries(1), _entries(0)
     requires_grad_, reset_parameters = _freeze, _refuse
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[B, in_channels, H, W]``."""
-        return watched(self, input, self._conv_forward(input, self.weight, self.bias))
+        return apart(self, input, _conv) if torch.compiler.is_compiling() else _conv(self, input)
 
 
 @final
@@ -192,10 +209,9 @@ class WideBatchNorm1d(nn.BatchNorm1d):
     running_mean, running_var = _running("running_mean"), _running("running_var")
     requires_grad_, reset_parameters = _freeze, _refuse
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[B, C]`` or ``[B, C, L]``."""
-        return watched(self, input, super().forward(input))
+        return apart(self, input, _norm) if torch.compiler.is_compiling() else _norm(self, input)
 
 
 @final
@@ -208,10 +224,9 @@ class WideBatchNorm2d(nn.BatchNorm2d):
     running_mean, running_var = _running("running_mean"), _running("running_var")
     requires_grad_, reset_parameters = _freeze, _refuse
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[B, C, H, W]``."""
-        return watched(self, input, super().forward(input))
+        return apart(self, input, _norm) if torch.compiler.is_compiling() else _norm(self, input)
 
 
 Wide = WideLinear | WideConv2d | WideBatchNorm1d | WideBatchNorm2d
