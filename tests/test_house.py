@@ -30,7 +30,7 @@ ORDER = (
     "sites", "pool", "observe",
     "depths", "shorten", "methods", "choose", "choose_columns", "prepare", "choose_linear", "prepare_ranks",
     "prepare_deltas", "choose_tables", "prepare_rows", "calibrate",
-    "find_widths", "find_coupled", "choose_widths", "prepare_widths",
+    "find_widths", "try_widths", "find_blocks", "find_coupled", "choose_widths", "prepare_widths",
     "release", "acquire", "decide", "decide_ranks", "decide_layers", "decide_hot_rows", "ledger", "decide_widths",
     "apply", "record",
     "stand", "collect", "decider", "weight_decider", "rank_decider", "width_decider",

@@ -19,7 +19,7 @@ from realloc.methods.width_method import WidthMethod
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_in, group_of, replace
 from realloc.pool.holdings import Holdings
-from realloc.pool.probe import fresh_state
+from realloc.pool.probe import MASKED, fresh_state
 from realloc.pool.state import reset_masked
 from realloc.prepare import GroupKey, Start, build, describe, plan_start
 from realloc.prepare_deltas import build_deltas, describe_deltas, plan_deltas
@@ -180,7 +180,8 @@ def fresh_of(optimizer: torch.optim.Optimizer, holdings: Holdings) -> dict[nn.Pa
                 "the optimizer does not hold the pool of this prepared model; "
                 "make it from model.parameters() after prepare()"
             )
-        fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter)
+        remedy = MASKED if pool.storage == "packed" else ELEMENTWISE
+        fresh[pool.parameter] = fresh_state(optimizer, optimizer.param_groups[index], pool.parameter, remedy)
     beside = next((pool.storage for pool in holdings.flats if pool.storage in ("rank", "delta")), None)
     if beside is not None:
         _check_beside(dict(holdings.owner.named_parameters()), optimizer, beside)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
@@ -13,9 +12,13 @@ from torch import Tensor, nn
 
 from realloc.allocate.width_costs import Axis, Member, Space
 from realloc.errors import ConfigError, nearest, plain
+from realloc.find_blocks import heads_and_units
 from realloc.find_coupled import coupled
-from realloc.find_widths import Found, Side, chains, heads_and_units
+from realloc.find_widths import Dimensions, Found, Side, chains
 from realloc.methods.width_method import WidthMethod
+from realloc.observe.neurons import simple
+from realloc.scores.neurons import OPEN
+from realloc.try_widths import apart, call, that_follow
 
 
 @final
@@ -34,7 +37,8 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
     Raises:
         ConfigError: no group, a pattern without a match, or one that names a dimension which cannot move, and why not.
     """
-    found, others = _found(root, method)
+    every = _dimensions(root, method)
+    found, others = every.found, every.others
     names = [one.name for one in found]
     where = method.where
     for pattern in (*(where.layers or ()), *where.exclude):
@@ -56,38 +60,40 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
             "no hidden dimension of this model can move" + (f" ({why})" if why else "")
             + "; build it of nn.Sequential, use a transformer of the known kinds, or give method.on(example=inputs)"
         )  # fmt: skip
-    return Chosen(*_space(root, taken, method), tuple(others))
+    for one in taken:
+        if where.least > one.width:
+            raise ConfigError(f"least={where.least} is above the {one.width} units of {plain(one.name)}; lower it")
+    space = _space(root, taken, every, method)
+    if "products" in method.needs:
+        _refuse_without_products(space, method)
+    return Chosen(space, tuple(one.width for one in taken), tuple(others))
 
 
 def _named(name: str, pattern: str) -> bool:
     return any(fnmatchcase(part, pattern) for part in (name, *name.split("+")))
 
 
-def _found(root: nn.Module, method: WidthMethod) -> tuple[list[Found], list[tuple[str, str]]]:
+def _dimensions(root: nn.Module, method: WidthMethod) -> Dimensions:
+    """Those of known transformers, and those of chains or, with an example, of all that is coupled."""
+    blocks, rest = heads_and_units(root), chains(root) if method.example is None else coupled(root, method.example)
     if method.example is not None:
-        found, others = coupled(root, method.example)
-        blocks, _ = heads_and_units(root)
-        mine = {side.module for one in blocks for side in (*one.makers, *one.readers)}
-        return [one for one in found if not mine & {side.module for side in one.sides}] + blocks, others
-    found, others = chains(root)
-    blocks, more = heads_and_units(root)
-    return found + blocks, others + more
+        known, more = that_follow(root, method.example, blocks.found)
+        blocks = Dimensions(known, blocks.others + more)
+    mine = {side.module for one in blocks.found for side in (*one.makers, *one.readers)}
+    found = [one for one in rest.found if not mine & {side.module for side in one.sides}] + blocks.found
+    taken = {name for one in blocks.found for name in (one.name,)}
+    others = [pair for pair in rest.others if pair[0] not in taken] + blocks.others
+    return Dimensions(found, others, rest.behind)
 
 
-def _space(root: nn.Module, taken: Sequence[Found], method: WidthMethod) -> tuple[Space, tuple[int, ...]]:
-    names = {module: name for name, module in root.named_modules(remove_duplicate=True)}
+def _space(root: nn.Module, taken: Sequence[Found], every: Dimensions, method: WidthMethod) -> Space:
+    names = {module: name for name, module in root.named_modules()}
     positions = _positions(root, method.example)
-    needs = method.currency == "FLOPs"
     rows: dict[nn.Module, tuple[int, Side]] = {}
     columns: dict[nn.Module, tuple[int, Side]] = {}
-    norms: dict[nn.Module, tuple[int, Side]] = {}
     for group, one in enumerate(taken):
-        for side in one.makers:
-            rows[side.module] = group, side
-        for side in one.readers:
-            columns[side.module] = group, side
-        for side in one.norms:
-            norms[side.module] = group, side
+        rows.update({side.module: (group, side) for side in one.makers})
+        columns.update({side.module: (group, side) for side in one.readers})
     members = []
     for module in {**rows, **columns}:
         weight, name = _parameter(module, "weight"), names[module]
@@ -95,24 +101,50 @@ def _space(root: nn.Module, taken: Sequence[Found], method: WidthMethod) -> tupl
         out = Axis(made[0], made[1].block) if made else Axis(None, weight.shape[0])
         inward = Axis(read[0], read[1].block) if read else Axis(None, weight.shape[1])
         tail = tuple(weight.shape[2:])
-        if needs and positions is None and tail:
+        if method.currency == "FLOPs" and positions is None and tail:
             raise ConfigError("FLOPs of a convolution depend on the size of its output; give method.on(example=inputs)")
         places = 1 if positions is None else positions.get(module, 1)
         members.append(Member(f"{name}.weight", out, inward, tail, places))
         if made is not None and module._parameters.get("bias") is not None:
             members.append(Member(f"{name}.bias", out))
-    for module, (group, side) in norms.items():
-        axis = Axis(group, side.block)
-        members.append(Member(f"{names[module]}.weight", axis, fill=1.0))
-        members.append(Member(f"{names[module]}.bias", axis))
-    widths = tuple(one.width for one in taken)
-    where = method.where
-    for one in taken:
-        if where.least > one.width:
-            raise ConfigError(f"least={where.least} is above the {one.width} units of {plain(one.name)}; lower it")
-    least = tuple(where.least for _ in taken)
-    most = tuple(max(1, int(where.most * width)) for width in widths)
-    return Space(tuple(one.name for one in taken), least, most, tuple(members)), widths
+    for group, one in enumerate(taken):
+        for side in one.norms:
+            axis = Axis(group, side.block)
+            members.append(Member(f"{names[side.module]}.weight", axis, fill=1.0))
+            members.append(Member(f"{names[side.module]}.bias", axis))
+    behind = tuple(
+        (f"{names[module]}.weight", names[norm])
+        for module, norm in every.behind.items()
+        if module in columns and module._parameters.get("bias") is None
+    )
+    least, most = method.where.least, tuple(max(1, int(method.where.most * one.width)) for one in taken)
+    levels = tuple(level_of(one) for one in taken)
+    return Space(tuple(one.name for one in taken), (least,) * len(taken), most, tuple(members), levels, behind)
+
+
+def level_of(one: Found) -> float | None:
+    """What a unit gives out whose sum is `OPEN`, where that is known and a bias of its reader can take it back."""
+    layers = [side.module for side in (*one.makers, *one.readers)]
+    if one.between is None or len(layers) != 2 or not all(isinstance(layer, nn.Linear) for layer in layers):
+        return None
+    bias = layers[1]._parameters.get("bias")
+    if bias is None or not bias.requires_grad or one.norms:
+        return None
+    unit = torch.full((1, 1), OPEN, dtype=torch.float64)
+    for act in one.between:
+        unit = unit if isinstance(act, nn.Dropout) else act(unit)
+    return float(unit)
+
+
+def _refuse_without_products(space: Space, method: WidthMethod) -> None:
+    """New units by their gradient need one linear layer with a bias on either side, and a known activation."""
+    for group, name in enumerate(space.groups):
+        if not simple(space, group) or space.levels[group] is None:
+            raise ConfigError(
+                f"{method.name} finds new units by gradient, between one plain nn.Linear with a bias and another, with "
+                f"an activation that is known and no norm; {plain(name)} is not so: leave it out with "
+                f"on(exclude=({plain(name)!r},)), or take methods.width()"
+            )
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor:
@@ -134,29 +166,9 @@ def _positions(root: nn.Module, example: Any) -> dict[nn.Module, int] | None:
     watched = [m for m in root.modules() if type(m) in (nn.Linear, nn.Conv2d)]
     hooks = [module.register_forward_hook(note) for module in watched]
     try:
-        with _apart(root):
-            _call(root, example)
+        with apart(root):
+            call(root, example)
     finally:
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _call(root: nn.Module, example: Any) -> Any:
-    """One forward on an example: a tensor, a tuple of arguments or a mapping of keywords."""
-    if isinstance(example, dict):
-        return root(**example)
-    return root(*example) if isinstance(example, tuple) else root(example)
-
-
-@contextmanager
-def _apart(root: nn.Module) -> Iterator[None]:
-    """A forward that leaves modes, running statistics and random streams as they were."""
-    modes = {module: module.training for module in root.modules()}
-    root.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

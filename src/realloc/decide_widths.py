@@ -22,7 +22,7 @@ from realloc.scores.neurons import Neurons
 
 
 def decide_widths(
-    groups: Sequence[Neurons], method: WidthMethod, purse: Purse, *, step: int, phase: float, seed: int, last: bool
+    groups: Sequence[Neurons], method: WidthMethod, purse: Purse, *, step: int, phase: float, seed: int
 ) -> Plan:
     """Decide one move.
 
@@ -33,13 +33,10 @@ def decide_widths(
         step: optimizer steps taken, for the random streams.
         phase: 0 at the schedule's begin, 1 at its end.
         seed: the run's seed.
-        last: whether this is the schedule's last due step.
     """
     widths = tuple(group.width for group in groups)
     try:
-        worth = [
-            _finite(method.keep.measure(g, stream(seed, "keep", g.name, step)), g, method.keep.name) for g in groups
-        ]
+        worth = [_worth(group, method, stream(seed, "keep", group.name, step)) for group in groups]
         stays = _stays(groups, method, purse, worth, widths, phase)
         after = _after(groups, method, purse, worth, stays, step, seed)
     except NotFinite as error:
@@ -64,6 +61,13 @@ def decide_widths(
             jump=_jump(group, gone) if gone.numel() else None,
         ))  # fmt: skip
     return Plan(step, tuple(changes), writes=tuple(writes))
+
+
+def _worth(group: Neurons, method: WidthMethod, generator: torch.Generator) -> Tensor:
+    """The worth of units; of a group that took no part nothing is known, and nothing of it goes."""
+    if not group.active:
+        return torch.zeros(group.width, dtype=torch.float64)
+    return _finite(method.keep.measure(group, generator), group, method.keep.name)
 
 
 def _stays(
@@ -142,8 +146,8 @@ def _growth(
     new = torch.arange(stays.numel(), stays.numel() + count)
     place = torch.full((group.width,), -1, dtype=torch.int64)
     place[stays] = torch.arange(stays.numel())
-    read = {part.name for part in group.readers}
-    writes = [Write(name, "columns" if name in read else "rows", new, v) for name, v in grown.values.items()]
+    writes = [Write(name, "rows", new, values) for name, values in grown.incoming.items()]
+    writes += [Write(name, "columns", new, values) for name, values in grown.outgoing.items()]
     writes += [Write(name, "columns", place[units], v) for name, (units, v) in grown.rewritten.items()]
     writes += [Write(name, "reader", None, shift) for name, shift in grown.shifts.items()]
     if grown.copied is not None:

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from realloc.errors import ConfigError
-from realloc.find_widths import NORMS, Found, Others, Side
+from realloc.find_widths import NORMS, Dimensions, Found, Others, Side, is_norm, sizes_of
+from realloc.try_widths import that_follow
+
+Sides = list[tuple[nn.Module, bool, list[int]]]  # a layer, whether by its outputs, which entries one unit has there
 
 
-def coupled(root: nn.Module, example: Any) -> tuple[list[Found], Others]:
-    """Trace a model once and read off its hidden dimensions.
+def coupled(root: nn.Module, example: Any) -> Dimensions:
+    """Trace a model once, read off its hidden dimensions, and keep those that its own code follows.
 
     The tracer leaves the model in eval mode and draws random numbers; both are put back. It changes nothing else.
 
@@ -29,8 +32,10 @@ def coupled(root: nn.Module, example: Any) -> tuple[list[Found], Others]:
     modes = {module: module.training for module in root.modules()}
     flags = {parameter: parameter.requires_grad for parameter in root.parameters()}
     try:
+        for parameter in flags:  # what is frozen has no gradient to follow
+            parameter.requires_grad_(parameter.is_floating_point())
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            graph = torch_pruning.DependencyGraph().build_dependency(root, example_inputs=example)
+            graph = torch_pruning.DependencyGraph().build_dependency(root, example_inputs=example, verbose=False)
     except Exception as error:  # the tracer runs the model's own code
         raise ConfigError(f"torch-pruning cannot trace this model ({type(error).__name__}: {error})"[:300]) from error
     finally:
@@ -38,7 +43,20 @@ def coupled(root: nn.Module, example: Any) -> tuple[list[Found], Others]:
             module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-    return _groups(root, graph, torch_pruning)
+    traced, others = _groups(root, graph, torch_pruning)
+    found, more = that_follow(root, example, traced)
+    return Dimensions(found, others + more, _behind(graph))
+
+
+def _behind(graph: Any) -> dict[nn.Module, nn.Module]:
+    """Layers whose output goes into one norm and nowhere else."""
+    found = {}
+    for module, node in graph.module2node.items():
+        if isinstance(module, nn.Module) and sizes_of(module) is not None:
+            then = [one.module for one in node.outputs]
+            if len(then) == 1 and type(then[0]) in NORMS and then[0].running_mean is not None:
+                found[module] = then[0]
+    return found
 
 
 def _groups(root: nn.Module, graph: Any, tracer: Any) -> tuple[list[Found], Others]:
@@ -50,42 +68,48 @@ def _groups(root: nn.Module, graph: Any, tracer: Any) -> tuple[list[Found], Othe
     for module, name in names.items():
         if type(module) not in starts or module in seen or module not in graph.module2node:
             continue
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            others.append((name, "its convolution is grouped"))
+        size = sizes_of(module)
+        if size is None:
+            others.append((name, "its convolution is grouped" if _grouped(module) else "its weight is computed"))
             continue
         pairs = list(graph.get_pruning_group(module, starts[type(module)], idxs=[0]))
         sides = [(dep.target.module, graph.is_out_channel_pruning_fn(dep.handler), idxs) for dep, idxs in pairs]
-        seen |= {one for one, out, _ in sides if out and type(one) in starts}
-        reason = _stuck(sides, names)
         makers = [one for one, out, _ in sides if out and type(one) in starts]
         readers = [(one, len(idxs)) for one, out, idxs in sides if not out and type(one) in starts]
-        if reason is None and not readers:
+        seen |= set(makers)
+        if not readers:
             continue  # an output of the model
+        reason = _stuck(sides, names, size[0])
+        if reason is None and any(dep.target.type == tracer.ops.OPTYPE.OUTPUT for dep, _ in pairs):
+            reason = "it is among the outputs of the model"
         if reason is not None:
             others.append((name, reason))
             continue
         norms = tuple(Side(one) for one, _, _ in sides if type(one) in NORMS)
-        width = module.out_features if isinstance(module, nn.Linear) else int(getattr(module, "out_channels", 0))
         joined = "+".join(names[one] for one in dict.fromkeys(makers))
         made, read = tuple(map(Side, dict.fromkeys(makers))), tuple(Side(*pair) for pair in dict(readers).items())
-        found.append(Found(joined, width, made, read, norms))
+        found.append(Found(joined, size[0], made, read, tuple({side.module: side for side in norms}.values())))
     return found, others
 
 
-def _stuck(sides: list[tuple[nn.Module, bool, list[int]]], names: dict[nn.Module, str]) -> str | None:
+def _grouped(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1
+
+
+def _stuck(sides: Sides, names: dict[nn.Module, str], width: int) -> str | None:
     """Why a dimension cannot move."""
     for module, out, idxs in sides:
-        known = type(module) in (nn.Linear, nn.Conv2d, *NORMS)
-        if known and isinstance(module, nn.Conv2d) and module.groups > 1:
-            return f"{names[module]} is a grouped convolution"
-        if known and type(module) in NORMS and not (module.affine and module.track_running_stats):
-            return f"{names[module]} has no factor or no running statistics"
-        if not known and any(True for _ in module.parameters(recurse=False)):
-            return (
-                f"{names.get(module, type(module).__name__)} is a {type(module).__name__}, which cannot be resized here"
-            )
-        if known and list(idxs) != list(range(len(idxs))):
-            return f"{names[module]} reads it beside other inputs (a concatenation)"
-        if known and out and len(idxs) != 1:
-            return f"{names[module]} makes several entries of each unit"
+        if isinstance(module, nn.Parameter):
+            return f"a parameter of shape {tuple(module.shape)} that is no layer's meets it"
+        name = names.get(module, type(module).__name__)
+        if type(module) in (nn.Linear, nn.Conv2d, *NORMS):
+            size = sizes_of(module) or ((module.num_features,) * 2 if is_norm(module) else None)
+            if size is None:
+                return f"{name} is a grouped convolution, or a {type(module).__name__} without parameters of its own"
+            if out and len(idxs) != 1:
+                return f"{name} makes several entries of each unit"
+            if list(idxs) != list(range(len(idxs))) or size[0 if out else 1] != width * len(idxs):
+                return f"{name} has it beside others (a concatenation)"
+        elif any(True for _ in module.parameters(recurse=False)):
+            return f"{name} is a {type(module).__name__}, which cannot be resized here"
     return None

@@ -13,7 +13,6 @@ from realloc.allocate.width_costs import Purse, Space
 from realloc.choose_widths import Chosen, choose_widths
 from realloc.errors import ConfigError, plain
 from realloc.methods.width_method import WidthMethod
-from realloc.observe.average import Averages
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.groups import Part
 from realloc.pool.holdings import ATTRIBUTE, Holdings
@@ -60,6 +59,8 @@ def plan_widths(root: nn.Module, method: WidthMethod) -> WidthStart:
             raise ConfigError(
                 f"{plain(shared[0])} is shared with {plain(shared[1])}; exclude the layer: on(exclude=...)"
             )
+        if parameter.is_meta:
+            raise ConfigError(f"{plain(member.name)} is on the meta device; load or initialise the model first")
         if not parameter.requires_grad:
             raise ConfigError(f"{plain(member.name)} is frozen; thaw it, or exclude its layer: on(exclude=...)")
         if not bool(torch.isfinite(parameter).all()):
@@ -116,7 +117,6 @@ def build_widths(
     holdings.book.register({"seed": seed, "budget": start.budget})
     root.__dict__[ATTRIBUTE] = holdings
     holdings.restamp()
-    Averages(holdings, None)
     return holdings, parts
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from realloc.allocate.width_costs import Purse
-from realloc.errors import ConfigError
+from realloc.allocate.width_costs import Purse, Tally
 
 
 def narrow(purse: Purse, widths: Sequence[int], worth: Sequence[Sequence[float]]) -> tuple[int, ...]:
@@ -22,19 +21,19 @@ def narrow(purse: Purse, widths: Sequence[int], worth: Sequence[Sequence[float]]
     >>> narrow(purse, [3, 3], [[1.0, 5.0, 9.0], [1.0, 3.0, 9.0]])
     (2, 2)
     """
-    left, gone = list(widths), [0] * len(widths)
-    while not purse.pays(left):
+    left, gone = Tally(purse, widths), [0] * len(widths)
+    while not left.pays:
         going = [
-            (worth[g][gone[g]] / purse.price(left, g, -1), g)
-            for g in range(len(left))
-            if gone[g] < len(worth[g]) and left[g] > purse.space.least[g]
+            (worth[g][gone[g]] / left.price(g, -1), g)
+            for g in range(len(gone))
+            if gone[g] < len(worth[g]) and left.widths[g] > purse.space.least[g]
         ]
         if not going:
             break
         group = min(going)[1]
-        left[group] -= 1
+        left.add(group, -1)
         gone[group] += 1
-    return tuple(left)
+    return tuple(left.widths)
 
 
 def widen(purse: Purse, widths: Sequence[int], gains: Sequence[Sequence[float]]) -> tuple[int, ...]:
@@ -53,24 +52,21 @@ def widen(purse: Purse, widths: Sequence[int], gains: Sequence[Sequence[float]])
     >>> widen(Purse(Space(("a", "b"), (1, 1), (9, 9), (a, b)), 13), [1, 1], [[3.0, 1.0], [5.0, 4.0]])
     (2, 2)
     """
-    now, come, closed = list(widths), [0] * len(widths), set[int]()
+    now, come, closed = Tally(purse, widths), [0] * len(widths), set[int]()
     while True:
         best: tuple[float, int] | None = None
-        for g in range(len(now)):
-            if g in closed or come[g] >= len(gains[g]) or now[g] >= purse.space.most[g]:
+        for g in range(len(come)):
+            if g in closed or come[g] >= len(gains[g]) or now.widths[g] >= purse.space.most[g]:
                 continue
-            now[g] += 1
-            pays = purse.pays(now)
-            now[g] -= 1
-            if not pays:
+            if not now.affords(g):
                 closed.add(g)  # prices only rise as neighbours widen
                 continue
-            gain = gains[g][come[g]] / purse.price(now, g)
+            gain = gains[g][come[g]] / now.price(g)
             if best is None or gain > best[0]:
                 best = gain, g
         if best is None:
-            return tuple(now)
-        now[best[1]] += 1
+            return tuple(now.widths)
+        now.add(best[1], 1)
         come[best[1]] += 1
 
 
@@ -78,7 +74,8 @@ def scaled(purse: Purse, widths: Sequence[int], shape: Sequence[float]) -> tuple
     """The widest ``f * shape`` that a purse pays for, at least ``widths`` each; what is left goes unit by unit.
 
     MorphNet's step 3 (1711.06798, section 3): one factor widens all groups, so their proportions stay. Where we differ:
-    the factor is found exactly, and the rest is handed out to the groups that rounding cost most.
+    the factor is found exactly, and the rest is handed out to the groups that rounding cost most. Where a purse does
+    not pay for ``widths``, they stay.
 
     >>> from realloc.allocate.width_costs import Axis, Member, Space
     >>> a, b = Member("a", Axis(0, 1), Axis(None, 1)), Member("b", Axis(1, 1), Axis(None, 1))
@@ -87,7 +84,7 @@ def scaled(purse: Purse, widths: Sequence[int], shape: Sequence[float]) -> tuple
     """
     most = purse.space.most
     if not purse.pays(widths):
-        raise ConfigError(f"widths {tuple(widths)} do not fit the budget of {purse.budget:,} {purse.currency}")
+        return tuple(widths)
 
     def at(factor: float) -> list[int]:
         return [max(n, min(top, int(factor * part))) for n, part, top in zip(widths, shape, most, strict=True)]
@@ -101,5 +98,6 @@ def scaled(purse: Purse, widths: Sequence[int], shape: Sequence[float]) -> tuple
     base = at(low)
     lacks = [part * high - n for n, part in zip(base, shape, strict=True)]
     lead = [[max(0.0, lack) + 1e-9] + [0.0] * top for lack, top in zip(lacks, most, strict=True)]
-    priced = [[one * purse.price(base, g) for one in mine] for g, mine in enumerate(lead)]  # by lack, not by cost
+    tally = Tally(purse, base)
+    priced = [[one * tally.price(g) for one in mine] for g, mine in enumerate(lead)]  # by lack, not by cost
     return widen(purse, base, priced)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Generator, Tensor
 
 from realloc.errors import StateError
 from realloc.grow.grown import Grown, Growth, like, uniform
-from realloc.scores.neurons import Neurons
-
-OPEN: Final = 0.01  # output of a new unit, so that relu'(0) = 0 does not close it
+from realloc.scores.neurons import OPEN, Neurons
 
 
 def _draw(group: Neurons, kept: Tensor, count: int, generator: Generator) -> Grown:
-    if group.products is None:
+    if group.products is None or group.level is None:
         raise StateError(f"{group.name}: products of input and output gradient were not seen")
     reader, weight, bias = group.readers[0], group.makers[0], group.makers[1]
     left, _, _ = torch.linalg.svd(group.products.double(), full_matrices=False)
@@ -24,14 +20,15 @@ def _draw(group: Neurons, kept: Tensor, count: int, generator: Generator) -> Gro
     outgoing = like(reader.values, (directions * scale).cpu())
     rest = count - len(outgoing)  # beyond the rank there is no direction left: their outputs are zero
     incoming = torch.cat(
-        [weight.values.new_zeros(len(outgoing), weight.values.shape[1]), uniform(weight.values, rest, generator)]
+        [weight.values.new_zeros(len(outgoing), weight.values.shape[1]), uniform(weight, rest, generator)]
     )
     opened = bias.values.new_zeros(count, 1)
     opened[: len(outgoing)] = OPEN
     silent = outgoing.new_zeros(rest, outgoing.shape[1])
     return Grown(
-        {reader.name: torch.cat([outgoing, silent]), weight.name: incoming, bias.name: opened},
-        shifts={reader.name: -OPEN * outgoing.sum(0)},
+        {weight.name: incoming, bias.name: opened},
+        {reader.name: torch.cat([outgoing, silent])},
+        shifts={reader.name: -group.level * outgoing.sum(0)},
     )
 
 
@@ -40,6 +37,6 @@ gradmax = Growth("largest gradient", _draw, products=True)
 mean of those held (Evci et al., 2201.05125, equations 10 and 11, section 3.1).
 
 Where we differ: the paper lets an activation with f(0) = 0, f'(0) = 1; torch's ReLU has f'(0) = 0, and a unit that
-starts with zero weights there stays dead. So its bias starts at 0.01 and the reader's bias takes that back: the
-function stays, to rounding.
+starts with zero weights there stays dead. So its bias starts at 0.01, and the reader's bias takes back what the unit
+gives out then, by the activation that the model has: the function stays, to rounding.
 """

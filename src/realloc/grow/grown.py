@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from realloc.scores.neurons import Neurons
+from realloc.scores.neurons import Neurons, Part
 
 
 @final
@@ -17,13 +17,15 @@ from realloc.scores.neurons import Neurons
 class Grown:
     """Start values of new units. A parameter that is not named starts at zero, a norm's factor at one.
 
-    values: by parameter, ``[new units, entries of one unit]``, laid out as the parameter is with its units first.
+    incoming: of what makes the units and of their norms, by parameter, ``[new units, entries of one unit]``, laid out
+        as the parameter is with its units first. outgoing: of what reads them; a weight may do both.
     shifts: added to the outputs of what reads the units, by the reader's weight, ``[its rows]``.
-    rewritten: of units that stay, by parameter: which units, and their entries. They pay for a copy.
+    rewritten: of units that stay, by what reads them: which units, and their entries. They pay for a copy.
     copied: which unit each new one copies its norm and running statistics from; None: none.
     """
 
-    values: Mapping[str, Tensor]
+    incoming: Mapping[str, Tensor]
+    outgoing: Mapping[str, Tensor] = field(default_factory=dict)
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
     rewritten: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     copied: Tensor | None = None
@@ -32,7 +34,7 @@ class Grown:
 @final
 @dataclass(frozen=True)
 class Growth:
-    """A rule: ``draw(group, kept, count, generator)``, where ``kept`` is the worth of the units held now."""
+    """A rule: ``draw(group, kept, count, generator)``; ``kept``: the worth of its units, -inf of those that go."""
 
     name: str
     draw: Callable[[Neurons, Tensor, int, Generator], Grown]
@@ -44,8 +46,8 @@ def like(values: Tensor, drawn: Tensor) -> Tensor:
     return drawn.to(device=values.device, dtype=values.dtype)
 
 
-def uniform(values: Tensor, count: int, generator: Generator) -> Tensor:
+def uniform(part: Part, count: int, generator: Generator) -> Tensor:
     """``[count, entries]``: as torch starts a layer, uniform within ``1 / sqrt(fan in)``."""
-    fan_in = max(1, values[0].numel())
-    drawn = torch.rand(count, values[0].numel(), generator=generator, dtype=torch.float64)
-    return like(values, (2 * drawn - 1) / fan_in**0.5)
+    entries = part.values.shape[1]
+    drawn = torch.rand(count, entries, generator=generator, dtype=torch.float64)
+    return like(part.values, (2 * drawn - 1) / max(1, entries // part.block) ** 0.5)

@@ -14,28 +14,26 @@ APART: Final = 0.1  # of an outgoing weight's size: by how much the halves diffe
 
 
 def _draw(group: Neurons, kept: Tensor, count: int, generator: Generator) -> Grown:
-    count_from = min(count, group.width)
-    best = kept.argsort(descending=True, stable=True)[:count_from]
-    copied = best.repeat(-(-count // max(1, count_from)))[:count]
-    if count > count_from:  # more than doubled: further copies read zero
-        copied = torch.cat([best, best.new_zeros(count - count_from)])
-    values, rewritten = {}, {}
-    for part in (*group.makers, *group.norms):
-        values[part.name] = part.values[copied].reshape(count, -1)
+    staying = int(torch.isfinite(kept).sum())
+    best = kept.argsort(descending=True, stable=True)[: min(count, staying)]
+    which = torch.arange(count) % len(best)  # each once, then each once more
+    copied, sharing = best[which], torch.bincount(which) + 1
+    incoming = {part.name: part.values[copied].reshape(count, -1) for part in (*group.makers, *group.norms)}
+    outgoing, rewritten = {}, {}
     for part in group.readers:
-        whole = part.values[best].reshape(count_from, -1)
-        size = whole.double().square().mean(1, keepdim=True).sqrt()
-        noise = like(whole, torch.randn(whole.shape, generator=generator, dtype=torch.float64)) * (APART * size).to(
-            whole
-        )
-        values[part.name] = torch.cat([whole / 2 - noise, whole.new_zeros(count - count_from, whole.shape[1])])
-        rewritten[part.name] = (best, whole / 2 + noise)
-    return Grown(values, rewritten=rewritten, copied=copied)
+        whole = part.values[best].reshape(len(best), -1)
+        size = (APART * whole.double().square().mean(1, keepdim=True).sqrt()).to(whole)
+        drawn = torch.randn(count, whole.shape[1], generator=generator, dtype=torch.float64)
+        noise = like(whole, drawn) * size[which]
+        portion = whole / sharing[:, None].to(whole)
+        outgoing[part.name] = portion[which] - noise
+        rewritten[part.name] = best, portion.index_add(0, which.to(whole.device), noise)
+    return Grown(incoming, outgoing, rewritten=rewritten, copied=copied)
 
 
 split = Growth("copy of the best", _draw)
-"""The units of highest worth are copied with their norms and running statistics, each at most once; original and copy
-get half of the outgoing weights (Chen et al., 1511.05641, section 2.3). Where we differ: the halves are ``w/2 + n`` and
-``w/2 - n`` with small random n, so that the function stays to rounding and the two part without dropout or noise on
-the function; and the best are copied, not random ones.
+"""The units of highest worth are copied with their norms and running statistics; original and copies share its outgoing
+weights (Chen et al., 1511.05641, section 2.3). Where we differ: the halves are ``w/2 + n`` and ``w/2 - n`` with small
+random n, so that the function stays to rounding and the two part without dropout or noise on the function; and the best
+are copied, each once before any is copied twice, not random ones.
 """

@@ -9,8 +9,8 @@ from realloc.scores.neurons import Neurons
 
 
 def _draw(group: Neurons, kept: Tensor, count: int, generator: Generator) -> Grown:
-    makers = [part for part in group.makers if part.values[0].numel() > 1]  # biases start at zero
-    return Grown({part.name: uniform(part.values, count, generator) for part in makers})
+    makers = [part for part in group.makers if not part.vector]  # biases start at zero
+    return Grown({part.name: uniform(part, count, generator) for part in makers})
 
 
 zero_output = Growth("random, output zero", _draw)

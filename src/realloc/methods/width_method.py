@@ -76,15 +76,15 @@ class WidthMethod:
     def needs(self) -> frozenset[Need]:
         """What its scores ask for."""
         wanted = self.want.needs if self.want is not None else frozenset()
-        more: set[Need] = set()
-        if self.grow.products or (self.compensate and self.moves):
+        more: set[Need] = {"products"} if self.grow.products else set()
+        if self.compensate and self.moves:
             more.add("outputs")
         return self.keep.needs | wanted | more
 
     @property
     def looks(self) -> bool:
         """Whether a decision asks for what only a backward shows."""
-        return "outputs" in self.needs
+        return bool({"outputs", "products"} & self.needs)
 
     @property
     def moves(self) -> bool:

@@ -8,10 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from realloc.allocate.width_costs import Member
+from realloc.allocate.width_costs import Member, Space
 from realloc.kernels.finite import all_finite
 from realloc.pool.widths import WidePool
-from realloc.scores.neurons import Neurons, Part
+from realloc.scores.neurons import Need, Neurons, Part
 from realloc.sites.wide import WideSite
 
 Reduce = Callable[[Tensor], Tensor]
@@ -84,7 +84,12 @@ def add_effects(pools: Sequence[WidePool]) -> None:
 
 @torch.no_grad()
 def neurons_of(
-    pools: Sequence[WidePool], active: Mapping[str, bool], step: int, window: int, looks: bool, reduce: Reduce
+    pools: Sequence[WidePool],
+    active: Mapping[str, bool],
+    step: int,
+    window: int,
+    needs: frozenset[Need],
+    reduce: Reduce,
 ) -> list[Neurons]:
     """What a decision at a step may know of each group.
 
@@ -93,7 +98,7 @@ def neurons_of(
         active: by parameter, whether it took part in the step.
         step: steps taken.
         window: steps whose effects were summed.
-        looks: whether outputs and products of the step were captured and are wanted.
+        needs: what is wanted of what the step showed.
         reduce: the mean over the ranks of a DDP run.
     """
     space, widths, sites = pools[0].space, pools[0].widths, sites_of(pools)
@@ -104,10 +109,10 @@ def neurons_of(
         made, read = makers(space.members, group), readers(space.members, group)
         weights = [m.name for m in (*made, *read) if m.columns is not None]
         everyone = all(active[one] for one in weights)
-        seen = [_means(sites[m.name], width) for m in read] if looks and everyone else []
+        seen = [_means(sites[m.name], width) for m in read] if "outputs" in needs and everyone else []
         means = tuple((m.name, reduce(one[1])) for m, one in zip(read, seen, strict=False))
         outputs = torch.stack([reduce(one[0]) for one in seen]).mean(0) if seen else None
-        products = looks and everyone and simple(pools, group)
+        products = "products" in needs and everyone and simple(space, group)
         found.append(Neurons(
             name, width, _price(pools, widths, group), space.least[group], space.most[group],
             tuple(_part(sites[m.name], by_row, width) for m in made),
@@ -115,12 +120,17 @@ def neurons_of(
             tuple(_part(sites[m.name], by_row, width) for m in norms(space.members, group)),
             worth[group], step - born[group], outputs, means,
             reduce(_products(sites[made[0].name], sites[read[0].name])) if products else None, float(window), everyone,
+            space.levels[group] if space.levels else None,
         ))  # fmt: skip
     return found
 
 
 def _part(site: WideSite, cut: Callable[[Tensor, int], Tensor], units: int) -> Part:
-    return Part(site.name, cut(site.of(site.pool.parameter.detach()), units), prod(site.member.tail))
+    member = site.member
+    axis = member.rows if cut is by_row else member.columns
+    assert axis is not None
+    values = cut(site.of(site.pool.parameter.detach()), units)
+    return Part(site.name, values, axis.block, prod(member.tail), member.columns is None)
 
 
 def _price(pools: Sequence[WidePool], widths: Sequence[int], group: int) -> int:
@@ -129,17 +139,18 @@ def _price(pools: Sequence[WidePool], widths: Sequence[int], group: int) -> int:
     return max(1, space.marginal(fewer, group, pools[0].currency))
 
 
-def simple(pools: Sequence[WidePool], group: int) -> bool:
+def simple(space: Space, group: int) -> bool:
     """Whether one plain linear layer with a bias makes the units and one reads them: GradMax's case."""
-    members = pools[0].space.members
-    made, read = makers(members, group), readers(members, group)
-    shape = len(made) == 2 and len(read) == 1 and not norms(members, group)
-    return shape and not made[0].tail and not read[0].tail and made[0].rows.block == 1 == read[0].columns.block  # type: ignore[union-attr]
+    made, read = makers(space.members, group), readers(space.members, group)
+    if len(made) != 2 or len(read) != 1 or made[1].columns is not None or norms(space.members, group):
+        return False
+    blocks = made[0].rows.block, read[0].columns.block if read[0].columns else 0
+    return not made[0].tail and not read[0].tail and blocks == (1, 1)
 
 
 def _rows(x: Tensor, convolution: bool) -> Tensor:
-    """``[rows, entries]`` of a layer's input or output gradient."""
-    return x.transpose(1, -1).reshape(-1, x.shape[1]) if convolution else x.reshape(-1, x.shape[-1])
+    """``[rows, entries]`` of a layer's input or output gradient; an image may come without its batch."""
+    return x.movedim(-3, -1).reshape(-1, x.shape[-3]) if convolution else x.reshape(-1, x.shape[-1])
 
 
 def _means(site: WideSite, units: int) -> tuple[Tensor, Tensor]:
@@ -154,8 +165,14 @@ def _means(site: WideSite, units: int) -> tuple[Tensor, Tensor]:
 
 
 def _products(maker: WideSite, reader: WideSite) -> Tensor:
-    """``[reader's rows, maker's columns]``: sum over the batch of output gradient times input, where each came once."""
+    """``[reader's rows, maker's columns]``: sum over the batch of output gradient times input.
+
+    Zero where one was called more often than the other: which calls belong together is not known then.
+    """
     total = torch.zeros(reader.shape[0], maker.shape[1], dtype=torch.float64)
-    for (x, _), (_, gy) in zip(maker.tap.pairs, reader.tap.pairs, strict=False):
-        total = total.to(x.device) + gy.reshape(-1, gy.shape[-1]).double().t() @ x.reshape(-1, x.shape[-1]).double()
+    pairs = [(_rows(x, False), _rows(gy, False)) for (x, _), (_, gy) in zip(maker.tap.pairs, reader.tap.pairs)]  # noqa: B905
+    if len(maker.tap.pairs) != len(reader.tap.pairs) or any(len(x) != len(gy) for x, gy in pairs):
+        return total
+    for x, gy in pairs:
+        total = total.to(x.device) + gy.double().t() @ x.double()
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from realloc.allocate.width_costs import Axis
 from realloc.plan import Write
 from realloc.pool.widths import RUNNING, WidePool, entries
-from realloc.sites.wide import WideBatchNorm1d, WideBatchNorm2d, WideSite
+from realloc.sites.wide import WideSite
 
 
 @torch.no_grad()
@@ -24,10 +25,11 @@ def write(owner: nn.Module, pools: Sequence[WidePool], writes: Sequence[Write], 
         units: for each group, which unit each of its units was before; -1: new.
     """
     sites = {site.name: site for pool in pools for site in pool.sites}
+    behind = dict(pools[0].space.behind)
     for one in writes:
         site = sites[one.parameter]
         if one.kind == "reader":
-            _shift(owner, sites, site, one.values, units)
+            _shift(owner, sites, site, behind.get(site.name), one.values, units)
         elif one.kind == "running":
             assert one.units is not None
             _copy_running(site, one.units, one.values, units)
@@ -45,54 +47,52 @@ def _spread(axis: Axis, units: Tensor) -> Tensor:
 
 
 def _write_rows(site: WideSite, new: Tensor, values: Tensor, units: Sequence[Tensor]) -> None:
+    """New rows, at the columns that were there before; what they read of new columns stays zero."""
     member, whole = site.member, site.of(site.pool.parameter.detach())
-    rows = _spread(member.rows, new)
+    rows = _spread(member.rows, new).to(whole.device)
     if member.columns is None:
         whole[rows] = values.reshape(-1).to(whole)
         return
-    old = entries(member.columns, units)
+    old = entries(member.columns, units).to(whole.device)
     inner = values.reshape(len(rows), -1, *member.tail).to(whole)
-    shape = (1, -1, *[1] * len(member.tail))
-    whole[rows] = torch.where(old.view(shape) < 0, torch.zeros_like(inner[:1, :1]), inner[:, old.clamp(min=0)])
+    stay = (old >= 0).nonzero().flatten()
+    whole[rows[:, None], stay] = inner[:, old[stay]]
 
 
 def _write_columns(site: WideSite, new: Tensor, values: Tensor, units: Sequence[Tensor]) -> None:
+    """Columns, at the rows that were there before."""
     member, whole = site.member, site.of(site.pool.parameter.detach())
     assert member.columns is not None
-    columns, old = _spread(member.columns, new), entries(member.rows, units)
-    tail = 1
-    for size in member.tail:
-        tail *= size
-    before = values.numel() // (len(new) * member.columns.block * tail)
-    inner = values.reshape(len(new), before, member.columns.block * tail).transpose(0, 1)
-    inner = inner.reshape(before, len(columns), *member.tail).to(whole)
-    shape = (-1, 1, *[1] * len(member.tail))
-    whole[:, columns] = torch.where(old.view(shape) < 0, torch.zeros_like(inner[:1, :1]), inner[old.clamp(min=0)])
+    columns = _spread(member.columns, new).to(whole.device)
+    old = entries(member.rows, units).to(whole.device)
+    inner = values.reshape(len(new), -1, member.columns.block * prod(member.tail)).transpose(0, 1)
+    inner = inner.reshape(-1, len(columns), *member.tail).to(whole)
+    stay = (old >= 0).nonzero().flatten()
+    whole[stay[:, None], columns] = inner[old[stay]]
 
 
 def _shift(
-    owner: nn.Module, sites: dict[str, WideSite], reader: WideSite, shift: Tensor, units: Sequence[Tensor]
+    owner: nn.Module,
+    sites: dict[str, WideSite],
+    reader: WideSite,
+    behind: str | None,
+    shift: Tensor,
+    units: Sequence[Tensor],
 ) -> None:
-    """Add to the bias of a reader; where it has none, take from the running mean of the norm that follows it."""
+    """Add to the bias of a reader; where it has none, take from the running mean of the norm right behind it."""
     layer = reader.name.rpartition(".")[0]
-    module, group = owner.get_submodule(layer), reader.member.rows.group
     old = entries(reader.member.rows, units)
     mine = torch.where(old < 0, 0.0, shift.cpu()[old.clamp(min=0)])
-    bias = sites.get(f"{layer}.bias" if layer else "bias")
-    if bias is not None:
-        whole = bias.of(bias.pool.parameter.detach())
+    site, plain = sites.get(f"{layer}.bias" if layer else "bias"), owner.get_submodule(layer)._parameters.get("bias")
+    if site is not None:
+        whole = site.of(site.pool.parameter.detach())
         whole += mine.to(whole)
-        return
-    plain = module._parameters.get("bias")
-    if plain is not None:
-        plain.add_(mine.to(plain))
-        return
-    for norm in owner.modules():
-        if isinstance(norm, WideBatchNorm1d | WideBatchNorm2d):
-            site = norm.realloc_sites["weight"]
-            if group is not None and site.member.rows.group == group:
-                mean = site.pool.running(RUNNING[0], site.index)
-                mean -= mine.to(mean)
+    elif plain is not None:
+        if plain.requires_grad:  # a frozen one stays as it is
+            plain.add_(mine.to(plain))
+    elif behind is not None:
+        mean: Tensor = owner.get_submodule(behind).running_mean  # type: ignore[assignment]
+        mean -= mine.to(mean)
 
 
 def _copy_running(site: WideSite, new: Tensor, copied: Tensor, units: Sequence[Tensor]) -> None:

@@ -49,7 +49,7 @@ class WidePool(SplitPool):
         self.start = tuple(start)
         self.sites = tuple(WideSite(space.members[m], self.start, self, i) for i, m in enumerate(members))
         self.taps = tuple(site.tap for site in self.sites)
-        self._known: tuple[int, tuple[int, ...]] | None = None
+        self._known: tuple[Tensor, int, tuple[int, ...]] | None = None  # the buffer, its version, what it held
         self._shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
@@ -62,10 +62,11 @@ class WidePool(SplitPool):
         """Units that each group holds."""
         buffer = self._buffer("widths")
         version = -1 if buffer.is_inference() else buffer._version
-        if self._known is None or version < 0 or self._known[0] != version:
-            self._known = version, tuple(buffer.tolist())
-            self._shapes = tuple(site.member.shape(self._known[1]) for site in self.sites)
-        return self._known[1]
+        known = self._known
+        if known is None or version < 0 or known[0] is not buffer or known[1] != version:
+            known = self._known = buffer, version, tuple(buffer.tolist())
+            self._shapes = tuple(site.member.shape(known[2]) for site in self.sites)
+        return known[2]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -158,7 +159,8 @@ class WidePool(SplitPool):
             first = 0
             for old, most in zip(units, self.space.most, strict=True):
                 mine = self._buffer(part)[first : first + most]
-                new = torch.where(old < 0, 0, mine[old.clamp(min=0)])
+                here = old.to(mine.device)
+                new = torch.where(here < 0, 0, mine[here.clamp(min=0)])
                 mine.zero_()
                 mine[: len(new)] = new.to(mine.dtype)
                 first += most
@@ -171,7 +173,7 @@ class WidePool(SplitPool):
     def come(self, units: Sequence[Tensor], step: int) -> None:
         """Write the step at which new units came, after the placement."""
         for born, old in zip(self.units("born"), units, strict=True) if self.number == 0 else ():
-            born[old < 0] = step
+            born[(old < 0).to(born.device)] = step
 
 
 def entries(axis: Axis, units: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ def _measure(group: Neurons, kept: Tensor, count: int, generator: Generator) -> 
     return torch.cat([values, values.new_zeros(count - values.numel())]).cpu()
 
 
-neuron_gain = WidthWant("gradient of a new unit", frozenset({"outputs"}), _measure)
+neuron_gain = WidthWant("gradient of a new unit", frozenset({"products"}), _measure)
 """``sigma_j^2`` of ``E[d_out x_in^T]`` over the batch (Evci et al., 2201.05125, equation 11).
 
 With outgoing weights of norm c it is the squared gradient norm of the incoming weights over ``c^2``: to first order the

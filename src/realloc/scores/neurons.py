@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import torch
 from torch import Generator, Tensor
 
-Need = Literal["worth", "outputs"]  # worth: summed over the window; outputs: what a backward shows
+OPEN: Final = 0.01  # sum of a new unit of GradMax, so that relu'(0) = 0 does not close it
+Need = Literal["worth", "outputs", "products"]  # worth: summed over the window; the others: what a backward shows
 
 
 @final
@@ -19,7 +20,9 @@ class Part:
 
     name: str
     values: Tensor
+    block: int = 1  # rows, or columns, that each unit has in it
     tail: int = 1  # entries of a kernel, last along the entries of a unit
+    vector: bool = False  # a bias, or a factor or offset of a norm
 
 
 @final
@@ -41,7 +44,8 @@ class Neurons:
     means: tuple[tuple[str, Tensor], ...] = ()  # of each reader: mean of what it reads, [units, block]
     products: Tensor | None = None  # [readers' rows, makers' columns]: mean of output gradient times input
     seen: float = 1.0  # steps in the sums of `worth`
-    active: bool = True
+    active: bool = True  # whether all of its weights took part in the step; else nothing of it moves
+    level: float | None = None  # what a unit gives out whose sum is `OPEN`, if a bias behind can take that back
 
 
 @final

@@ -264,7 +264,9 @@ def settle(module: Wide, parameters: dict[str, nn.Parameter]) -> None:
     rest = dict(module._parameters)
     module._parameters.clear()
     module._parameters.update({name: parameters.get(name, rest.get(name)) for name in ("weight", "bias")})
-    module._buffers.update(running)
+    rest_of = dict(module._buffers)
+    module._buffers.clear()
+    module._buffers.update(running | rest_of)  # in torch's order
     module.__class__ = module.realloc_class  # type: ignore[assignment]
     module.__dict__.update(sizes)
     del module.__dict__["realloc_sites"], module.__dict__["realloc_class"]

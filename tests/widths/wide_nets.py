@@ -1,0 +1,103 @@
+"""What every test of widths starts from: small nets, their data, a loop as a user writes it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import realloc
+from realloc.errors import ReallocWarning
+from realloc.handle import Handle
+from realloc.methods.width_method import WidthMethod
+
+DOUBLE = torch.float64
+IMAGE = (2, 6, 6)
+
+
+def mlp(
+    *sizes: int, dtype: torch.dtype = DOUBLE, act: Callable[[], nn.Module] = nn.ReLU, norm: bool = False,
+    bias: bool = True, seed: int = 0,
+) -> nn.Sequential:  # fmt: skip
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b, bias=bias), *([nn.BatchNorm1d(b)] if norm else []), act()]
+    return nn.Sequential(*layers[: -2 if norm else -1]).to(dtype)
+
+
+def cnn(
+    one: int = 4, two: int = 5, hidden: int = 6, *, dtype: torch.dtype = DOUBLE, bias: bool = False, seed: int = 0
+) -> nn.Sequential:
+    """Two convolutions with a norm each, the second one flattened 2 x 2 into a linear layer."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, one, 3, padding=1, bias=bias), nn.BatchNorm2d(one), nn.ReLU(),
+        nn.Conv2d(one, two, 3, stride=2, bias=bias), nn.BatchNorm2d(two), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4 * two, hidden), nn.ReLU(), nn.Linear(hidden, 3),
+    ).to(dtype)  # fmt: skip
+
+
+def data(step: int, *shape: int, rows: int = 16, dtype: torch.dtype = DOUBLE) -> Tensor:
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(1000 + step), dtype=DOUBLE).to(dtype)
+
+
+def loss_of(model: nn.Module, x: Tensor) -> Tensor:
+    y = model(x)
+    flat = x.flatten(1)
+    return (y - flat[:, : y.shape[1]] * flat[:, -y.shape[1] :]).square().mean()
+
+
+def shape_of(model: nn.Module) -> tuple[int, ...]:
+    first = next(m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    return (first.in_features,) if isinstance(first, nn.Linear) else IMAGE
+
+
+def step_on(model: nn.Module, optimizer: torch.optim.Optimizer, number: int, rows: int = 16) -> float:
+    optimizer.zero_grad()
+    dtype = next(p.dtype for p in model.parameters())
+    loss = loss_of(model, data(number, *shape_of(model), rows=rows, dtype=dtype))
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def attached(
+    method: WidthMethod, model: nn.Module, *, gap: int = 2, total: int = 40, seed: int = 0, lr: float = 1e-2,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW, before_move: Callable[[], Any] | None = None,
+    record: Any = None, **settings: Any,
+) -> tuple[torch.optim.Optimizer, Handle]:  # fmt: skip
+    """``before_move`` runs after each update, before the move."""
+    made = optimizer(model.parameters(), lr=lr, **settings)
+    if before_move is not None:
+        made.register_step_post_hook(lambda *_: before_move())
+    schedule = realloc.every(gap, total=total)
+    return made, realloc.attach(model, made, method, schedule=schedule, seed=seed, record=record)
+
+
+def quiet() -> Any:
+    """Realloc's own warnings are told elsewhere."""
+    context = warnings.catch_warnings()
+    context.__enter__()
+    warnings.simplefilter("ignore", ReallocWarning)
+    return context
+
+
+def widths(handle: Handle) -> dict[str, int]:
+    return handle._holdings.units
+
+
+def moved_parameters(model: nn.Module, names: Sequence[str]) -> int:
+    """Entries that the named parameters of a plain model have."""
+    return sum(model.get_parameter(name).numel() for name in names)
+
+
+class Events(list):
+    """A record that keeps its lines."""
+
+    def decision(self, event: dict[str, Any]) -> None:
+        self.append(event)
