@@ -34,7 +34,7 @@ ORDER = (
     "release", "acquire", "decide", "decide_ranks", "decide_layers", "decide_hot_rows", "ledger", "decide_widths",
     "apply", "record",
     "stand", "collect", "decider", "weight_decider", "rank_decider", "width_decider",
-    "complaints", "bind", "links", "engine", "handle",
+    "complaints", "bind", "links", "engine", "tell_widths", "handle",
     "layers", "layer_checks", "trial", "layer_handle", "time_layers", "attach_layers",
     "rows", "row_handle", "attach_rows",
     "rates", "rate_handle", "attach_rates", "hot_rows", "hot_row_handle", "attach_hot_rows", "attach_slots", "attach",

@@ -44,7 +44,7 @@ REPLACED = (
 )
 BY_HAND = (
     "the gradient is not of a backward() of this step (set by hand, from torch.autograd.grad, or stepped on twice); "
-    "packed sites measure in backward(): call it, or use storage='masked'"
+    "{} measure in backward(): call it{}"
 )
 _complete = attrgetter("complete")
 
@@ -251,7 +251,9 @@ class Engine:
         (rows,) = self.ranks.largest([sum(t.rows for t in taps)])
         if not any(self._active.values()):
             if any(parameter.grad is not None for parameter in self.target.fresh):
-                return f"nothing was measured: {BY_HAND}"
+                wide = bool(self.holdings.wide)
+                what = ("widths", "") if wide else ("packed sites", ", or use storage='masked'")
+                return f"nothing was measured: {BY_HAND.format(*what)}"
             return "nothing was measured: no site took part in a backward pass (is this the model you train?)"
         if rows == 0 and any(tap.touched for tap in taps):
             return "the batch had no rows"

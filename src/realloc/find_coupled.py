@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -44,8 +45,11 @@ def coupled(root: nn.Module, example: Any) -> Dimensions:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
     traced, others = _groups(root, graph, torch_pruning)
+    behind = _behind(graph)
+    del graph, flags
+    gc.collect()  # its nodes hold each other, and the parameters
     found, more = that_follow(root, example, traced)
-    return Dimensions(found, others + more, _behind(graph))
+    return Dimensions(found, others + more, behind)
 
 
 def _behind(graph: Any) -> dict[nn.Module, nn.Module]:

@@ -14,6 +14,7 @@ from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
 from realloc.schedule import Schedule, required
 from realloc.sites.rank import RankSite
+from realloc.tell_widths import explained, groups_named, released, table
 
 if TYPE_CHECKING:
     from realloc.engine import Engine
@@ -98,13 +99,16 @@ class Handle:
         self._engine.complain()
         self._holdings.stamp()
         before = {line.name: line.held for line in self.start.sites}
-        fewer = sum(before.values()) - self.held
+        wide = self._holdings.wide[:1]
+        fewer = released(wide[0]) if wide else sum(before.values()) - self.held
+        what = wide[0].currency if wide else "weights"
         lines = [
             f"{self.start.method}: budget {self.budget:,} = {self.held:,} held + {self.parked:,} parked; "
             f"{self.moves} moves, {self.units_moved:,} units moved"
-            + (f" and {fewer:,} weights released for good" if fewer > 0 and not self._engine.method.want else "")
+            + (f" and {fewer:,} {what} released for good" if fewer > 0 and not self._engine.method.want else "")
             + f" in {self.steps:,} steps"
         ]
+        lines += [line for pool in wide for line in table(pool)]
         width = max(len(plain(name)) for name in self.sites)
         for name, site in self.sites.items():
             gained = site.held - before.get(name, site.held)
@@ -115,7 +119,16 @@ class Handle:
         return "\n".join(lines)
 
     def explain(self, name: str) -> str:
-        """Why a site gained or lost in the moves of this session: what was measured, and where the line was drawn."""
+        """Why a site gained or lost in the moves of this session: what was measured, and where the line was drawn.
+
+        Where widths move, ``name`` is that of a hidden dimension, of a layer or of a parameter that follows it.
+        """
+        for pool in self._holdings.wide[:1]:
+            told = [
+                explained(pool, group, self._engine.method, self._notes, self.next_due)
+                for group in groups_named(pool, name)
+            ]
+            return "\n".join(line for lines in told for line in lines)
         site, method = self._site(name), self._engine.method
         lines = [f"{plain(site.name)}: {site.held:,} of {site.capacity:,} weights held"]
         if isinstance(site, RankSite):
@@ -222,7 +235,9 @@ class Handle:
 
     def state(self) -> dict[str, Any]:
         """The numbers of `summary`, as data."""
+        groups = {"widths": self._holdings.units} if self._holdings.wide else {}
         return {
+            **groups,
             "method": self.start.method, "density": self.start.density, "budget": self.budget, "held": self.held,
             "parked": self.parked, "moves": self.moves, "units_moved": self.units_moved, "steps": self.steps,
             "sites": {name: {"held": site.held, "capacity": site.capacity} for name, site in self.sites.items()},

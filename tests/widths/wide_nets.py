@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import realloc
+import realloc.engine
+from realloc.allocate.width_costs import Axis, Member
 from realloc.errors import ReallocWarning
 from realloc.handle import Handle
 from realloc.methods.width_method import WidthMethod
+from realloc.plan import Plan
 
 DOUBLE = torch.float64
 IMAGE = (2, 6, 6)
@@ -101,3 +104,43 @@ class Events(list):
 
     def decision(self, event: dict[str, Any]) -> None:
         self.append(event)
+
+
+def noted_moves(monkeypatch: Any) -> list[tuple[Plan, dict[str, Tensor]]]:
+    """Every plan that is applied from now on, and for each group which unit each of its units was before."""
+    seen: list[tuple[Plan, dict[str, Tensor]]] = []
+    plain = realloc.engine.apply
+
+    def noting(plan: Plan, entries: Any, target: Any) -> None:
+        seen.append((plan, {name: entry.source.clone() for name, entry in entries.items()}))
+        plain(plan, entries, target)
+
+    monkeypatch.setattr("realloc.engine.apply", noting)
+    return seen
+
+
+def along(axis: Axis, groups: Sequence[str], sources: dict[str, Tensor]) -> Tensor:
+    """Which entry along an axis each entry was before, one by one; -1: new."""
+    if axis.group is None:
+        return torch.arange(axis.block)
+    found = []
+    for old in sources[groups[axis.group]].tolist():
+        found += [old * axis.block + i if old >= 0 else -1 for i in range(axis.block)]
+    return torch.tensor(found)
+
+
+def carried(old: Tensor, member: Member, groups: Sequence[str], sources: dict[str, Tensor], new: Tensor) -> Tensor:
+    """A tensor of a parameter's shape after a move, entry by entry: what stays from ``old``, what came from ``new``."""
+    rows = along(member.rows, groups, sources)
+    found = new.clone()
+    if member.columns is None:
+        for i, a in enumerate(rows.tolist()):
+            if a >= 0:
+                found[i] = old[a]
+        return found
+    columns = along(member.columns, groups, sources)
+    for i, a in enumerate(rows.tolist()):
+        for j, b in enumerate(columns.tolist()):
+            if a >= 0 and b >= 0:
+                found[i, j] = old[a, b]
+    return found

@@ -19,6 +19,6 @@ neuron_effect = WidthKeep("effect of removal", frozenset({"worth"}), _measure)
 
 That sum is the first-order change of the batch's loss as the unit's output goes to zero, with its sign, so that effects
 which cancel do so within a step (Molchanov et al., 1906.10771, equation 8, with the gate's gradient as the sum over the
-group). In units of loss. Where we differ: the weights that read the unit, not those that make it, since a bias or a
-norm in between would be left out there.
+group). In units of loss; the weights are those after the step's update. Where we differ: the weights that read the
+unit, not those that make it, since a bias or a norm in between would be left out there.
 """
