@@ -253,6 +253,19 @@ def test_micro_batches_decide_as_one_batch(name: str) -> None:
     assert ends[0][0] == ends[1][0] and torch.allclose(ends[0][1], ends[1][1], rtol=0, atol=1e-8)
 
 
+def test_a_forward_before_its_step_was_to_be_looked_at_shows_nothing() -> None:
+    """Nothing known of outputs is not the same as outputs of zero, which ReDo would recycle."""
+    model = mlp(6, 12, 10, 3)
+    optimizer, handle = attached(MAKE["redo"](), model, gap=10, total=20)
+    loss = loss_of(model, data(0, 6))
+    handle.reschedule(realloc.every(1, total=20))
+    loss.backward()
+    optimizer.step()
+    assert handle.steps == 1 and handle.moves == 0
+    step_on(model, optimizer, 1)
+    assert handle.moves == 1 and handle.units_moved < 22
+
+
 def test_a_layer_called_twice_is_seen_in_both_calls() -> None:
     """GradMax cannot tell which of its calls belong together, and grows nothing by gradient."""
 

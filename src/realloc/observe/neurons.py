@@ -109,9 +109,11 @@ def neurons_of(
         made, read = makers(space.members, group), readers(space.members, group)
         weights = [m.name for m in (*made, *read) if m.columns is not None]
         everyone = all(active[one] for one in weights)
-        seen = [_means(sites[m.name], width) for m in read] if "outputs" in needs and everyone else []
-        means = tuple((m.name, reduce(one[1])) for m, one in zip(read, seen, strict=False))
-        outputs = torch.stack([reduce(one[0]) for one in seen]).mean(0) if seen else None
+        seen = [_means(sites[m.name], width, reduce) for m in read] if "outputs" in needs and everyone else []
+        everyone = everyone and None not in seen
+        known = [one for one in seen if one is not None] if everyone else []
+        means = tuple((m.name, one[1]) for m, one in zip(read, known, strict=False))
+        outputs = torch.stack([one[0] for one in known]).mean(0) if known else None
         products = "products" in needs and everyone and simple(space, group)
         found.append(Neurons(
             name, width, _price(pools, widths, group), space.least[group], space.most[group],
@@ -153,15 +155,21 @@ def _rows(x: Tensor, convolution: bool) -> Tensor:
     return x.movedim(-3, -1).reshape(-1, x.shape[-3]) if convolution else x.reshape(-1, x.shape[-1])
 
 
-def _means(site: WideSite, units: int) -> tuple[Tensor, Tensor]:
-    """Mean absolute and mean input of a reader, ``[units]`` and ``[units, block]``, over the backwards of a step."""
+def _means(site: WideSite, units: int, reduce: Reduce) -> tuple[Tensor, Tensor] | None:
+    """Mean absolute and mean input of a reader, ``[units]`` and ``[units, block]``, over all rows of a step.
+
+    None where no rank saw one: its forward ran before the step was known to be looked at.
+    """
     columns = site.shape[1]
-    size, plain, count = torch.zeros(columns), torch.zeros(columns), 0
+    sums = torch.zeros(2 * columns + 1, dtype=torch.float64, device=site.pool.parameter.device)
     for x, _ in site.tap.pairs:
         rows = _rows(x.detach(), bool(site.member.tail)).double()
-        size, plain, count = size.to(rows) + rows.abs().sum(0), plain.to(rows) + rows.sum(0), count + len(rows)
-    size, plain = size / max(1, count), plain / max(1, count)
-    return size.view(units, -1).mean(1), plain.view(units, -1)
+        sums += torch.cat([rows.abs().sum(0), rows.sum(0), rows.new_full((1,), len(rows))])
+    sums = reduce(sums)
+    if not sums[-1]:
+        return None
+    size, plain = (sums[:-1] / sums[-1]).view(2, units, -1)
+    return size.mean(1), plain
 
 
 def _products(maker: WideSite, reader: WideSite) -> Tensor:

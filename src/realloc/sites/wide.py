@@ -95,8 +95,14 @@ class WideSite:
 
     def weight(self) -> Tensor:
         """The parameter, differentiable: a view of the pool."""
-        found = self.pool.segment(self.index)[0]
+        found = _segment(self) if torch.compiler.is_compiling() else self.pool.segment(self.index)[0]
         return found.detach() if self.frozen else found
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _segment(site: WideSite) -> Tensor:
+    """Its view, outside a compiled graph."""
+    return site.pool.segment(site.index)[0]
 
 
 def _linear(module: Any, x: Tensor) -> Tensor:
