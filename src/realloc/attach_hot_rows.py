@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Final, final
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from realloc.errors import ConfigError, StateError, plain
 from realloc.hot_row_handle import HotRowHandle, stores_of
-from realloc.hot_rows import HotRowEngine, check_look
+from realloc.hot_rows import HotRowEngine
 from realloc.kernels.seek import register
-from realloc.links import Hook
+from realloc.links import Hook, refuse_taken
 from realloc.methods.hot_row_method import HotRowMethod
 from realloc.nn.rows import Rows
 from realloc.observe.ranks import ranks_of
@@ -20,6 +21,7 @@ from realloc.pool.probe import fresh_state, sparse_state
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule, required
 
+SERVING: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # whose groups are marked with owners
 REMEDY: Final = "Take an elementwise optimizer such as AdamW or SGD, or leave attach out: hashing needs none"
 SPARSE: Final = "Take SparseAdam, Adagrad or plain SGD, or build the rows without sparse=True"
 
@@ -40,7 +42,8 @@ def attach_hot_rows(
         StateError: attached already.
     """
     schedule, (stores, names) = required(schedule), _tables(root)
-    check_look(method, schedule)
+    if not any(store.hear is not None for store in stores.values()):  # else `_check` says which
+        refuse_taken(optimizer, SERVING)
     fresh = [_check(name, store, optimizer, method) for name, store in stores.items()]
     pools = tuple(HotRows(name, store, some) for (name, store), some in zip(stores.items(), fresh, strict=True))
     ranks = ranks_of(model)
@@ -135,6 +138,7 @@ class _Loaded:
 
 def _hook(engine: HotRowEngine) -> None:
     optimizer, tie, loaded = engine.optimizer, engine.tie, _Loaded(engine)
+    tie.serve(optimizer, SERVING)
     tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),

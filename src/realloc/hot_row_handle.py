@@ -161,7 +161,7 @@ class HotRowHandle:
         """Decide by another schedule from now on. It is no part of a checkpoint.
 
         Raises:
-            ConfigError: no schedule, or one that decides more often than steps are noted.
+            ConfigError: no schedule.
         """
         self._engine.reschedule(required(schedule))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from realloc.decide_hot_rows import decide_hot_rows
-from realloc.errors import ConfigError, Once, StateError, plain
+from realloc.errors import Once, StateError, plain
 from realloc.kernels.seek import Noted, tally
 from realloc.ledger import Held, check
 from realloc.links import Tie
@@ -93,8 +93,8 @@ class HotRowEngine:
 
     def _looks(self, pool: HotRows) -> bool:
         """Whether the step that is under way is noted: not where no decision comes after it."""
-        steps = pool.book.read("steps")
-        return steps < self.schedule.last and steps % self.method.look == 0
+        steps, schedule = pool.book.read("steps"), self.schedule
+        return steps < schedule.last and self.method.looks(steps, schedule.n, pool.book.read("seed"))
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's pre-hook."""
@@ -249,7 +249,6 @@ class HotRowEngine:
     def reschedule(self, schedule: Schedule) -> None:
         """Decide by another schedule from now on."""
         self.tie.require()
-        check_look(self.method, schedule)
         self.schedule = schedule
 
     # words ------------------------------------------------------------------------------------------------------
@@ -269,16 +268,3 @@ class HotRowEngine:
                 group.pop(MARK, None)
             for pool in self.pools:
                 pool.book.write("begun", 0)
-
-
-def check_look(method: HotRowMethod, schedule: Schedule) -> None:
-    """Refuse decisions that would know nothing.
-
-    Raises:
-        ConfigError: more steps from one look to the next than from one decision to the next.
-    """
-    if method.look > schedule.n:
-        raise ConfigError(
-            f"look is {method.look}, and decisions come every {schedule.n} steps: some of them would know nothing new; "
-            f"use look={schedule.n} or less"
-        )

@@ -16,13 +16,13 @@ T = TypeVar("T")
 TAKEN: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # that serve an attached model
 
 
-def refuse_taken(optimizer: torch.optim.Optimizer) -> None:
-    """One optimizer serves one attached model, whether its weights, ranks or layers move.
+def refuse_taken(optimizer: torch.optim.Optimizer, among: weakref.WeakSet[torch.optim.Optimizer] = TAKEN) -> None:
+    """One optimizer serves one attached model, whether its weights, ranks or layers move; and one with rows of ids.
 
     Raises:
         StateError: it serves one already.
     """
-    if optimizer in TAKEN:
+    if optimizer in among:
         raise StateError(
             "this optimizer serves an attached model already; detach() that handle first, or put both models into one "
             "nn.ModuleDict and attach that"

@@ -50,7 +50,7 @@ class Run:
         self.optimizer = optimizer(self.model.parameters(), lr=1e-2)
         self.handle: HotRowHandle | None = None
         if attach:
-            method = methods.rows(score) if isinstance(score, str) else score
+            method = methods.rows(score, look=1) if isinstance(score, str) else score
             self.handle = realloc.attach(
                 self.model, self.optimizer, method, schedule=realloc.every(every, total=total), seed=3,
                 record=record,

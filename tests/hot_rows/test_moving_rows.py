@@ -135,7 +135,7 @@ def test_ids_that_never_move_train_as_under_adam_by_hand() -> None:
     torch.manual_seed(0)
     layer = realloc.nn.Embedding(None, 3, rows=60)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, betas=(0.9, 0.99), eps=1e-8)
-    handle = realloc.attach(layer, optimizer, methods.rows("frequency"), schedule=realloc.every(3, total=3))
+    handle = realloc.attach(layer, optimizer, methods.rows("frequency", look=1), schedule=realloc.every(3, total=3))
     pull = torch.tensor([1.0, -2.0, 0.5])
     shared = int(layer.store.rows_of(0, torch.tensor([7])))
     for _ in range(4):
@@ -203,7 +203,7 @@ def test_the_sketch_holds_what_a_dictionary_holds() -> None:
 def test_gradients_are_those_of_each_occurrence() -> None:
     layer = realloc.nn.EmbeddingBag(None, 3, realloc.nn.Rows(3, 300, candidates=16, directions=3), mode="mean")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    realloc.attach(layer, optimizer, methods.rows("conflict"), schedule=realloc.every(9, total=9))
+    realloc.attach(layer, optimizer, methods.rows("conflict", look=1), schedule=realloc.every(9, total=9))
     pull = torch.tensor([[3.0, 0.0, 4.0], [0.0, 1.0, 0.0]])
     (layer(torch.tensor([[5, 6], [6, 6]])) * pull).sum().backward()
     optimizer.step()
@@ -213,17 +213,6 @@ def test_gradients_are_those_of_each_occurrence() -> None:
     torch.testing.assert_close(store.scores[[five, six]], torch.tensor([2.5, 3.5]) * scale)
     torch.testing.assert_close(store.sums[five], torch.tensor([1.5, 0.0, 2.0]) * scale)
     torch.testing.assert_close(store.sums[six], torch.tensor([1.5, 1.0, 2.0]) * scale)
-
-
-def test_looking_at_every_other_step_notes_half_of_them() -> None:
-    run = Run(methods.rows("frequency", look=2), every=100, total=100)
-    seen = []
-    for number in range(4):
-        run.step(number)
-        seen.append(int(run.model.store.book[4]))
-    assert seen[0] == seen[1] > 0 and seen[2] == seen[3] > seen[1]
-    with pytest.raises(ConfigError, match="look is 0"):
-        methods.rows(look=0)
 
 
 def test_evaluation_and_thrown_away_scaler_steps_count_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -117,13 +118,30 @@ def test_nothing_is_noted_once_the_last_decision_is_made() -> None:
     assert seen(run)
 
 
-def test_looks_must_not_be_rarer_than_decisions() -> None:
-    with pytest.raises(ConfigError, match=r"look is 5, and decisions come every 4 steps.*look=4"):
-        Run(methods.rows(look=5))
-    run = Run(methods.rows(look=4)).train(range(12))
-    assert run.handle.moves == 3
-    with pytest.raises(ConfigError, match="look is 4"):
-        run.handle.reschedule(realloc.every(2, total=40))
+@pytest.mark.parametrize("look", [1, 2, 3, 7])
+@pytest.mark.parametrize("gap", [1, 2, 3, 5, 40])
+def test_every_decision_knows_something_new_and_no_rhythm_is_met(look: int, gap: int) -> None:
+    method = methods.rows(look=look)
+    noted = [step for step in range(4000) if method.looks(step, gap, seed=3)]
+    assert len(noted) == 4000 // min(look, (gap + 1) // 2)
+    assert max(b - a for a, b in pairwise(noted)) <= gap
+    for start in range(gap):  # whatever step the first decision is at
+        assert all(any(method.looks(step, gap, 3) for step in range(at, at + gap)) for at in range(start, 200, gap))
+    if look > 1 and gap == 40:  # batches of two kinds in turn: both are seen
+        even = sum(step % 2 == 0 for step in noted)
+        assert abs(even - len(noted) / 2) < 4 * len(noted) ** 0.5
+    with pytest.raises(ConfigError, match="look is 0"):
+        methods.rows(look=0)
+
+
+def test_all_ranks_and_a_resume_note_the_same_steps() -> None:
+    run = Run(methods.rows(look=3), every=40)
+    grew, before = [], 0
+    for number in range(12):
+        run.step(number)
+        grew.append(seen(run) > before)
+        before = seen(run)
+    assert grew == [run.handle._engine.method.looks(step, 40, 3) for step in range(12)] and sum(grew) == 4
 
 
 # odd batches --------------------------------------------------------------------------------------------------------
@@ -140,6 +158,18 @@ def test_an_empty_look_up_trains(shape: tuple[int, ...]) -> None:
         (layer(ids).sum() + (layer(batch(number)[0]).square().sum() if number % 2 else 0)).backward()
         optimizer.step()
     assert handle.steps == 6 and handle.moves == 3
+
+
+def test_ids_of_any_layout_and_a_single_one() -> None:
+    layer = realloc.nn.Embedding(None, 4, rows=60)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    attached(layer, optimizer, every=40, score="frequency", look=1)
+    ids = torch.tensor([[3, 4, 5], [6, 7, 2**40]])
+    turned = layer(ids.t())
+    assert torch.equal(turned, layer(ids).transpose(0, 1)) and torch.equal(layer(ids[1, 2]), turned[2, 1])
+    (turned.sum() + layer(torch.tensor(3)).sum() + layer(ids[:, ::2].int()[:1]).sum()).backward()
+    optimizer.step()
+    assert known(layer.store) == {(0, 3): 3.0, (0, 4): 1.0, (0, 5): 2.0, (0, 6): 1.0, (0, 7): 1.0, (0, 2**40): 1.0}
 
 
 def test_a_batch_of_one_id_is_counted_as_often_as_it_comes() -> None:
@@ -234,6 +264,18 @@ def test_the_bytes_of_the_budget_are_those_of_the_tensors(moments: int) -> None:
     assert store.split.held(store.split.own) == real <= handle.budget == 60 * DIM * 4 * (1 + moments)
 
 
+def test_one_optimizer_serves_one_model_with_rows() -> None:
+    one, two = Net(), Net()
+    optimizer = torch.optim.AdamW([*one.parameters(), *two.parameters()])
+    handle = attached(one, optimizer)
+    with pytest.raises(StateError, match="serves an attached model already"):
+        attached(two, optimizer)
+    handle.detach()
+    attached(two, optimizer)
+    both = nn.ModuleDict({"one": Net(), "two": Net()})
+    assert attached(both, torch.optim.AdamW(both.parameters())).budget == 2 * handle.budget
+
+
 def test_the_control_starts_rows_as_a_fresh_optimizer_would() -> None:
     run = Run(methods.rows(migrate=False), optimizer=torch.optim.Rprop).train(range(9))
     sizes = run.optimizer.state[run.model.store.weight]["step_size"]
@@ -254,7 +296,7 @@ def test_a_merge_weighs_what_ids_gained_themselves_not_what_they_inherited() -> 
     store = realloc.nn.Rows(4, 60)
     layer = realloc.nn.Embedding(None, 4, store)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    handle = attached(layer, optimizer, every=40)
+    handle = attached(layer, optimizer, every=40, look=1)
     pool = handle._engine.pools[0]
     back, leaving, stays = ids_of_row(store, 3, 3)
     optimizer.zero_grad()
@@ -280,7 +322,7 @@ def test_those_who_read_a_merged_row_are_in_the_jump() -> None:
     store = realloc.nn.Rows(4, 60)
     layer = realloc.nn.Embedding(None, 4, store)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    pool = attached(layer, optimizer, every=40)._engine.pools[0]
+    pool = attached(layer, optimizer, every=40, look=1)._engine.pools[0]
     back, stays = ids_of_row(store, 3, 2)
     layer(torch.tensor([back, back, back, stays])).sum().backward()
     optimizer.step()

@@ -22,7 +22,7 @@ def rows(
     decay: float = 0.9,
     margin: float = 0.1,
     migrate: bool = True,
-    look: int = 1,
+    look: int = 2,
 ) -> HotRowMethod:
     """Give the rows of `realloc.nn.Embedding` and `EmbeddingBag` to the ids with the highest score.
 
@@ -39,7 +39,8 @@ def rows(
         decay: what is left of every score after a decision, 0 < decay <= 1.
         margin: by what part a newcomer must be worth more than the id that it replaces, 0 or more.
         migrate: False is the control that starts rows at zero and drops those that give way.
-        look: each so many steps the gradients of a step are noted, 1 or more; noting costs about as much as a look-up.
+        look: of so many steps the gradients of one are noted, 1 or more; which one is drawn. Where decisions come so
+            often that one of them might know nothing new, it is noted more often.
 
     Raises:
         ConfigError: no such score, or a number out of range.
