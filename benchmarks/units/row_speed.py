@@ -98,7 +98,7 @@ def table(size: Size, rounds: int) -> None:
     arms = {
         "nn.Embedding": Arm(size, None), "hashing": Arm(size, "10%"),
         **{f"rows({s!r})": Arm(size, "10%", methods.rows(s)) for s in ("gradient", "frequency", "product", "conflict")},
-        **{f"rows('gradient', look={n})": Arm(size, "10%", methods.rows(look=n)) for n in (2, 4)},
+        **{f"rows('gradient', look={n})": Arm(size, "10%", methods.rows(look=n)) for n in (1, 4)},
     }  # fmt: skip
     for turn in range(rounds + 1):
         batches = batches_of(size, turn)

@@ -108,9 +108,13 @@ class _Ear:
 
     def __init__(self, engine: HotRowEngine, place: int) -> None:
         self._engine, self._place = engine, place
+        self._store = engine.pools[place].store
+        self._trained = self._store.weight
         self.number = register(self)
 
     def __call__(self, table: int, ids: Tensor, found: Tensor) -> None:
+        if self._store.weight is not self._trained:  # `functional_call` with weights of its own
+            return
         found.register_hook(lambda gradient: self.note(table, ids, gradient))  # type: ignore[no-untyped-call]
 
     def note(self, table: int, ids: Tensor, gradient: Tensor) -> None:

@@ -30,7 +30,7 @@ def decide_hot_rows(pool: HotRows, tables: Mapping[int, str], method: HotRowMeth
         finite.
     """
     if not pool.book.read("seen"):
-        told = ", ".join(map(plain, tables.values()))
+        told = ", ".join(plain(name) or "the embedding" for name in tables.values())
         why = f"no look-up of {told} had a gradient up to step {step}: "
         return Plan(step, (), why + "is this the model you train, and are its gradients on?")
     slots, known = what_is_known(pool, step)

@@ -102,7 +102,7 @@ class HotRowHandle:
         for (number, table), name in engine.names.items():
             store = engine.pools[number].store
             lines.append(
-                f"  {plain(name)}: {len(engine.pools[number].owned_by(table)):,} ids own a row of {store.split.own:,}, "
+                f"  {plain(name) or 'the embedding'}: {len(engine.pools[number].owned_by(table)):,} ids own a row of {store.split.own:,}, "
                 f"the others share {store.split.shared:,}"
             )
         return "\n".join(lines)

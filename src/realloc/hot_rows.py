@@ -188,7 +188,7 @@ class HotRowEngine:
 
     def _tables(self, pool: HotRows) -> str:
         number = self.pools.index(pool)
-        return ", ".join(plain(name) for (n, _), name in self.names.items() if n == number)
+        return ", ".join(plain(name) or "the embedding" for (n, _), name in self.names.items() if n == number)
 
     # belonging together -----------------------------------------------------------------------------------------
 

@@ -83,6 +83,27 @@ def test_gradients_that_are_asked_for_and_not_accumulated_are_nobodys() -> None:
     assert len(run.handle._engine.heard[0]) < 200
 
 
+def test_weights_that_are_lent_to_the_model_are_not_those_that_are_trained() -> None:
+    """Functional calls: gradients of other weights, or of a transform, say nothing of the model's own rows."""
+    run, plain = Run("frequency", every=50, total=50), Run("frequency", every=50, total=50)
+    users, items, target = batch(0)
+    mine = dict(run.model.named_parameters())
+    lent = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in mine.items()}
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        found = torch.func.functional_call(run.model, parameters, (users, items))
+        return binary_cross_entropy_with_logits(found, target)
+
+    gradients = torch.func.grad(loss)(mine)
+    loss(lent).backward()
+    loss(mine).backward()  # its own: counts
+    torch.testing.assert_close(gradients["users.store.weight"], mine["users.store.weight"].grad)
+    torch.testing.assert_close(lent["users.store.weight"].grad, mine["users.store.weight"].grad)
+    run.optimizer.step()
+    plain.step(0)
+    assert known(run.model.store) == known(plain.model.store)
+
+
 def test_a_gradient_set_by_hand_counts() -> None:
     run, plain = Run("frequency", every=50, total=50), Run("frequency", every=50, total=50)
     users, items, target = batch(0)

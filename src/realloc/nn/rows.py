@@ -200,7 +200,7 @@ class Rows(nn.Module):
     def _tell(self, table: int, ids: Tensor, found: Tensor) -> Tensor:
         """Let who listens know of the gradient of what was found."""
         hear = self.hear
-        if hear is None or not found.requires_grad:
+        if hear is None or not found.requires_grad or not isinstance(self.weight, nn.Parameter):  # as in torch.func
             return found
         if torch.compiler.is_compiling():
             return cast("Tensor", heard(found, ids, hear.number, table))
