@@ -100,11 +100,9 @@ class HotRowHandle:
             f"{self.owned_rows:,} rows owned; {self.moves} moves in {self.steps:,} steps"
         ]
         for (number, table), name in engine.names.items():
-            store = engine.pools[number].store
-            lines.append(
-                f"  {plain(name) or 'the embedding'}: {len(engine.pools[number].owned_by(table)):,} ids own a row of {store.split.own:,}, "
-                f"the others share {store.split.shared:,}"
-            )
+            split, owners = engine.pools[number].store.split, len(engine.pools[number].owned_by(table))
+            told = plain(name) or "the embedding"
+            lines.append(f"  {told}: {owners:,} ids own a row of {split.own:,}, the others share {split.shared:,}")
         return "\n".join(lines)
 
     def explain(self, id: int, table: str | None = None) -> str:

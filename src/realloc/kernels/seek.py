@@ -20,6 +20,9 @@ from realloc.kernels.mixing import below, mixed, mixed_plain
 from realloc.kernels.sketch import WAYS
 from realloc.kernels.team import fits, run
 
+_transforming: Final = torch._C._functorch.peek_interpreter_stack
+"""``() -> object or None``: the transform of `torch.func` that runs now, whose tensors have no memory of their own."""
+
 
 def check_ids(ids: Tensor) -> None:
     """Refuse what is no id.
@@ -63,7 +66,7 @@ def owned_rows(ids: Tensor, keys: Tensor, tables: Tensor, owned: Tensor, table: 
 
 
 def _owned_rows(ids: Tensor, keys: Tensor, tables: Tensor, owned: Tensor, table: int, shared: int) -> Tensor:
-    if ids.device.type != "cpu":
+    if ids.device.type != "cpu" or _transforming() is not None:
         return owned_rows_plain(ids, keys, tables, owned, table, shared)
     ids = ids.long().contiguous()
     rows, count = torch.empty_like(ids), ids.numel()
