@@ -33,7 +33,8 @@ from realloc.train.dataset import Dataset, Rows
 
 HIDDEN, BATCH, PICKING, EPOCHS = 128, 128, 4, 8  # units, rows of a step, epochs that pick, epochs of the final net
 MOVES, UNTIL = 20, 0.75
-RATES = (1e-3, 2e-3, 4e-3)
+PICK_RATES, RATES = (2e-3, 4e-3), (4e-3, 8e-3)
+FIXED = ("all columns", "rfe")  # no chance in them: one pick serves every seed
 LASSO_ROWS = 5_000
 RFE_STEP = {"fashion-mnist": 0.1, "adult": 1}
 OURS: Mapping[str, Callable[[int], ColumnMethod]] = {
@@ -156,7 +157,8 @@ class Final:
     seed: int
 
     def run(self) -> dict[str, Any]:
-        found, pick = table(self.data), PICKS.get(Pick(self.data, self.arm, self.pick_rate, self.seed))
+        seed = 0 if self.arm in FIXED else self.seed
+        found, pick = table(self.data), PICKS.get(Pick(self.data, self.arm, self.pick_rate, seed))
         assert pick is not None
         columns = torch.tensor(pick["columns"])
         torch.manual_seed(self.seed)
@@ -169,14 +171,21 @@ class Final:
         }  # fmt: skip
 
 
+def rates_of(name: str) -> tuple[float, ...]:
+    """Of the net that picks; one rate is not tuned."""
+    if name == "random_columns":
+        return (1e-3,)  # what it picks does not depend on it
+    return PICK_RATES if name in OURS else (0.0,)
+
+
 def arm_of(kept: Kept, data: str, name: str, seeds: int) -> tuple[Arm, Arm] | None:
     """The picks of an arm and the final nets on them."""
-    rates = RATES if name in OURS and name != "random_columns" else (0.0,)
-    rates = (RATES[0],) if name == "random_columns" else rates  # its choice does not depend on the rate
-    picks = PICKS.arm(lambda rate, seed: Pick(data, name, rate, seed), rates, seeds, (0,))
+    rates = rates_of(name)
+    picks = PICKS.arm(lambda rate, seed: Pick(data, name, rate, seed), rates, 1 if name in FIXED else seeds, (0,))
     if picks is None:
         return None
-    final = kept.arm(lambda rate, seed: Final(data, name, picks.rate, rate, seed), RATES, len(picks.runs), (0,))
+    most = seeds if name in FIXED else len(picks.runs)
+    final = kept.arm(lambda rate, seed: Final(data, name, picks.rate, rate, seed), RATES, most, (0,))
     return None if final is None else (picks, final)
 
 
@@ -185,8 +194,7 @@ def clock(kept: Kept, data: str) -> None:
     print(f"\n### {NAMES[data]}: seconds\n\n{head(CLOCK)}")
     whole: float | None = None
     for name in ("rfe", *(one for one in OURS if one != "random_columns")):
-        rates = RATES if name in OURS else (0.0,)
-        picks = PICKS.arm(lambda rate, seed, n=name: Pick(data, n, rate, seed), rates, 1, (0,))
+        picks = PICKS.arm(lambda rate, seed, n=name: Pick(data, n, rate, seed), rates_of(name), 1, (0,))
         if picks is None:
             continue
         arm = kept.arm(lambda _, turn, n=name, r=picks.rate: Pick(data, n, r, 0, 1 + turn), (picks.rate,), 3)
