@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from functools import cached_property
+from typing import Final, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
 from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.masked import MaskedPool
+from realloc.pool.pairing import Pairing, Words
 from realloc.pool.ranks import RankPool, new_rows
 from realloc.pool.state import (
     SPACED,
@@ -30,6 +32,8 @@ from realloc.pool.state import (
 from realloc.pool.width_writes import write as write_widths
 from realloc.pool.widths import WidePool
 
+WORDS: Final = Words("realloc_stamp", "the model's parameters", "different placements")
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,14 @@ class Target:
     fresh: Mapping[nn.Parameter, dict[str, float]]
     moments: Moments = "zero"
     followers: list[Holdings] = field(default_factory=list)
+
+    @cached_property
+    def pairing(self) -> Pairing:
+        """Whether model and optimizer belong together."""
+        trained = [(pool.owner, pool.key, pool.parameter) for pool in self.holdings.flats]
+        masked = () if self.holdings.masked is None else self.holdings.masked.sites
+        trained += [(*site.holder, site.parameter) for site in masked]
+        return Pairing(self.optimizer, trained, self.holdings.stamp, WORDS)
 
 
 @torch.no_grad()
@@ -75,15 +87,7 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
         holdings.book.add("units_moved", plan.units_moved)
         for follower in target.followers:
             follower.book.tensor.copy_(holdings.book.tensor)
-    mark_groups(target, holdings.stamp())
-
-
-def mark_groups(target: Target, stamp: int) -> None:
-    """Write the stamp into the optimizer, so that model and optimizer can be told apart from other ones."""
-    managed = {id(p) for p in target.fresh}
-    for group in target.optimizer.param_groups:
-        if any(id(p) in managed for p in group["params"]):
-            group["realloc_stamp"] = stamp
+    target.pairing.write()
 
 
 def to_slots(source: Tensor, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 from torch import Tensor, nn
@@ -122,31 +122,13 @@ class _Ear:
         self._engine.note(self._place, table, ids, gradient)
 
 
-@final
-class _Loaded:
-    """Told that a state was loaded; the one of a copied or pickled store does nothing."""
-
-    def __init__(self, engine: HotRowEngine | None = None) -> None:
-        self.engine = engine
-
-    def __call__(self, *_: Any) -> None:
-        if self.engine is not None:
-            self.engine.unchecked = True
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Loaded:
-        return _Loaded()
-
-    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
-        return (_Loaded, ())
-
-
 def _hook(engine: HotRowEngine) -> None:
-    optimizer, tie, loaded = engine.optimizer, engine.tie, _Loaded(engine)
+    optimizer, tie, loaded = engine.optimizer, engine.tie, Hook(engine.pairing.doubt)
     tie.serve(optimizer, SERVING)
     tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
-        optimizer.register_state_dict_pre_hook(lambda _: engine.mark()),
+        optimizer.register_state_dict_pre_hook(lambda _: engine.pairing.renew()),
         optimizer.register_load_state_dict_post_hook(loaded),
     )
     for number, (pool, heard) in enumerate(zip(engine.pools, engine.heard, strict=True)):

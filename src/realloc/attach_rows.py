@@ -100,12 +100,12 @@ def _hook(root: nn.Module, prepared: Prepared, engine: RowEngine) -> None:
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, fresh)
-        engine.unchecked = True
+        engine.pairing.doubt()
 
     tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
         optimizer.register_step_post_hook(engine.after_step),
-        optimizer.register_state_dict_pre_hook(lambda _: engine.mark()),
+        optimizer.register_state_dict_pre_hook(lambda _: engine.pairing.renew()),
         optimizer.register_load_state_dict_pre_hook(before_load),
         *prepared.hooks,
     )
@@ -117,13 +117,13 @@ def _hook(root: nn.Module, prepared: Prepared, engine: RowEngine) -> None:
         _unhook_model(root)
         for pool in engine.pools:
             take_out(pool, optimizer, engine.fresh[pool.site.name])
-        engine.unmark()
+        engine.pairing.wipe()
 
     tie.until(give_back)
     tie.serve(optimizer, _SERVES)
-    if not engine.marked:  # else its state was loaded already
-        engine.restamp()
-        engine.unchecked = False
+    if not engine.pairing.written:  # else its state was loaded already
+        engine.pairing.write()
+        engine.pairing.unchecked = False
 
 
 def _hook_model(root: nn.Module, table: StartPlan) -> Prepared:
@@ -156,7 +156,7 @@ def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest
         if name + KEY not in state:  # a plain model's state says nothing of them: they stay
             state.update({name + KEY: pool.parameter, **{name + key: pool.module.get_buffer(key) for key in BUFFERS}})
     if prepared.engine is not None:
-        prepared.engine.mark()
+        prepared.engine.pairing.renew()
 
 
 def _after_load(module: nn.Module, incompatible: Any) -> None:
@@ -166,4 +166,4 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
     for pool, plain in zip(pools_of(module), prepared.plain, strict=True):
         loaded(pool, plain)
     if prepared.engine is not None:
-        prepared.engine.unchecked = True
+        prepared.engine.pairing.doubt()

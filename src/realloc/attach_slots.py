@@ -10,7 +10,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
-from realloc.apply import Target, mark_groups
+from realloc.apply import Target
 from realloc.bind import check_optimizer_state
 from realloc.decider import Decider
 from realloc.engine import Engine
@@ -97,7 +97,7 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
         holdings.loaded()
     engine = engine_of(module)
     if engine is not None:
-        engine.unchecked = True
+        engine.pairing.doubt()
         engine.arm()
 
 
@@ -143,8 +143,7 @@ def hook_engine(
             dense.update({part.name: part.parameter for part in parts})
         before = [dense[p] if isinstance(p, str) else p for p in prepared.order]
         sort_groups(optimizer, before or list(root.parameters()))
-        for group in optimizer.param_groups:
-            group.pop("realloc_stamp", None)
+        engine.pairing.wipe()
 
     ranks = ranks_of(model)
     ranks.check_stamp(holdings.stamp(), "after attach")
@@ -154,7 +153,7 @@ def hook_engine(
 
     def before_load(_: Any, state: dict[str, Any]) -> None:
         check_optimizer_state(optimizer, state, target.fresh)
-        engine.unchecked = True
+        engine.pairing.doubt()
 
     tie.hook(
         optimizer.register_step_pre_hook(engine.before_step),
@@ -169,6 +168,6 @@ def hook_engine(
     tie.until(give_back)
     tie.serve(optimizer)
     prepared.engine = engine
-    if not any("realloc_stamp" in group for group in optimizer.param_groups):  # else its state was loaded already
-        mark_groups(target, holdings.stamp())
+    if not engine.pairing.written:  # else its state was loaded already
+        engine.pairing.write()
     return Handle(engine, table)

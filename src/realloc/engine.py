@@ -11,14 +11,14 @@ from typing import Any, final
 
 from torch import nn
 
-from realloc.apply import Target, apply, mark_groups
+from realloc.apply import Target, apply
 from realloc.complaints import Complaints
 from realloc.decider import Decider, Recipe
 from realloc.errors import StateError, warn
 from realloc.ledger import Entry
 from realloc.links import Tie
 from realloc.observe.backwards import Backwards
-from realloc.observe.closure import behind, skipped
+from realloc.observe.closure import skipped, with_gradients
 from realloc.observe.ranks import Ranks
 from realloc.plan import Note, Plan, notes_of
 from realloc.pool.compact import compact
@@ -30,17 +30,9 @@ from realloc.schedule import Schedule
 from realloc.sites.masked import MaskedSite
 from realloc.stand import active_sites, finite, overwritten
 
-APART = (
-    "model and optimizer hold different placements: one was loaded without the other. Load both, "
-    "or call handle.restart_moments() to go on with new moments"
-)
 COPY_APART = (
     "an averaged copy that follows this model holds another placement: one was loaded without the other. "
     "Load both, or make the copy anew and call handle.follow(copy)"
-)
-REPLACED = (
-    "the model's parameters were replaced after attach (load_state_dict(assign=True)?) and the optimizer "
-    "trains the old ones; load without assign"
 )
 BY_HAND = (
     "the gradient is not of a backward() of this step (set by hand, from torch.autograd.grad, or stepped on twice); "
@@ -76,13 +68,11 @@ class Engine:
         self._quiet = 0
         self._plain = False  # whether a step in which every site had its one backward needs no look before its update
         self._count = target.holdings.book.count
-        self.unchecked = True  # whether something was loaded since the last step
+        self.pairing = target.pairing
         self._several = ranks.several
         flats, masked = target.holdings.flats, target.holdings.masked
         self.backwards = tuple(map(Backwards, flats))
         self._masked = () if masked is None else masked.sites
-        self._trained = [(pool.owner, pool.key, pool.parameter) for pool in flats]
-        self._trained += [(*site.holder, site.parameter) for site in self._masked]
         self.arm()
 
     @property
@@ -132,16 +122,16 @@ class Engine:
         """The optimizer's pre-hook."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            calm = self._plain and not self.unchecked and not self._guard.holds
+            calm = self._plain and not self.pairing.unchecked and not self._guard.holds
             if not calm or not all(map(_complete, self.backwards)):
                 self.before_update()
             return None
-        return behind(args, kwargs, self.before_update)
+        return with_gradients(args, kwargs, self.before_update)
 
     def before_update(self) -> None:
         """Between backward and update."""
         target = self.target
-        if self.unchecked or target.followers:
+        if self.pairing.unchecked or target.followers:
             self._check()
         if self._guard.holds:  # what a step that failed has left
             self._guard.forget()
@@ -160,18 +150,11 @@ class Engine:
             self._guard.before_young(self.holdings.flats, self.holdings.masked, step, target.optimizer)
 
     def _check(self) -> None:
-        """Refuse a model, an optimizer and copies that do not belong together. Only a load can part them."""
-        target = self.target
-        stamp = target.holdings.stamp()
-        for group in target.optimizer.param_groups:
-            if group.get("realloc_stamp", stamp) != stamp:
-                raise StateError(APART)
-        if any(copy.stamp() != stamp for copy in target.followers):
+        """Refuse a model, an optimizer and copies that do not belong together."""
+        self.pairing.check()
+        stamp = self.holdings.stamp()
+        if any(copy.stamp() != stamp for copy in self.target.followers):
             raise StateError(COPY_APART)
-        for module, key, parameter in self._trained:
-            if module._parameters.get(key) is not parameter:
-                raise StateError(REPLACED)
-        self.unchecked = False
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after the update, if it was really taken."""
@@ -210,7 +193,7 @@ class Engine:
             self.holdings.book.add("skipped")
             self.complaints.skipped(step, plan.skipped)
         elif plan.moves_anything:
-            self.unchecked = True  # it may be interrupted
+            self.pairing.doubt()  # it may be interrupted
             apply(plan, entries, self.target)
         self._decider.forget()
         self.recent.extend(notes_of(plan))
@@ -288,7 +271,7 @@ class Engine:
         self.tie.require()
         for parameter in self.target.fresh:
             restart(self.target.optimizer, parameter)
-        mark_groups(self.target, self.holdings.stamp())
+        self.pairing.write()
 
     def compact(self) -> int:
         """Shorten the pools to what is held."""
@@ -304,7 +287,7 @@ class Engine:
                 for pool in holdings.pools:
                     compact(pool, self.target.optimizer, pool.held)
                 holdings.book.write("budget", holdings.held)
-        mark_groups(self.target, self.holdings.stamp())
+        self.pairing.write()
         return before - self.holdings.budget
 
     def detach(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
 from realloc.pool.holdings import Holdings, Site, find
+from realloc.pool.pairing import check_average
 from realloc.schedule import Schedule, required
 from realloc.sites.rank import RankSite
 from realloc.tell_widths import explained, groups_named, released, table
@@ -196,17 +197,12 @@ class Handle:
             ConfigError: the copy has other sites, or is the model itself.
         """
         self._engine.tie.require()
-        if not isinstance(average, nn.Module):
-            raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
+        check_average(average, "placement")
         found = find(average)
         if found is None or [*found.sites] != [*self.sites]:
             raise ConfigError("the copy does not hold the same sites; make it by copying the attached model")
         if found.owner is self._holdings.owner:
             raise ConfigError("the model cannot follow itself; give the averaged copy")
-        if getattr(average, "use_buffers", False):
-            raise ConfigError(
-                "use_buffers=True averages the integers of the placement too; make the copy with use_buffers=False"
-            )
         self._engine.follow(found)
 
     def reschedule(self, schedule: Schedule) -> None:

@@ -12,6 +12,7 @@ from realloc.errors import ConfigError, nearest, plain
 from realloc.nn.bag import EmbeddingBag
 from realloc.nn.embedding import Embedding
 from realloc.nn.rows import Rows
+from realloc.pool.pairing import check_average
 from realloc.schedule import Schedule, required
 
 if TYPE_CHECKING:
@@ -138,17 +139,12 @@ class HotRowHandle:
             StateError: the copy's rows are of other ids already.
         """
         self._engine.tie.require()
-        if not isinstance(average, nn.Module):
-            raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
+        check_average(average, "sketch")
         found, mine = tuple(store for store, _ in stores_of(average)), [pool.store for pool in self._engine.pools]
         if [store.weight.shape for store in found] != [store.weight.shape for store in mine]:
             raise ConfigError("the copy does not have the same tables; make it by copying the attached model")
         if any(one is other for one, other in zip(found, mine, strict=True)):
             raise ConfigError("the model cannot follow itself; give the averaged copy")
-        if getattr(average, "use_buffers", False):
-            raise ConfigError(
-                "use_buffers=True averages the integers of the sketch too; make the copy with use_buffers=False"
-            )
         self._engine.follow(found)
 
     def restart_moments(self) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, final
 
 import torch
@@ -19,29 +20,22 @@ from realloc.links import Tie
 from realloc.methods.hot_row_method import HotRowMethod
 from realloc.nn.rows import Rows
 from realloc.observe.closure import skipped
-from realloc.observe.heard import Heard, by_table, once
+from realloc.observe.heard import Heard, by_table, everyones
 from realloc.observe.ranks import Ranks
-from realloc.plan import Change, Plan
+from realloc.plan import Plan
 from realloc.pool.hot_rows import HotRows, owners_of
+from realloc.pool.pairing import Pairing, Words, together
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.schedule import Schedule
 from realloc.sites.grid import Grid
 
-MARK: Final = "realloc_hot_rows"  # of an optimizer group: the digest of the owners that its moments belong to
 IDS: Final = 2**63  # of a table, at most
-REPLACED: Final = (
-    "the rows were replaced after attach (load_state_dict(assign=True)?) and the optimizer trains the old ones; load "
-    "without assign"
-)
 COPY_APART: Final = (
     "an averaged copy that follows this model has rows of other ids: one was loaded without the other. Load both, or "
     "make the copy anew and call handle.follow(copy)"
 )
-APART: Final = (
-    "model and optimizer hold rows of different ids: one was loaded without the other. Load both, or call "
-    "handle.restart_moments() to go on with new moments"
-)
+WORDS: Final = Words("realloc_hot_rows", "the rows", "rows of different ids")
 
 
 @final
@@ -59,14 +53,15 @@ class HotRowEngine:
         ranks: Ranks,
     ) -> None:
         self.pools, self.names = pools, names  # names of tables by (pool, table)
+        self._tables = [{name: table for (n, table), name in names.items() if n == p} for p in range(len(pools))]
         self.optimizer, self.method, self.schedule = optimizer, method, schedule
         self.sink, self.ranks = sink, ranks
         self.recent: deque[Plan] = deque(maxlen=256)
         self.tie, self.once = Tie(), Once()
-        self.unchecked = True  # whether something was loaded since model and optimizer were last compared
         self.heard = tuple(Heard(pool.store.weight) for pool in pools)
         self.followers: list[tuple[Rows, ...]] = []
-        self._trained = [pool.store.weight for pool in pools]
+        trained = [(pool.store, "weight", pool.store.weight) for pool in pools]
+        self.pairing = Pairing(optimizer, trained, self.stamp, WORDS)
 
     # numbers ----------------------------------------------------------------------------------------------------
 
@@ -98,7 +93,7 @@ class HotRowEngine:
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's pre-hook."""
-        if self.unchecked:
+        if self.pairing.unchecked:
             self.check()
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -113,42 +108,31 @@ class HotRowEngine:
         if self.schedule.due(steps[0]):
             for number in range(len(self.pools)):
                 self._move(number, steps[0])
-            self.mark()
+            self.pairing.renew()
 
     def _take(self, pool: HotRows, noted: list[Noted]) -> None:
         """Add up look-ups, micro-batches and ranks, in their order, and let the sketch have them."""
         noted = by_table(noted)
         if self.ranks.several:
-            noted = self._everyones(pool, noted)
+            width = 2 + pool.store.dim * self.method.score.needs_sums
+            noted = everyones(noted, width, len(pool.store.enrolled), self.ranks)
         if not noted:
             return
         numbers = torch.cat([one.numbers for one in noted]) if len(noted) > 1 else noted[0].numbers
         if not math.isfinite(float(numbers[:, 1].sum())):  # a norm is no number where anything of the gradient is none
-            self.once.say("RA001", f"a gradient of {self._tables(pool)} is NaN or Inf: nothing of that step is noted")
+            tables = ", ".join(plain(name) or "the embedding" for name in self._tables[self.pools.index(pool)])
+            self.once.say("RA001", f"a gradient of {tables} is NaN or Inf: nothing of that step is noted")
             return
         if numbers.numel():
             pool.take(noted, numbers, self.ranks.count, self.method.score)
-
-    def _everyones(self, pool: HotRows, noted: list[Noted]) -> list[Noted]:
-        """What the look-ups of all ranks say, those of rank 0 first."""
-        width = 2 + pool.store.dim * self.method.score.needs_sums
-        none = torch.zeros(0, 2, dtype=torch.int64)
-        keys = torch.cat([none, *(torch.stack([torch.full_like(n.ids, n.table), n.ids], 1) for n in noted)])
-        numbers = torch.cat([torch.zeros(0, width, dtype=torch.float64), *(n.numbers for n in noted)])
-        if not self.ranks.largest([len(keys)])[0]:
-            return []
-        keys, numbers = self.ranks.rows(keys), self.ranks.rows(numbers)
-        tables = [keys[:, 0] == table for table in range(len(pool.store.enrolled))]
-        found = [Noted(table, keys[mine, 1], numbers[mine]) for table, mine in enumerate(tables)]
-        return [once(one) for one in found if one.ids.numel()]
 
     # the decision -----------------------------------------------------------------------------------------------
 
     def _move(self, number: int, step: int) -> None:
         began, pool = time.perf_counter(), self.pools[number]
-        tables = {table: name for (n, table), name in self.names.items() if n == number}
-        before = {name: len(pool.owned_by(table)) for table, name in tables.items()}
-        plan = decide_hot_rows(pool, tables, self.method, step)
+        tables = self._tables[number]
+        before = {name: len(pool.owned_by(table)) for name, table in tables.items()}
+        plan = decide_hot_rows(pool, {table: name for name, table in tables.items()}, self.method, step)
         plan = self.ranks.agree(plan, pool.whole_stamp)
         if plan.skipped is not None:
             self.once.say("RA203", plan.skipped)
@@ -162,10 +146,10 @@ class HotRowEngine:
 
     def apply(self, number: int, plan: Plan) -> Plan:
         """Check the plan against the ledger and make it; returns it with its jumps."""
-        pool = self.pools[number]
-        dim, tables = pool.store.dim, {name: table for (n, table), name in self.names.items() if n == number}
+        pool, tables = self.pools[number], self._tables[number]
         if not plan.moves_anything:
             return plan
+        dim = pool.store.dim
         grid = Grid(IDS, dim, 1, dim)
         held = [Held(name, grid, pool.owned_by(table)) for name, table in tables.items()]
         check(plan, held, pool.store.split.own * dim)
@@ -177,58 +161,27 @@ class HotRowEngine:
         pool.book.add("promoted", sum(c.acquired.numel() for c in plan.changes))
         pool.book.add("demoted", sum(c.released.numel() for c in plan.changes))
         pool.book.add("moves")
-        changes = tuple(
-            Change(
-                c.site, c.before, c.after, c.released, c.acquired, c.keep_threshold, c.want_threshold,
-                c.predicted_gain, jump=jumps[tables[c.site]],
-            )
-            for c in plan.changes
-        )  # fmt: skip
-        return Plan(plan.step, changes, note=plan.note)
-
-    def _tables(self, pool: HotRows) -> str:
-        number = self.pools.index(pool)
-        return ", ".join(plain(name) or "the embedding" for (n, _), name in self.names.items() if n == number)
+        return replace(plan, changes=tuple(replace(c, jump=jumps[tables[c.site]]) for c in plan.changes))
 
     # belonging together -----------------------------------------------------------------------------------------
 
     def stamp(self) -> int:
         """Digest of who owns which row."""
-        found = 0
-        for pool in self.pools:
-            found = (found * 1_000_003 + pool.stamp) % 2**62
-        return found
-
-    def mark(self) -> None:
-        """Write into the optimizer which owners its moments belong to; never over what was loaded and not compared."""
-        if not self.unchecked:
-            stamp, mine = self.stamp(), {id(pool.store.weight) for pool in self.pools}
-            for group in self.optimizer.param_groups:
-                if any(id(p) in mine for p in group["params"]):
-                    group[MARK] = stamp
+        return together(pool.stamp for pool in self.pools)
 
     def check(self) -> None:
-        """Refuse a model and an optimizer that do not belong together.
-
-        Raises:
-            StateError: one was loaded without the other, or parameters were replaced.
-        """
-        if any(pool.store.weight is not mine for pool, mine in zip(self.pools, self._trained, strict=True)):
-            raise StateError(REPLACED)
+        """Refuse a model, an optimizer and copies that do not belong together."""
         self._check_followers()
-        stamp = self.stamp()
-        if any(group.get(MARK, stamp) != stamp for group in self.optimizer.param_groups):
-            raise StateError(APART)
-        self.unchecked = False
-        self.mark()
+        self.pairing.check()
+        self.pairing.write()
 
     def restart_moments(self) -> None:
         """Forget the optimizer's state of all rows."""
         self.tie.require()
         for pool in self.pools:
             restart(self.optimizer, pool.store.weight)
-        self.unchecked = False
-        self.mark()
+        self.pairing.unchecked = False
+        self.pairing.write()
 
     def follow(self, copy: tuple[Rows, ...]) -> None:
         """Let a copy's rows take part in every move."""
@@ -264,7 +217,6 @@ class HotRowEngine:
         self.complain()
         if self.tie.attached:
             self.tie.undo()
-            for group in self.optimizer.param_groups:
-                group.pop(MARK, None)
+            self.pairing.wipe()
             for pool in self.pools:
                 pool.book.write("begun", 0)

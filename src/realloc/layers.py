@@ -14,7 +14,7 @@ from realloc.decide_layers import LayerLedger, after, decide_layers, plan_for
 from realloc.errors import Once, StateError
 from realloc.links import Tie
 from realloc.methods.layers import Chosen, LayerMethod
-from realloc.observe.closure import behind, skipped
+from realloc.observe.closure import skipped, with_gradients
 from realloc.observe.ranks import Ranks
 from realloc.observe.sight import Sight
 from realloc.plan import Note, Plan, notes_of
@@ -80,10 +80,7 @@ class LayerEngine:
 
     def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """The optimizer's pre-hook; a closure (Lightning's) runs forward and backward inside the step."""
-        later = behind(args, kwargs, self._measure)
-        if later is None:
-            self._measure()
-        return later
+        return with_gradients(args, kwargs, self._measure)
 
     def _measure(self) -> None:
         on = self.rights.on

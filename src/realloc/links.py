@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from realloc.errors import StateError
@@ -114,13 +114,13 @@ class Tie:
 
 @final
 class Hook:
-    """A hook on a parameter that runs ``act``; the hook of a copied parameter does nothing."""
+    """A hook that runs ``act``; the one of a copied or pickled parameter or module does nothing."""
 
     def __init__(self, act: Callable[[], None] | None = None) -> None:
         self.act = act
 
-    def __call__(self, tensor: Tensor) -> None:
-        """Run, whatever the tensor: the parameter, or the gradient that is about to reach it."""
+    def __call__(self, *told: object) -> None:
+        """Run, whatever it is told: the parameter, the gradient that is about to reach it, what was loaded."""
         if self.act is not None:
             self.act()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from realloc.errors import Once, StateError
 from realloc.links import Tie
 from realloc.methods.rate_method import RateMethod, RatePast
-from realloc.observe.closure import behind, skipped
+from realloc.observe.closure import skipped, with_gradients
 from realloc.observe.ranks import Ranks
 from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Split
 from realloc.record.sink import Sink, shares_of
@@ -81,10 +81,7 @@ class RateEngine:
         """The optimizer's pre-hook."""
         self._before = None
         self.mend()
-        later = behind(args, kwargs, self._open)  # a closure sees the user's groups, and may fail
-        if later is None:
-            self._open()
-        return later
+        return with_gradients(args, kwargs, self._open)  # a closure sees the user's groups, and may fail
 
     def _open(self) -> None:
         """Between backward and update."""

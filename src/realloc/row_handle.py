@@ -9,6 +9,7 @@ from torch import nn
 
 from realloc.errors import ConfigError, nearest, plain
 from realloc.plan import StartPlan
+from realloc.pool.pairing import check_average
 from realloc.pool.rights import moments_bytes
 from realloc.pool.rows import pools_of
 from realloc.sites.row import RowSite
@@ -131,17 +132,12 @@ class RowHandle:
             StateError: the copy missed rows already.
         """
         self._engine.tie.require()
-        if not isinstance(average, nn.Module):
-            raise ConfigError(f"the copy is a {type(average).__name__}; give the averaged module")
+        check_average(average, "slots")
         found = pools_of(average)
         if [pool.site.name for pool in found] != [*self.sites]:
             raise ConfigError("the copy does not have the same tables; make it by copying the attached model")
         if found[0].module is self._engine.pools[0].module:
             raise ConfigError("the model cannot follow itself; give the averaged copy")
-        if getattr(average, "use_buffers", False):
-            raise ConfigError(
-                "use_buffers=True averages the integers of the slots too; make the copy with use_buffers=False"
-            )
         self._engine.follow(found)
 
     def restart_moments(self) -> None:

@@ -15,21 +15,14 @@ from realloc.links import Tie
 from realloc.observe.closure import skipped
 from realloc.observe.ranks import Ranks
 from realloc.plan import Change, Plan
+from realloc.pool.pairing import Pairing, Words, together
 from realloc.pool.rows import KEY, Fresh, RowPool
 from realloc.pool.state import restart
 from realloc.record.sink import Sink, event_of
 from realloc.sites.row import RowSite
 
-MARK: Final = "realloc_rows"  # of an optimizer group: the digest of the ids that its moments belong to
 SOON: Final = 10  # steps after which a table that nobody looked up is worth a word
-APART: Final = (
-    "model and optimizer hold rows of different ids: one was loaded without the other. Load both, or call "
-    "handle.restart_moments() to go on with new moments"
-)
-REPLACED: Final = (
-    "the embedding's parameters were replaced after attach (load_state_dict(assign=True)?) and the optimizer trains "
-    "the old ones; load without assign"
-)
+WORDS: Final = Words("realloc_rows", "the embedding's parameters", "rows of different ids")
 
 
 @final
@@ -52,8 +45,8 @@ class RowEngine:
         self.sink = sink
         self.followers: list[tuple[RowPool, ...]] = []
         self.tie, self.once = Tie(), Once()
-        self.unchecked = True  # whether something was loaded since model and optimizer were last compared
-        self._trained = [(pool.module, pool.parameter) for pool in pools]
+        trained = [(pool.module, KEY, pool.parameter) for pool in pools]
+        self.pairing = Pairing(optimizer, trained, self.stamp, WORDS)
 
     @property
     def budget(self) -> int:
@@ -69,8 +62,8 @@ class RowEngine:
 
     def hear(self, site: RowSite, ids: Tensor) -> None:
         """Give rows to ids that are about to be looked up in training, on any rank."""
-        if self.unchecked:
-            self.check()
+        if self.pairing.unchecked:
+            self.pairing.check()
         pool = self._pool(site)
         ids, counts = torch.unique(ids.detach(), return_counts=True)
         if ids.numel() and not 0 <= int(ids[0]) <= int(ids[-1]) < site.shape[0]:
@@ -119,8 +112,8 @@ class RowEngine:
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's pre-hook."""
-        if self.unchecked:
-            self.check()
+        if self.pairing.unchecked:
+            self.pairing.check()
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's post-hook: after an update that was really taken."""
@@ -136,50 +129,7 @@ class RowEngine:
 
     def stamp(self) -> int:
         """Digest of the ids of all pools."""
-        found = 0
-        for pool in self.pools:
-            found = (found * 1_000_003 + pool.stamp()) % 2**62
-        return found
-
-    def mark(self) -> None:
-        """Write into the optimizer which ids its moments belong to; never over what was loaded and not compared."""
-        if not self.unchecked:
-            self.restamp()
-
-    @property
-    def marked(self) -> bool:
-        """Whether the optimizer says which ids its moments belong to."""
-        return any(MARK in group for group in self.optimizer.param_groups)
-
-    def restamp(self) -> None:
-        """Write it, whatever was there."""
-        mine, stamp = {id(pool.parameter) for pool in self.pools}, self.stamp()
-        for group in self.optimizer.param_groups:
-            if any(id(p) in mine for p in group["params"]):
-                group[MARK] = stamp
-
-    def unmark(self) -> None:
-        """Take it off again."""
-        for group in self.optimizer.param_groups:
-            group.pop(MARK, None)
-
-    def check(self) -> None:
-        """Refuse a model and an optimizer that do not belong together. Only a load can part them.
-
-        Raises:
-            StateError: one was loaded without the other, or parameters were replaced.
-        """
-        for module, parameter in self._trained:
-            if module._parameters.get(KEY) is not parameter:
-                raise StateError(REPLACED)
-        if self.apart():
-            raise StateError(APART)
-        self.unchecked = False
-
-    def apart(self) -> bool:
-        """Whether the optimizer's moments belong to other ids."""
-        stamp = self.stamp()
-        return any(group.get(MARK, stamp) != stamp for group in self.optimizer.param_groups)
+        return together(pool.stamp() for pool in self.pools)
 
     # rare acts --------------------------------------------------------------------------------------------------
 
@@ -198,7 +148,7 @@ class RowEngine:
         self.tie.require()
         for pool in self.pools:
             restart(self.optimizer, pool.parameter)
-        self.restamp()
+        self.pairing.write()
 
     def complain(self) -> None:
         """Promise P6: say it once where training looked nothing up, in a table that another method has not frozen."""
@@ -224,7 +174,7 @@ class RowEngine:
         self.tie.require()
         for pool in self.pools:
             pool.sure()
-            if self.unchecked and self.apart():  # moments of other ids
+            if self.pairing.unchecked and self.pairing.apart:  # moments of other ids
                 restart(self.optimizer, pool.parameter)
         if self.ranks.several:
             warn(

@@ -444,7 +444,7 @@ def test_a_copy_and_a_pickle_of_an_attached_model_stand_alone() -> None:
         assert torch.equal(other(*batch(3)[:2]), run.model(*batch(3)[:2])) and other.store.hear is None
         other.load_state_dict(run.model.state_dict())
         other(*batch(3)[:2]).sum().backward()
-        assert not run.handle._engine.unchecked and not len(run.handle._engine.heard[0])
+        assert not run.handle._engine.pairing.unchecked and not len(run.handle._engine.heard[0])
         handle = attached(other, torch.optim.AdamW(other.parameters()))
         assert handle.owned_rows == run.handle.owned_rows
 

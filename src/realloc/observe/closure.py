@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 
-def behind(args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None]) -> tuple[Any, Any] | None:
-    """Arguments of the same step whose closure runs ``act`` when it is done; None where there is no closure."""
+def with_gradients(args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None]) -> tuple[Any, Any] | None:
+    """Run ``act`` once the gradients of a step are there: now, or behind the closure that makes them.
+
+    For an optimizer's pre-hook; returns what it is to return, the arguments of the same step or None.
+    """
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
+        act()
         return None
 
     def wrapped() -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from realloc.kernels.seek import Noted
 from realloc.kernels.taps import current_task
+from realloc.observe.ranks import Ranks
 from realloc.sites.last_gradient import thrown_away
 
 MOST: Final = 64  # look-ups that are kept apart, or twice as many where gradients accumulate
@@ -91,6 +92,19 @@ def once(noted: Noted) -> Noted:
     places[order] = torch.arange(len(order))
     sums = numbers.new_zeros(len(found), numbers.shape[1]).index_add(0, places[where], numbers)
     return Noted(noted.table, found[order], sums)
+
+
+def everyones(noted: list[Noted], width: int, tables: int, ranks: Ranks) -> list[Noted]:
+    """What the look-ups of all ranks say, those of rank 0 first: ``noted`` by table, of ``width`` numbers an id."""
+    none = torch.zeros(0, 2, dtype=torch.int64)
+    keys = torch.cat([none, *(torch.stack([torch.full_like(n.ids, n.table), n.ids], 1) for n in noted)])
+    numbers = torch.cat([torch.zeros(0, width, dtype=torch.float64), *(n.numbers for n in noted)])
+    if not ranks.largest([len(keys)])[0]:
+        return []
+    keys, numbers = ranks.rows(keys), ranks.rows(numbers)
+    mine = [keys[:, 0] == table for table in range(tables)]
+    found = [Noted(table, keys[one, 1], numbers[one]) for table, one in enumerate(mine)]
+    return [once(one) for one in found if one.ids.numel()]
 
 
 def _joined(noted: list[Noted]) -> Noted:
