@@ -15,7 +15,7 @@ from realloc.attach_hot_rows import attach_hot_rows
 from realloc.attach_layers import attach_layers
 from realloc.attach_rates import attach_rates
 from realloc.attach_rows import attach_rows, prepare_rows
-from realloc.attach_slots import engine_of, hook_engine, hook_model
+from realloc.attach_slots import engine_of, hook_engine, hook_look, hook_model
 from realloc.bind import (
     begin_beside,
     fresh_of,
@@ -241,6 +241,7 @@ def _attach_slots(
     if schedule is None and not isinstance(method, Method) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
     schedule, holdings = required(schedule), find(model)
+    unnamed = isinstance(method, ColumnMethod) and method.layer is None
     if isinstance(method, ColumnMethod):
         method = method_over(root, method, holdings)
     refuse_taken(optimizer)
@@ -264,7 +265,10 @@ def _attach_slots(
             )
         fresh = fresh_of(optimizer, holdings)
     moving = method.rule_at(table.density) if isinstance(method, DeltaMethod) else method
-    return hook_engine(model, Target(holdings, optimizer, fresh, moving.moments), moving, schedule, table, sink)
+    handle = hook_engine(model, Target(holdings, optimizer, fresh, moving.moments), moving, schedule, table, sink)
+    if unnamed:
+        hook_look(handle)
+    return handle
 
 
 # what attaches each kind of method: one line a kind

@@ -21,6 +21,7 @@ from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import ranks_of
+from realloc.observe.upstream import FirstLook
 from realloc.plan import StartPlan
 from realloc.pool.groups import carry_out, replace, sort_groups
 from realloc.pool.holdings import find
@@ -119,6 +120,17 @@ def hook_model(
     PREPARED.put(root, Prepared(old, order))
     ignored = [*root._buffers, *getattr(root, "_ddp_params_and_buffers_to_ignore", [])]
     root._ddp_params_and_buffers_to_ignore = [n for n in ignored if n.startswith("realloc_") or n not in root._buffers]  # type: ignore[assignment]
+
+
+def hook_look(handle: Handle) -> None:
+    """Look once whether the layer whose columns move, which nobody named, sees the input of the model."""
+    holdings, engine = handle._engine.holdings, handle._engine
+    (site,) = holdings.sites.values()
+    layer = holdings.owner.get_submodule(site.name.rpartition(".")[0])
+    look = FirstLook(site.name, next(iter(holdings.parameters)))
+    hook = layer.register_forward_pre_hook(look)
+    look.done = hook.remove
+    engine.tie.hook(hook)
 
 
 def hook_engine(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 import realloc
 from kinds import COLUMNS
 from realloc import methods
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, ReallocWarning
 from realloc.methods.column_method import ColumnMethod
 from realloc.testing import PROMISES, check_method
 
@@ -253,6 +255,39 @@ def test_which_layer():
     alone = nn.Linear(INPUTS, 1).double()
     handle = made(methods.random_columns(2), alone, schedule=None)[2]
     assert alone(rows(0)[0]).shape == (24, 1) and handle.held == 2
+
+
+class Upside(nn.Module):
+    """Declares last what it calls first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm, self.body = nn.Linear(8, 3), nn.BatchNorm1d(INPUTS), nn.Linear(INPUTS, 8)
+
+    def forward(self, x):
+        return self.head(self.body(self.norm(x)).relu())
+
+
+@pytest.mark.parametrize("storage", ["packed", "masked"])
+def test_a_layer_that_does_not_see_the_input_is_told(storage):
+    model = Upside().double()
+    method = replace(methods.entryprune(3), storage=storage)
+    _, optimizer, handle = made(method, model)
+    with torch.no_grad():
+        model(rows(0)[0])
+    with pytest.warns(ReallocWarning, match="RA007.*head.weight does not see the input"):
+        step_on(model, optimizer, 0)
+    step_on(model, optimizer, 1)  # said once
+    other = copy.deepcopy(model)
+    other(rows(0)[0])
+    assert not model.head._forward_pre_hooks and torch.save(other, io.BytesIO()) is None
+    handle.detach()
+    named = Upside().double()
+    step_on(named, made(method.on("body", storage=storage), named)[1], 0)  # a norm before it mixes nothing
+    fits = nn.Sequential(nn.BatchNorm1d(INPUTS), *net()).double()
+    optimizer = made(method, fits)[1]
+    assert torch.save(fits, io.BytesIO()) is None  # before its first forward, too
+    step_on(fits, optimizer, 0)
 
 
 class Cnn(nn.Module):
