@@ -219,6 +219,15 @@ def test_autocast_trains_columns():
     assert handle.held == 3 * HIDDEN and bool(model[0].weight.isfinite().all())
 
 
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_part_of_the_inputs_is_rounded_down(name):
+    """Also where a float would fall short of the whole number."""
+    recipe = getattr(methods, name)
+    assert [round(recipe("29%").at(SITE, n).density * n) for n in (100, 99, 12)] == [29, 28, 3]
+    handle = made(recipe("100%"))[2]
+    assert handle.budget == INPUTS * HIDDEN and handle.start.asked == "100% of the inputs"
+
+
 def test_detached_it_is_a_plain_layer_with_zero_columns():
     model, optimizer, handle = made(methods.entryprune(3))
     for step in range(24):
@@ -306,6 +315,11 @@ def words() -> nn.Module:
         (lambda: methods.entryprune(0), "k is 0; it is a number of inputs: an integer of 1 or more"),
         (lambda: methods.neurofs(2.5), "k is 2.5; "),
         (lambda: methods.random_columns(True), "k is True; "),
+        (lambda: methods.columns("10"), "k is '10'; .* such as '10%'"),
+        (lambda: methods.columns("101%"), "k is '101%'"),
+        (lambda: methods.columns("nan%"), "k is 'nan%'"),
+        (lambda: methods.columns(3, score="strength"), "score is 'strength'.*; use one of impression, magnitude"),
+        (lambda: made(methods.columns("8%")), "k is '8%', less than one of the 12 inputs of 0.weight; use k from 1"),
         (lambda: methods.entryprune(3, candidates=0), r"candidates is 0; .* \(0, 1\]"),
         (lambda: methods.entryprune(3, candidates=float("nan")), "candidates is nan"),
         (lambda: methods.neurofs(3, start=2), "start is 2"),
@@ -322,8 +336,8 @@ def words() -> nn.Module:
         (lambda: methods.neurofs(2).on("0", storage="flat"), "storage is 'flat'"),
         (lambda: made(methods.neurofs(2), schedule=None), "schedule is None"),
         (lambda: methods.rigl(0.5).on(block="row"), "block is 'row'; .*'column'"),
-        (lambda: ColumnMethod("odd", 2, rule=lambda inputs: methods.rigl(0.5)).at("fc", 12), "density 0.5.*2 of 12"),
-        (lambda: ColumnMethod("odd", 2, rule=lambda inputs: None).at("fc", 12), "made None"),
+        (lambda: ColumnMethod("odd", 2, rule=lambda k, inputs: methods.rigl(0.5)).at("fc", 12), "density 0.5.*2 of 12"),
+        (lambda: ColumnMethod("odd", 2, rule=lambda k, inputs: None).at("fc", 12), "made None"),
         (
             lambda: realloc.prepare(net(), methods.rigl(0.5).on("*", block="column", storage="masked")),
             r"columns of masked layers have \[3, 8\] weights",

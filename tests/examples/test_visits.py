@@ -38,6 +38,7 @@ def method_of(name: str, share: float = 0.5) -> ExampleMethod:
     made = {
         "rho": lambda: methods.rho(torch.zeros(N), over=2),
         "importance": lambda: methods.importance(share, gate=1),
+        "examples": lambda: methods.examples(share, gate=1),
         "infobatch": lambda: methods.infobatch(0.7),
     }
     return made.get(name, lambda: getattr(methods, name)(share))()

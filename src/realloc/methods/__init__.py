@@ -5,10 +5,12 @@ from realloc.methods.auto_rgn import auto_rgn
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
 from realloc.methods.chts import chts
+from realloc.methods.columns import columns
 from realloc.methods.continual_backprop import continual_backprop
 from realloc.methods.egeria import egeria
 from realloc.methods.entryprune import entryprune
 from realloc.methods.eva import eva
+from realloc.methods.examples import examples
 from realloc.methods.fixed import fixed
 from realloc.methods.focus import focus
 from realloc.methods.full import full
@@ -38,6 +40,7 @@ from realloc.methods.random_moves import random_moves
 from realloc.methods.random_ranks import random_ranks
 from realloc.methods.random_widths import random_widths
 from realloc.methods.rank_gradient import rank_gradient
+from realloc.methods.rates import rates
 from realloc.methods.redo import redo
 from realloc.methods.rho import rho
 from realloc.methods.rigl import rigl
@@ -56,10 +59,10 @@ from realloc.methods.uniform_widths import uniform_widths
 from realloc.methods.width import width
 
 __all__ = [
-    "adalora", "auto_rgn", "autofreeze", "badam", "chts", "continual_backprop", "egeria", "entryprune", "eva", "fixed",
-    "focus", "full", "gmp", "gora", "gradmax", "gradnorm", "granet", "gse", "importance", "infobatch", "itop",
-    "layer_gradient", "lisa", "llrd", "lora", "loss_change", "morphnet", "narrow", "neurofs", "para", "permuted_rates",
-    "quickselection", "random_columns", "random_layers", "random_moves", "random_ranks", "random_widths",
-    "rank_gradient", "redo", "rho", "rigl", "rows", "rs2", "shira", "smet", "snfs", "sparse_evolution", "spiel",
-    "static", "tempbalance", "topk", "touched_rows", "uniform_widths", "width",
+    "adalora", "auto_rgn", "autofreeze", "badam", "chts", "columns", "continual_backprop", "egeria", "entryprune",
+    "eva", "examples", "fixed", "focus", "full", "gmp", "gora", "gradmax", "gradnorm", "granet", "gse", "importance",
+    "infobatch", "itop", "layer_gradient", "lisa", "llrd", "lora", "loss_change", "morphnet", "narrow", "neurofs",
+    "para", "permuted_rates", "quickselection", "random_columns", "random_layers", "random_moves", "random_ranks",
+    "random_widths", "rank_gradient", "rates", "redo", "rho", "rigl", "rows", "rs2", "shira", "smet", "snfs",
+    "sparse_evolution", "spiel", "static", "tempbalance", "topk", "touched_rows", "uniform_widths", "width",
 ]  # fmt: skip

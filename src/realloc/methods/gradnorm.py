@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from realloc.allocate.rate_shares import hold_of
 from realloc.methods.rate_method import RateMethod, RatePast, above
+from realloc.methods.rate_score import WINDOW, RateScore
 
 
-def gradnorm(alpha: float = 0.5, *, hold: str = "mean", most: float = 3.0, window: int = 10) -> RateMethod:
+def balance(alpha: float = 0.5) -> RateScore:
+    """``(mean ||g|| / ||g_l||)^alpha``: more for layers whose gradient is small. ``alpha`` above 0.
+
+    Raises:
+        ConfigError: no such exponent.
+    """
+    above("alpha", alpha, 0)
+
+    def weigh(past: RatePast) -> list[float]:
+        mean = sum(past.gradient) / len(past)
+        return [(mean / g) ** alpha if g > 0 else 1.0 for g in past.gradient]
+
+    return RateScore("balance", weigh, reference="1711.02257")
+
+
+def gradnorm(alpha: float = 0.5, *, hold: str = "mean", most: float = 3.0, window: int = WINDOW) -> RateMethod:
     """Share the rate in proportion to ``(mean ||g|| / ||g_l||)^alpha``.
 
     Source: Chen et al. 2018, GradNorm (1711.02257), of which it keeps two ideas: norms of gradients are brought towards
@@ -25,12 +41,7 @@ def gradnorm(alpha: float = 0.5, *, hold: str = "mean", most: float = 3.0, windo
     >>> gradnorm().reference
     '1711.02257'
     """
-    above("alpha", alpha, 0)
-
-    def weigh(past: RatePast) -> list[float]:
-        mean = sum(past.gradient) / len(past)
-        return [(mean / g) ** alpha if g > 0 else 1.0 for g in past.gradient]
-
+    score = balance(alpha)
     return RateMethod(
-        "gradnorm", weigh, reference="1711.02257", moves=True, hold=hold_of(hold), most=most, window=window
+        "gradnorm", score.weigh, reference=score.reference, moves=True, hold=hold_of(hold), most=most, window=window
     )

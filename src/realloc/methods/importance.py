@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
 from realloc.errors import ConfigError, StateError
 from realloc.methods.example_method import Draw, ExampleMethod, share_of
+from realloc.methods.example_score import ExampleScore, gradient_bound, last_loss
 from realloc.observe.visited import Past
+
+BY: Final = {"score": gradient_bound, "loss": last_loss}
 
 
 def importance(
@@ -36,16 +39,25 @@ def importance(
     >>> importance().needs
     'score'
     """
-    share_of("floor", floor)
-    if by not in ("score", "loss"):
+    if by not in BY:
         raise ConfigError(f"by is {by!r}; use 'score' or 'loss'")
+    return in_proportion("importance", share, BY[by], floor, gate)
+
+
+def in_proportion(name: str, share: float, score: ExampleScore, floor: float, gate: float) -> ExampleMethod:
+    """The rule of `importance` and `examples`, under either's name, by any score.
+
+    Raises:
+        ConfigError: as they say.
+    """
+    share_of("floor", floor)
     if isinstance(gate, bool) or not isinstance(gate, (int, float)) or not gate >= 1:
         raise ConfigError(f"gate is {gate!r}; it is a gain in batch size, 1 or more")
 
     def draw(past: Past, count: int, random: torch.Generator) -> Draw:
-        worth = past.score if by == "score" else past.loss
+        worth = score(past)
         if bool((worth < 0).any()):
-            raise StateError("importance cannot draw by losses below 0; report score= and take by='score'")
+            raise StateError(f"{name} cannot draw by a {score.name} below 0; use a score that is 0 or more")
         worth = torch.where(worth.isnan(), worth.nanmean(), worth)  # never visited: as the others are on average
         total = float(worth.sum())
         even = 1 / len(past)
@@ -57,7 +69,7 @@ def importance(
         index = spread(likely, count, random)
         return Draw(index, even / likely[index])
 
-    return ExampleMethod("importance", draw, share=share, needs=by, reference="1803.00942")
+    return ExampleMethod(name, draw, share=share, needs=score.needs, reference="1803.00942")
 
 
 def spread(likely: torch.Tensor, count: int, random: torch.Generator) -> torch.Tensor:

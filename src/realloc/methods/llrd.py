@@ -5,6 +5,22 @@ from __future__ import annotations
 from realloc.allocate.rate_shares import hold_of
 from realloc.errors import ConfigError
 from realloc.methods.rate_method import RateMethod, RatePast
+from realloc.methods.rate_score import RateScore
+
+
+def depth(decay: float = 0.9) -> RateScore:
+    """``decay`` times the weight of the layer above, 0 < decay <= 1. It measures nothing, so it is asked once.
+
+    Raises:
+        ConfigError: no such factor.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
+        raise ConfigError(f"decay is {decay!r}; it is a factor from layer to layer: 0 < decay <= 1, such as 0.9")
+
+    def weigh(past: RatePast) -> list[float]:
+        return [float(decay) ** (len(past) - 1 - layer) for layer in range(len(past))]
+
+    return RateScore("depth", weigh, moves=False, reference="1801.06146")
 
 
 def llrd(decay: float = 0.9, *, hold: str = "mean", most: float = 10.0) -> RateMethod:
@@ -24,10 +40,5 @@ def llrd(decay: float = 0.9, *, hold: str = "mean", most: float = 10.0) -> RateM
     >>> llrd(0.8).moves
     False
     """
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
-        raise ConfigError(f"decay is {decay!r}; it is a factor from layer to layer: 0 < decay <= 1, such as 0.9")
-
-    def weigh(past: RatePast) -> list[float]:
-        return [float(decay) ** (len(past) - 1 - layer) for layer in range(len(past))]
-
-    return RateMethod("llrd", weigh, reference="1801.06146", hold=hold_of(hold), most=most)
+    score = depth(decay)
+    return RateMethod("llrd", score.weigh, reference=score.reference, hold=hold_of(hold), most=most)

@@ -7,9 +7,29 @@ from statistics import fmean, pstdev
 
 from realloc.allocate.rate_shares import hold_of
 from realloc.methods.rate_method import RateMethod, RatePast, above
+from realloc.methods.rate_score import WINDOW, RateScore
 
 
-def loss_change(kappa: float = 0.5, *, hold: str = "movement", most: float = 3.0, window: int = 10) -> RateMethod:
+def gain(kappa: float = 0.5) -> RateScore:
+    """``exp(kappa z)``, z the standardised logarithm of loss bought for each unit of movement. ``kappa`` above 0.
+
+    Raises:
+        ConfigError: no such exponent.
+    """
+    above("kappa", kappa, 0)
+
+    def weigh(past: RatePast) -> list[float]:
+        bought = [less / moved if moved > 0 else 0.0 for less, moved in zip(past.gain, past.movement, strict=True)]
+        known = [math.log(one) for one in bought if one > 0]
+        if len(known) < 2 or not (spread := pstdev(known)) > 0:
+            return [1.0] * len(past)
+        middle, least = fmean(known), min(known)
+        return [math.exp(kappa * ((math.log(b) if b > 0 else least) - middle) / spread) for b in bought]
+
+    return RateScore("gain", weigh, reference="1909.01440")
+
+
+def loss_change(kappa: float = 0.5, *, hold: str = "movement", most: float = 3.0, window: int = WINDOW) -> RateMethod:
     """Share the rate by ``exp(kappa z)``, z the standardised logarithm of loss bought for each unit of movement.
 
     A step lowers the loss by ``-<g_l, d theta_l>`` in a layer, to first order, for a movement of ``||d theta_l||^2``.
@@ -30,16 +50,7 @@ def loss_change(kappa: float = 0.5, *, hold: str = "movement", most: float = 3.0
     >>> loss_change().hold.needs_movement
     True
     """
-    above("kappa", kappa, 0)
-
-    def weigh(past: RatePast) -> list[float]:
-        bought = [gain / moved if moved > 0 else 0.0 for gain, moved in zip(past.gain, past.movement, strict=True)]
-        known = [math.log(one) for one in bought if one > 0]
-        if len(known) < 2 or not (spread := pstdev(known)) > 0:
-            return [1.0] * len(past)
-        middle, least = fmean(known), min(known)
-        return [math.exp(kappa * ((math.log(b) if b > 0 else least) - middle) / spread) for b in bought]
-
+    score = gain(kappa)
     return RateMethod(
-        "loss_change", weigh, reference="1909.01440", moves=True, hold=hold_of(hold), most=most, window=window
+        "loss_change", score.weigh, reference=score.reference, moves=True, hold=hold_of(hold), most=most, window=window
     )

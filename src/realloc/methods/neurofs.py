@@ -9,14 +9,14 @@ from realloc.scores.gradient import gradient
 from realloc.scores.magnitude import magnitude
 
 
-def neurofs(k: int, *, start: float = 1.0, drop: float = 0.2) -> ColumnMethod:
+def neurofs(k: int | str = "10%", *, start: float = 1.0, drop: float = 0.2) -> ColumnMethod:
     """Release the inputs of least strength sum |w|, acquire fewer where sum |gradient| is largest, down to k.
 
     The number held falls in a straight line over the schedule. At each move it is first pruned to that line, then a
     share of the rest is exchanged; the last move leaves the strongest k and brings nothing.
 
     Args:
-        k: inputs held at the end, 1 to the number D of inputs.
+        k: inputs held at the end, 1 to the number D of inputs, or a part of them such as "10%".
         start: share of the inputs held at the start, (0, 1]; never fewer than k inputs.
         drop: share of the held inputs exchanged at the first move; cosine to zero.
 
@@ -32,7 +32,7 @@ def neurofs(k: int, *, start: float = 1.0, drop: float = 0.2) -> ColumnMethod:
     """
     check_share("start", start)
 
-    def rule(inputs: int) -> Method:
+    def rule(k: int, inputs: int) -> Method:
         density = k / inputs
         return Method(
             "neurofs", density, keep=magnitude, want=gradient, held=linear(max(start, density), density),

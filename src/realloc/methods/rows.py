@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from realloc.errors import ConfigError, nearest
 from realloc.methods.hot_row_method import HotRowMethod
+from realloc.methods.named_score import named_score
 from realloc.scores.row_conflict import row_conflict
 from realloc.scores.row_frequency import row_frequency
 from realloc.scores.row_gradient import row_gradient
@@ -48,8 +48,5 @@ def rows(
     >>> rows("conflict").score.needs_directions
     True
     """
-    found = SCORES.get(score) if isinstance(score, str) else score
-    if not isinstance(found, RowScore):
-        near = nearest(score, SCORES) if isinstance(score, str) else ""
-        raise ConfigError(f"score is {score!r}{near}; use one of {', '.join(SCORES)}")
+    found = named_score(score, RowScore, SCORES)
     return HotRowMethod("rows", found, decay=decay, margin=margin, migrate=migrate, look=look, reference="2312.03256")
