@@ -24,7 +24,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Data goes one way: a room imports only from rooms further left or above (docs/architecture.md).
 ORDER = (
-    "errors", "rng", "schedule", "plan", "modes",
+    "errors", "rng", "schedule", "plan", "modes", "sizes",
     "kernels", "cache",
     "scores", "grow", "allocate", "select", "nn",
     "sites", "pool", "observe",

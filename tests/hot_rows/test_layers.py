@@ -168,6 +168,13 @@ def test_the_buffers_are_what_is_paid_for() -> None:
     assert store.held + store.parked == store.budget
 
 
+def test_bytes_in_words_buy_what_as_many_rows_do() -> None:
+    for words, rows in (("19.2kB", 100), ("0.0192 MB", 100), ("19.3kB", 100), ("192 b", 1)):
+        found, same = bytes_of(words, Costs(16, 4, 2, 0), 1000), bytes_of(rows, Costs(16, 4, 2, 0), None)
+        assert same <= found < same + 192
+    assert realloc.nn.Embedding(1000, 16, rows="19.2kB").store.split == realloc.nn.Embedding(1000, 16, 100).store.split
+
+
 def test_a_percentage_is_of_the_full_tables_bytes() -> None:
     assert bytes_of("10%", Costs(16, 4, 2, 0), 1000) == bytes_of(100, Costs(16, 4, 2, 0), 1000) == 100 * 16 * 4 * 3
 
@@ -181,6 +188,9 @@ def test_a_percentage_is_of_the_full_tables_bytes() -> None:
         (lambda: realloc.nn.Embedding(10, 4, rows=0), "rows is 0; .*1 or more"),
         (lambda: realloc.nn.Embedding(10, 4, rows=2.5), "rows is 2.5"),
         (lambda: realloc.nn.Embedding(10, 4, rows="0%"), "rows is '0%'"),
+        (lambda: realloc.nn.Embedding(10, 4, rows="200"), "rows is '200'; as a string .* such as '200kB'"),
+        (lambda: realloc.nn.Embedding(10, 4, rows="0kB"), "rows is '0kB'"),
+        (lambda: realloc.nn.Embedding(10, 4, rows="1kB"), "the full table has 10 rows: nothing is to be shared"),
         (lambda: realloc.nn.Embedding(10, 4, rows="ten%"), "such as '10%'"),
         (lambda: realloc.nn.Embedding(None, 4, rows="10%"), "pass num_ids"),
         (lambda: realloc.nn.Embedding(10, 4, rows=11), "full table has 10 rows"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Final, Literal, final
 from realloc.cache.known import Known
 from realloc.cache.rows import DTYPES
 from realloc.errors import ConfigError, plain
+from realloc.sizes import bytes_in
 
 COMPUTE: Final = ("float32", "bfloat16")
 TOLD: Final = sys.maxsize  # examples of an epoch whose end a callback will tell
-_UNITS: Final = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @final
@@ -66,8 +65,8 @@ class Cache:
         """The limit as a number; 0 where it cannot be read."""
         if isinstance(self.limit, int):
             return 0 if isinstance(self.limit, bool) else max(0, self.limit)
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b)?\s*", str(self.limit).lower())
-        return int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+        limit = str(self.limit)
+        return bytes_in(limit) or bytes_in(limit + "B") or 0  # without a unit they are bytes
 
     def check_file(self) -> None:
         """Refuse a file that cannot be made.

@@ -9,6 +9,7 @@ from typing import Final, final
 
 from realloc.errors import ConfigError
 from realloc.kernels.sketch import WAYS
+from realloc.sizes import bytes_in
 
 SLOT: Final = 8 + 4 + 4 + 4 + 4  # id, table, row, score of a slot, and what of it is inherited
 FLOAT: Final = 4  # a score, or one of the sums
@@ -137,26 +138,35 @@ def repriced(split: Split, itemsize: int) -> Split:
 
 
 def bytes_of(rows: int | str, costs: Costs, num_ids: int | None) -> int:
-    """The budget in bytes: ``rows`` as a number of rows with their moments, or as a part of the full table.
+    """The budget in bytes: ``rows`` as a number of rows with their moments, as a part of the full table, or as bytes.
 
     Args:
-        rows: an integer of 1 or more, or a string such as "10%".
+        rows: an integer of 1 or more, or a string such as "10%" or "200kB".
         costs: of a row.
         num_ids: ids of the full table; None: unknown.
 
     Raises:
         ConfigError: no such number, or more than the full table.
 
-    >>> bytes_of("10%", Costs(16, 4, 2, 0), 1000), bytes_of(100, Costs(16, 4, 2, 0), 1000)
-    (19200, 19200)
+    >>> costs = Costs(16, 4, 2, 0)
+    >>> bytes_of("10%", costs, 1000), bytes_of(100, costs, 1000), bytes_of("19.2kB", costs, 1000)
+    (19200, 19200, 19200)
     """
     if isinstance(rows, str):
-        part = _part(rows)
-        if num_ids is None:
+        part, found = part_in(rows), bytes_in(rows) or 0
+        if part is None and not found:
+            raise ConfigError(
+                f"rows is {rows!r}; as a string it is a part of the full table's bytes, such as '10%', or bytes, such "
+                "as '200kB'"
+            )
+        if part is not None and num_ids is None:
             raise ConfigError(f"rows is {rows!r} of a table whose size is unknown; pass num_ids, or rows as an integer")
-        found = math.floor(part * num_ids * costs.row)
+        if part is not None and num_ids is not None:
+            found = math.floor(part * num_ids * costs.row)
     elif isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-        raise ConfigError(f"rows is {rows!r}; it is a number of rows, 1 or more, or a part of the table such as '10%'")
+        raise ConfigError(
+            f"rows is {rows!r}; it is a number of rows, 1 or more, a part of the table such as '10%', or '200kB'"
+        )
     else:
         found = rows * costs.row
     if num_ids is not None and found > num_ids * costs.row:
@@ -167,12 +177,15 @@ def bytes_of(rows: int | str, costs: Costs, num_ids: int | None) -> int:
     return found
 
 
-def _part(text: str) -> Fraction:
-    """A percentage as an exact fraction."""
+def part_in(text: str) -> Fraction | None:
+    """A percentage as an exact fraction, above 0 and at most 1; None where the text is none.
+
+    >>> part_in("10%"), part_in("0%"), part_in("200kB")
+    (Fraction(1, 10), None, None)
+    """
+    word = text.strip()
     try:
-        part = Fraction(text.strip().removesuffix("%")) / 100
+        part = Fraction(word.removesuffix("%")) / 100
     except (ValueError, ZeroDivisionError):
-        part = Fraction(0)
-    if not text.strip().endswith("%") or not 0 < part <= 1:
-        raise ConfigError(f"rows is {text!r}; as a string it is a part of the full table's bytes, such as '10%'")
-    return part
+        return None
+    return part if word.endswith("%") and 0 < part <= 1 else None

@@ -20,7 +20,8 @@ class Embedding(nn.Module):
         num_ids: ids of the full table, for "10%" and for the check of the budget; None: an open vocabulary. Ids from
             ``num_ids`` on are looked up like any other new id.
         dim: numbers in a row.
-        rows: the budget: an integer, a part of the full table such as "10%", or a `Rows` that tables share.
+        rows: the budget: an integer, a part of the full table such as "10%", bytes such as "200kB", or a `Rows` that
+            tables share.
         padding_idx: an id that reads zeros and never trains.
         own: part of the rows that ids may own; 0: the same bytes as hashing.
         directions: see `Rows`; the score "conflict" needs them.

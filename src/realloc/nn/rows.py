@@ -33,7 +33,8 @@ class Rows(nn.Module):
     Args:
         dim: numbers in a row.
         rows: the budget. An integer: the bytes of so many rows with their moments; "10%": of the bytes of ``num_ids``
-            such rows. Weights, moments and the sketch are all paid from it; transient gradients are not.
+            such rows; "200kB": so many bytes. Weights, moments and the sketch are all paid from it; transient gradients
+            are not.
         num_ids: ids of all tables together, None where unknown.
         own: part of the rows that ids may own, 0 <= own < 1. At 0 there is no sketch, and the same bytes hash.
         candidates: slots of the sketch for each such row, 1 or more.
