@@ -102,6 +102,7 @@ WRITES = {
     "realloc.finetune.head: zeros_": "the same",
     "realloc.train.fashion_mnist: sub_": "pixels",
     "realloc.train.fashion_mnist: div_": "pixels",
+    "realloc.train.id_tables: mul_": "a layer that is being made",
     "realloc.record.tree: copy_": "a tensor read from a file, with its strides",
     "realloc.record.moments: optimizer.state": "puts a saved state back where it was, at load",
     "realloc.record.moments: .grad": "of a throwaway tensor that shows what state an optimizer makes",

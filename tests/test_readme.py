@@ -75,7 +75,7 @@ def test_the_commands_of_the_readme_are_understood():
         for line in block.splitlines()
         if re.match(r"realloc (train|compare) ", line)
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for line in commands:
         shown = CliRunner().invoke(app, [*line.split(), "--dry-run"])
         assert shown.exit_code == 0 and "learning rate 0.004" in shown.stdout, shown.output

@@ -82,6 +82,7 @@ def test_help_says_the_defaults_and_a_single_run_is_not_offered_arms() -> None:
             assert default in shown[name], default
         assert "fashion-mnist if found" in shown[name]
     assert "(rigl)" in shown["train"] and "small_dense,static,random_moves,rigl" in shown["compare"]
+    assert all("--ids" in words and "--rows" in words and "full tables" in words for words in shown.values())
     assert "arm.lr" in shown["compare"] and "arm." not in shown["train"]
 
 

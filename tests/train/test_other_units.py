@@ -1,7 +1,8 @@
-"""Methods over examples and learning rates on the command line's own runs."""
+"""Methods over examples, learning rates and inputs on the command line's own runs."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def config(method: str, **more: Any) -> RunConfig:
     return run_config(values | more)
 
 
-@pytest.mark.parametrize("method", ["rs2", "infobatch", "importance"])
+@pytest.mark.parametrize("method", ["rs2", "infobatch", "importance", "examples"])
 def test_a_run_spends_its_visits_to_the_last_one(method: str) -> None:
     asked = config(method, settings={"share": 0.6})
     done, foretold = train(asked), preview(asked)
@@ -45,12 +46,34 @@ def test_seconds_become_epochs() -> None:
     assert done.held == done.budget or not done.finished
 
 
-@pytest.mark.parametrize("method", ["llrd", "auto_rgn", "gradnorm", "tempbalance", "loss_change"])
+@pytest.mark.parametrize("method", ["llrd", "auto_rgn", "gradnorm", "tempbalance", "loss_change", "rates"])
 def test_a_run_moves_its_rates(method: str) -> None:
     done = train(config(method))
     assert done.currency == "millionths of rate" and done.held is not None and done.budget is not None
     assert 0 <= done.budget - done.held < 100 and done.params == train(config("dense")).params
     assert (done.moves == 0) == (method == "llrd")
+
+
+@pytest.mark.parametrize("method", ["columns", "entryprune", "neurofs", "quickselection", "random_columns"])
+@pytest.mark.parametrize("k", [9, "25%"])
+def test_a_run_ends_with_exactly_so_many_inputs(method: str, k: int | str) -> None:
+    asked, count = config(method, settings={"k": k}), 9 if k == 9 else 16
+    done, foretold = train(asked), preview(asked)
+    assert done.currency == "weights" and done.held == count * 32 and done.density == count / 64
+    assert done.held + (done.parked or 0) == done.budget and done.params == foretold.params
+    assert done.inputs is not None and len(set(done.inputs)) == count
+    assert all(re.fullmatch(r"pixel [0-7],[0-7]", name) for name in done.inputs)
+    assert bool(done.moves) == (method != "random_columns")
+    assert done.test_accuracy is not None and done.test_accuracy > 0.3
+    assert foretold.plan is not None and foretold.plan.sites[0].name == "fc1.weight"
+
+
+def test_inputs_are_named_as_the_file_names_them(tmp_path: Any) -> None:
+    path = tmp_path / "t.csv"
+    rows = "".join(f"{i * 0.37 % 5:.3f},{i * 0.73 % 3:.3f},c{i % 3},{int(i % 3 == 1)}\n" for i in range(400))
+    path.write_text("a,b,kind,label\n" + rows)
+    done = train(config("columns", data=str(path), epochs=60, settings={"k": 1, "candidates": 0.5}))
+    assert done.inputs == ["kind=c1"] and done.test_accuracy == 1.0
 
 
 def test_regression_has_its_losses_apart(tmp_path: Any) -> None:
@@ -62,8 +85,16 @@ def test_regression_has_its_losses_apart(tmp_path: Any) -> None:
 
 
 def test_what_words_cannot_make_is_no_arm() -> None:
-    assert {"rs2", "infobatch", "importance", "llrd"} <= set(names()) and not {"rho", "permuted_rates"} & set(names())
-    assert takes_density("rigl") and not takes_density("rs2")
+    kinds = {"rows", "columns", "examples", "rates"}
+    assert kinds | {"rs2", "infobatch", "importance", "llrd", "entryprune"} <= set(names())
+    assert not {"rho", "permuted_rates", "lora", "touched_rows"} & set(names())
+    assert takes_density("rigl") and not takes_density("rs2") and not takes_density("columns")
+    with pytest.raises(ConfigError, match=r"'k' of 'columns' is 0.5; give a whole number or a part, such as 10%"):
+        method_of(config("columns", settings={"k": 0.5}))
+    with pytest.raises(ConfigError, match=r"k is 100, but fc1.weight has 64 inputs"):
+        preview(config("columns", settings={"k": 100}))
+    with pytest.raises(ConfigError, match=r"a convolution has the same weights"):
+        preview(config("columns", model="cnn:4"))
     with pytest.raises(ConfigError, match=r"setting 'shard' is unknown.*nearest: 'share'"):
         method_of(config("rs2", settings={"shard": 0.5}))
     with pytest.raises(ConfigError, match=r"share is 1.5"):

@@ -58,10 +58,25 @@ def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["dense", "small_dense", "prune_after", "static", "rigl", "granet", "snfs", "infobatch", "importance", "auto_rgn"],
+    [
+        "dense",
+        "small_dense",
+        "prune_after",
+        "static",
+        "rigl",
+        "granet",
+        "snfs",
+        "infobatch",
+        "importance",
+        "auto_rgn",
+        "columns",
+        "neurofs",
+        "examples",
+        "rates",
+    ],
 )
 def test_a_run_that_is_cut_twice_ends_bit_equal(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = config(method, settings={"share": 0.8}) if method == "importance" else config(method)
+    asked = config(method, settings={"share": 0.8}) if method in ("importance", "examples") else config(method)
     straight = train(asked, tmp_path / "straight")
     monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)  # a checkpoint after each step: also inside an epoch
     for step in (6, 22):
@@ -142,7 +157,7 @@ def test_a_convolutional_net_is_trained_behind_masks_and_counted_by_what_it_hold
 
 def test_bad_input_gives_the_folder_up_again(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
-    table.write_text("a,label\n" + "red,1\nblue,0\n" * 20)
+    table.write_text("a,label\n" + "7,1\nred,0\n5,1\n" * 20)
     out = tmp_path / "run"
     with pytest.raises(ConfigError, match="'red'"):
         train(config(data=str(table)), out)

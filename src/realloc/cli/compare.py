@@ -25,12 +25,14 @@ def compare(
     data: flags.Data = None,
     task: flags.TaskName = None,
     label: flags.Label = None,
+    ids: flags.Ids = None,
     model: flags.Model = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", help="arms, with commas or again", show_default=ARMS)
     ] = None,
     settings: flags.ArmSettings = None,
     density: flags.Density = None,
+    rows: flags.RowBudget = None,
     every: flags.Every = None,
     epochs: flags.Epochs = None,
     budget: flags.Budget = None,
@@ -47,8 +49,9 @@ def compare(
     with outcome.told():
         flags.check_paths(data, out)
         values = {
-            "data": data, "task": task, "label": label, "model": model, "density": density, "every": every,
-            "epochs": epochs, "optimizer": optimizer, "lr": lr, "batch_size": batch_size, "threads": threads,
+            "data": data, "task": task, "label": label, "ids": ids, "model": model, "density": density, "rows": rows,
+            "every": every, "epochs": epochs, "optimizer": optimizer, "lr": lr, "batch_size": batch_size,
+            "threads": threads,
         }  # fmt: skip
         base = flags.config_of(values, budget)
         named = [word.strip() for part in method or [ARMS] for word in part.split(",") if word.strip()]

@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+import realloc.train.arms as arms
 import realloc.train.data as sources
 from realloc.errors import ConfigError, plain
+from realloc.train.columns import MANY
 from realloc.train.config import EPOCHS, RunConfig, Setting, run_config, seconds, setting, share
 from realloc.train.length import LEAST_STEPS, MOVES
 from realloc.train.optimizers import OPTIMIZERS
+from realloc.train.settings import RECIPES, takes_density
 
 MOST_SEEDS = 1000
 _FIELDS = RunConfig.model_fields
@@ -27,6 +30,20 @@ TaskName = Annotated[
 Label = Annotated[
     str | None, typer.Option("--label", help="the csv column to predict", show_default="label, target or y")
 ]
+Ids = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ids", metavar="COL", help="csv columns to look up in tables, with commas or again",
+        show_default=f"text with more than {MANY} values",
+    ),
+]  # fmt: skip
+RowBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--rows", metavar="BUDGET", help="what tables may take: 10% of the full tables' bytes, 200kB, or so many "
+        "rows; ids share them, hot ones own one. The method is rows, where none is named", show_default="full tables",
+    ),
+]  # fmt: skip
 Model = Annotated[
     str | None, typer.Option("--model", help="mlp:1024,1024 or cnn", show_default=str(_FIELDS["model"].default))
 ]
@@ -93,9 +110,26 @@ def config_of(values: dict[str, Any], budget: str | None) -> RunConfig:
     given.setdefault("data", sources.usual())
     if "density" in given:
         given["density"] = share(given["density"])
+    if "rows" in given:
+        given["rows"] = int(word) if (word := given["rows"].strip())[:18].isdecimal() and word.isdecimal() else word
     if budget is not None:
         given["budget_seconds"] = seconds(budget)
     return run_config(given)
+
+
+def check_budgets(config: RunConfig, density: str | None, rows: str | None) -> None:
+    """Refuse a budget that the method does not spend.
+
+    Raises:
+        ConfigError: the flag, and what takes it.
+    """
+    if density is not None and config.method in RECIPES and not takes_density(config.method):
+        raise ConfigError(f"{config.method} holds no share of all weights and takes no --density; see: realloc methods")
+    if rows is not None and arms.budget_of_rows(config) is None:
+        raise ConfigError(
+            f"{config.method} has no budget and takes no --rows; leave --method out to move rows, or --rows for full "
+            "tables"
+        )
 
 
 def settings_of(words: list[str] | None, *, of_arms: bool = False) -> dict[str, Setting]:

@@ -16,7 +16,6 @@ import realloc.compare.contest as contest
 import realloc.train.arms as arms
 from realloc.cli.compare import present
 from realloc.cli.screen import Screen
-from realloc.errors import ConfigError
 from realloc.finetune.run import is_finetune
 from realloc.finetune.seeds import is_series
 from realloc.finetune.seeds import read as read_series
@@ -26,8 +25,8 @@ from realloc.train.progress import COMPILING, LOADING, Progress, Tell
 from realloc.train.result import RunResult
 from realloc.train.run import resume as resume_run
 from realloc.train.run import train as train_run
-from realloc.train.settings import RECIPES, takes_density
 
+ROWS = "rows"  # the method where a budget of rows is named and no method is
 Folder = Annotated[Path, typer.Argument(help="the folder that --out named", show_default=False)]
 
 
@@ -35,15 +34,19 @@ def train(
     data: flags.Data = None,
     task: flags.TaskName = None,
     label: flags.Label = None,
+    ids: flags.Ids = None,
     model: flags.Model = None,
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help="see: realloc methods", show_default=str(RunConfig.model_fields["method"].default)
+            "--method",
+            help="see: realloc methods",
+            show_default=str(RunConfig.model_fields["method"].default),
         ),
     ] = None,
     settings: flags.Settings = None,
     density: flags.Density = None,
+    rows: flags.RowBudget = None,
     every: flags.Every = None,
     epochs: flags.Epochs = None,
     budget: flags.Budget = None,
@@ -56,18 +59,18 @@ def train(
     dry_run: flags.DryRun = False,
     json: flags.Json = False,
 ) -> None:
-    """Train one model on a budget of weights that moves, and judge it on test data."""
+    """Train one model on a budget that moves (weights, inputs, rows, visits, rates), and judge it on test data."""
     with outcome.told():
         flags.check_paths(data, out)
+        method = method or (ROWS if rows is not None else None)
         values = {
-            "data": data, "task": task, "label": label, "model": model, "method": method, "density": density,
-            "every": every, "epochs": epochs, "seed": seed, "optimizer": optimizer, "lr": lr,
-            "batch_size": batch_size, "threads": threads, "settings": flags.settings_of(settings),
+            "data": data, "task": task, "label": label, "ids": ids, "model": model, "method": method,
+            "density": density, "rows": rows, "every": every, "epochs": epochs, "seed": seed, "optimizer": optimizer,
+            "lr": lr, "batch_size": batch_size, "threads": threads, "settings": flags.settings_of(settings),
         }  # fmt: skip
         config = flags.config_of(values, budget)
         arms.method_of(config)
-        if density is not None and config.method in RECIPES and not takes_density(config.method):
-            raise ConfigError(f"{config.method} trains every weight and takes no --density; see: realloc methods")
+        flags.check_budgets(config, density, rows)
         if dry_run:
             found = preview(config)
             words = {"seed": config.seed} | found.as_json()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import realloc.cli.text as text
 from realloc.compare.table import Comparison, Row
+from realloc.errors import plain
+from realloc.train.columns import RULE
+from realloc.train.id_tables import TablePlan
 from realloc.train.preview import Preview
 from realloc.train.prune_after import turn
 from realloc.train.result import RunResult
+
+MOST_NAMES = 12  # of inputs, on one line
 
 
 def run(result: RunResult) -> str:
@@ -28,6 +34,8 @@ def run(result: RunResult) -> str:
         kept = f"{text.count(result.held)} held + {text.count(result.parked)} parked"
         rows.append(["budget", f"{result.budget:,}{unit} = {kept}"])
         rows += [["moves", _moved(result)]] if result.moves is not None else []
+    rows += [["looked up", _looked(result.tables)]] if result.tables is not None else []
+    rows += [["inputs held", _named(result.inputs)]] if result.inputs is not None else []
     rows.append(["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps"])
     peak = f"{text.size(result.peak_bytes)} over the loaded data, {text.size(result.train_peak_bytes)} in training"
     rows.append(["peak memory", peak])
@@ -42,6 +50,8 @@ def run(result: RunResult) -> str:
 
 def _moved(result: RunResult) -> str:
     """What the moves did. A slot that is given up for good is parked, and counts as no unit moved."""
+    if result.currency == "bytes":
+        return f"{text.count(result.moves)}, {text.count(result.units_moved)} rows given to ids"
     if result.currency != "weights":
         return text.count(result.moves)
     done = [f"{text.count(result.units_moved)} units moved"] if result.units_moved or not result.parked else []
@@ -51,7 +61,7 @@ def _moved(result: RunResult) -> str:
 
 def preview(found: Preview, seed: int) -> str:
     """What a run would do."""
-    return "\n".join([found.data, *_arm(found), f"1 run, seed {seed}"])
+    return "\n".join([found.data, *_columns(found), *_arm(found), f"1 run, seed {seed}"])
 
 
 def previews(found: Sequence[Preview], seeds: Sequence[int]) -> str:
@@ -59,12 +69,58 @@ def previews(found: Sequence[Preview], seeds: Sequence[int]) -> str:
     runs = len(found) * len(seeds)
     count = f"{runs:,} run{'s' * (runs != 1)}: {len(found)} arm{'s' * (len(found) != 1)}"
     arms = ["\n".join(_arm(one)) for one in found]
-    return "\n\n".join([found[0].data, *arms, f"{count}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"])
+    data = "\n".join([found[0].data, *_columns(found[0])])
+    return "\n\n".join([data, *arms, f"{count}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"])
+
+
+def _looked(tables: Mapping[str, Any]) -> str:
+    """Columns and their ids, from a result."""
+    ids = ", ".join(f"{plain(name)} {count:,}" for name, count in tables["columns"].items()) + " ids"
+    if tables["budget"] is None:
+        return f"{ids}, full tables of {text.size(tables['full_bytes'])}"
+    given = "" if tables["moves"] is None else f"; {tables['rows_given']:,} rows given in {tables['moves']:,} moves"
+    held = f"{tables['held']:,} held + {tables['parked']:,} parked"
+    return f"{ids}; {tables['budget']:,} of {tables['full_bytes']:,} bytes = {held}{given}"
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are."""
+    shown = ", ".join(plain(name) for name in names[:MOST_NAMES])
+    return f"{len(names):,}: {shown}" + (", ..." if len(names) > MOST_NAMES else "")
+
+
+def _columns(found: Preview) -> list[str]:
+    """What the columns of a csv file became, where there is more to say than that they are numbers."""
+    columns, lines = found.columns, []
+    if columns.categories:
+        counts = ", ".join(f"{plain(name)} {count}" for name, count in columns.categories)
+        lines.append(f"categories, an input for each value: {counts}")
+    for one in columns.looked:
+        lines.append(
+            f"looked up: {plain(one.name)}, {one.ids:,} ids; {text.share(one.unknown)} of test rows have another"
+        )
+    if lines:
+        lines.append(f"rule: {RULE}")
+    return lines + [
+        f"hint: {plain(name)} holds whole numbers and is taken as one; if they are names, write --ids {plain(name)}"
+        for name in columns.hints
+    ]
+
+
+def _tables(tables: TablePlan) -> str:
+    """How ids are looked up."""
+    split, full = tables.split, f"{tables.full_bytes:,} bytes with their moments"
+    if split is None:
+        return f"tables: full, {tables.ids:,} rows of {tables.costs.dim} numbers, {full}"
+    own = f", {split.own:,} to own, sketch {split.buckets * split.costs.bucket:,} bytes" if split.own else ""
+    share = split.budget / tables.full_bytes
+    return f"tables: {split.budget:,} bytes, {share:.1%} of {full}; {split.shared:,} shared rows{own}"
 
 
 def _arm(found: Preview) -> list[str]:
     lines = [
         f"{found.method}: {found.model}, {found.params:,} trainable parameters",
+        *([_tables(found.tables)] if found.tables is not None else []),
         f"{found.optimizer}, learning rate {found.lr:g}",
     ]
     schedule = found.length.schedule() if found.length and found.moves else None

@@ -119,16 +119,20 @@ def compare(contest: Contest, out: Path | None, announce: Announce) -> Compariso
 
 
 def _check_budget(results: Mapping[tuple[str, int], RunResult]) -> None:
-    """Equal to the unit, or an error. The dense arm has no budget; the small dense one shows its excess."""
+    """Equal to the unit, or an error. The dense arm has no budget; the small dense one shows its excess.
+
+    Of weights what is held at the end counts, since a density may fall; of rows, rates and visits the budget.
+    """
     known: dict[str | None, tuple[str, int]] = {}
     for (arm, seed), run in results.items():
-        if run.held is None:
+        spent = run.held if run.currency == "weights" else run.budget
+        if spent is None:
             continue
-        first, expected = known.setdefault(run.currency, (f"{arm} (seed {seed})", run.held))
-        if run.held != expected:
+        first, expected = known.setdefault(run.currency, (f"{arm} (seed {seed})", spent))
+        if spent != expected:
             raise RunError(
-                f"{arm} (seed {seed}) ended with {run.held:,} {run.currency} held, {first} with {expected:,}: not an "
-                "equal budget"
+                f"{arm} (seed {seed}) ended with {spent:,} {run.currency}, {first} with {expected:,}: not an equal "
+                "budget"
             )
 
 

@@ -35,7 +35,8 @@ class Row:
     def began_with_more(self) -> bool:
         """Whether the arm held more on its way than at its end: equal at the end, not in what it cost."""
         run = self.runs[0]
-        return self.arm == "prune_after" or (run.budget is not None and run.budget != run.held)
+        fell = run.currency == "weights" and run.budget != run.held
+        return self.arm == "prune_after" or fell
 
 
 @final

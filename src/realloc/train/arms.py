@@ -12,27 +12,39 @@ from torch.optim.lr_scheduler import LambdaLR
 import realloc.train.models as models
 import realloc.train.optimizers as optimizers
 from realloc.attach import attach
+from realloc.choose_columns import method_over
 from realloc.errors import ConfigError, nearest, plain
+from realloc.hot_row_handle import HotRowHandle
+from realloc.methods.column_method import ColumnMethod
 from realloc.methods.example_method import ExampleMethod
+from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.method import Method
 from realloc.methods.rate_method import RateMethod
+from realloc.methods.rows import rows as hot_rows
 from realloc.plan import StartPlan
 from realloc.prepare import describe, plan_start
 from realloc.record.sink import Sink
+from realloc.schedule import Schedule
 from realloc.schedule import every as fire_every
+from realloc.train.columns import RULE
 from realloc.train.config import RunConfig, refuse_flag
 from realloc.train.dataset import Dataset
+from realloc.train.id_tables import DIRECTIONS, OWN, IdTables, TablePlan, full_tables, shared_rows
 from realloc.train.length import Length
 from realloc.train.loop import Trainee
 from realloc.train.prune_after import cut, turn
-from realloc.train.settings import RECIPES, AnyMethod, options, recipe
+from realloc.train.settings import RECIPES, AnyMethod, moves_rows, options, recipe
 from realloc.train.visit_order import VisitBatches
 
+Attached = Method | RateMethod | HotRowMethod
 CONTROLS = {
     "dense": "every weight, no budget: what the others are measured against",
     "small_dense": "the narrowest dense net with at least as many trainable parameters as the sparse one",
     "prune_after": "half the run dense, one global magnitude cut to the budget, the other half for what is left",
+    "hashed": "a dense net whose ids hash to shared rows, within the bytes that rows would have; nothing moves",
 }
+FIRST = "fc1"  # the layer that sees the inputs
+ROWS = "10%"  # of the full tables' bytes, where a budget of rows is spent and none is named
 
 
 @final
@@ -40,22 +52,31 @@ CONTROLS = {
 class Arm:
     """One way to spend the budget, resolved for a data set.
 
-    ``rest`` counts the trainable numbers outside the sites (biases, the classifier), ``held`` the weights that the
-    sites hold at the end; ``plan`` is how a sparse model starts, None for the dense arm.
+    ``method`` is one of weights where columns move, made for the net's first layer. ``rest`` counts the trainable
+    numbers outside the sites (biases, the classifier), ``held`` the weights that the sites hold at the end; ``plan``
+    is how a sparse model starts, None for the dense arm. ``tables`` says how ids are looked up, None without any;
+    ``beside`` moves their rows where the method does not and there is a budget for them.
     """
 
     name: str
     model: str
-    method: AnyMethod | None
+    method: Attached | ExampleMethod | None
     density: float | None
     rest: int
     held: int
     plan: StartPlan | None
+    tables: TablePlan | None = None
+    beside: HotRowMethod | None = None
 
     @property
     def moves(self) -> bool:
         """Whether its method ever moves a unit at the schedule's steps."""
-        return isinstance(self.method, Method | RateMethod) and self.method.moves
+        return self.method is not None and not isinstance(self.method, ExampleMethod) and self.method.moves
+
+    @property
+    def chooses_inputs(self) -> bool:
+        """Whether its units are inputs of the net."""
+        return isinstance(self.method, Method) and self.method.where.block == "column"
 
     @property
     def target(self) -> int:
@@ -112,26 +133,60 @@ def method_of(config: RunConfig) -> AnyMethod | None:
 def resolve(config: RunConfig, data: Dataset) -> Arm:
     """Work out what an arm builds: its model, its method, its budget. Builds the full model once and drops it."""
     method, name = method_of(config), config.method
-    model = build(config.model, config, data)
-    if name == "dense" or isinstance(method, ExampleMethod | RateMethod):
-        return Arm(name, config.model, method, None, 0, models.parameters(model), None)
-    sparse = method or Method(name, config.density)
+    moves_itself = isinstance(method, HotRowMethod) or name == "hashed"
+    beside = None if moves_itself or budget_of_rows(config) is None else hot_rows()
+    tables = tables_of(config, data, method if isinstance(method, HotRowMethod) else beside)
+    model = build(config.model, config, data, tables)
+    if isinstance(method, ColumnMethod):
+        method = method_over(model, method.on(FIRST) if tables else method, None)
+    sparse = Method(name, config.density) if name in ("small_dense", "prune_after") else method
+    if not isinstance(sparse, Method):
+        return Arm(name, config.model, method, None, 0, models.parameters(model), None, tables, beside)
     plan = describe(plan_start(model, sparse, config.seed), sparse)
     capacity = sum(line.capacity for line in plan.sites)
     held = plan.budget if sparse.held is None else round(sparse.density * capacity)
     rest, spec = models.parameters(model) - capacity, config.model
     if name == "small_dense":
-        spec = models.small_dense(spec, data.features, data.outputs, rest + held, data.image)
-    return Arm(name, spec, method, config.density, rest, held, plan)
+        width, looked = (tables.width, tables.parameters) if tables else (0, 0)
+        spec = models.small_dense(spec, data.features + width, data.outputs, rest + held - looked, data.image)
+    return Arm(name, spec, method, sparse.density, rest, held, plan, tables, beside)
+
+
+def budget_of_rows(config: RunConfig) -> int | str | None:
+    """What tables may take: what was asked for, 10 % where rows are all that is spent; None: they are full."""
+    if config.method == "dense":
+        return None
+    usual = ROWS if config.method == "hashed" or moves_rows(config.method) else None
+    return usual if config.rows is None else config.rows
+
+
+def tables_of(config: RunConfig, data: Dataset, mover: HotRowMethod | None) -> TablePlan | None:
+    """How the columns of ids are looked up; without a mover, a budget of rows is hashed.
+
+    Raises:
+        ConfigError: a budget of rows, and nothing to look up, or one that does not fit.
+    """
+    looked, moments = data.columns.looked, optimizers.OPTIMIZERS[config.optimizer].moments
+    rows = budget_of_rows(config)
+    if rows is None:
+        return full_tables(looked, moments)
+    if not looked:
+        asked = f"--rows {config.rows}" if config.rows is not None else f"--method {config.method}"
+        named = f"write --ids {plain(data.columns.hints[0])}" if data.columns.hints else "name some by --ids"
+        raise ConfigError(f"{asked} needs columns that are looked up, and '{data.name}' has none ({RULE}); {named}")
+    directions = DIRECTIONS if mover is not None and mover.score.needs_directions else 0
+    return shared_rows(looked, rows, moments=moments, own=0.0 if mover is None else OWN, directions=directions)
 
 
 def begin(arm: Arm, config: RunConfig, data: Dataset, length: Length, record: Sink | None = None) -> Trainee:
     """Build model, optimizer and schedule, and attach the method if the arm has one."""
-    model = build(arm.model, config, data)
+    model = build(arm.model, config, data, arm.tables)
     optimizer = optimizers.make(config.optimizer, model.parameters(), config.rate)
     half = turn(length.total) if arm.name == "prune_after" else 0
     scheduler = LambdaLR(optimizer, lambda step: decay(step, length.total, half))
     trainee = Trainee(model, optimizer, scheduler)
+    if arm.beside is not None:  # rows first: what comes after them may not move what they hold
+        trainee = replace(trainee, rows=_attach_rows(trainee, arm.beside, length, config.seed, record))
     if isinstance(arm.method, ExampleMethod):
         if length.epochs is None:  # a rehearsal, in which every example comes
             return trainee
@@ -158,13 +213,25 @@ def decay(step: int, total: int, half: int = 0) -> float:
     return (1.0 + math.cos(math.pi * min(1.0, step / max(1, total)))) / 2.0
 
 
-def _attached(trainee: Trainee, method: Method | RateMethod, length: Length, seed: int, record: Sink | None) -> Trainee:
+def _attach_rows(
+    trainee: Trainee, method: HotRowMethod, length: Length, seed: int, record: Sink | None
+) -> HotRowHandle:
+    return attach(trainee.model, trainee.optimizer, method, schedule=_due(length), seed=seed, record=record)
+
+
+def _due(length: Length) -> Schedule:
     # a run too short for moves still needs a schedule: it fires after the last step
-    schedule = length.schedule() or fire_every(length.total, total=length.total)
-    handle = attach(trainee.model, trainee.optimizer, method, schedule=schedule, seed=seed, record=record)
+    return length.schedule() or fire_every(length.total, total=length.total)
+
+
+def _attached(trainee: Trainee, method: Attached, length: Length, seed: int, record: Sink | None) -> Trainee:
+    handle = attach(trainee.model, trainee.optimizer, method, schedule=_due(length), seed=seed, record=record)
     return replace(trainee, handle=handle)
 
 
-def build(spec: str, config: RunConfig, data: Dataset) -> nn.Module:
-    """Build the model of a description for a data set, with the run's seed."""
-    return models.build(spec, data.features, data.outputs, image=data.image, seed=config.seed)
+def build(spec: str, config: RunConfig, data: Dataset, tables: TablePlan | None) -> nn.Module:
+    """Build the model of a description for a data set, with the run's seed, behind its tables."""
+    width, front = (0, None) if tables is None else (tables.width, lambda: IdTables(tables))
+    return models.build(
+        spec, data.features + width, data.outputs, image=data.image, seed=config.seed, front=front
+    )  # fmt: skip

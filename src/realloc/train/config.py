@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 import realloc.train.data as sources
 import realloc.train.models as models
 from realloc.errors import ConfigError, nearest, plain
+from realloc.nn.budget import part_in
+from realloc.sizes import bytes_in
 from realloc.train.dataset import Task
 from realloc.train.optimizers import OPTIMIZERS
 
@@ -26,9 +28,10 @@ SETTLE = 0.75  # moves stop after this fraction of the run (RigL, 1911.11134, se
 class RunConfig(BaseModel):
     """One run. Frozen; unknown keys and values out of range are refused.
 
-    ``every`` None: about 50 moves over the run. ``epochs`` None: 5 or
-    1,000 steps, whichever is more, or what ``budget_seconds`` allows.
-    ``lr`` None: the optimizer's usual rate. ``threads`` None: torch's own choice, written down in the run folder.
+    ``every`` None: about 50 moves over the run. ``epochs`` None: 5 or 1,000 steps, whichever is more, or what
+    ``budget_seconds`` allows. ``rows`` None: full tables for columns that are looked up, or 10 % where the method
+    spends rows. ``lr`` None: the optimizer's usual rate. ``threads`` None: torch's own choice, written down in the run
+    folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -36,6 +39,8 @@ class RunConfig(BaseModel):
     data: str = "fashion-mnist"
     task: Task | None = None
     label: str | None = None
+    ids: tuple[str, ...] | None = None
+    rows: int | str | None = None
     model: str = "mlp:1024,1024"
     method: str = "rigl"
     settings: Mapping[str, Setting] = Field(default_factory=dict)
@@ -59,6 +64,15 @@ class RunConfig(BaseModel):
             raise ValueError("a number is wanted")
         return value
 
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _readable_rows(cls, rows: object) -> object:
+        words = isinstance(rows, str) and bool(part_in(rows) or bytes_in(rows))
+        number = isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1
+        if not (rows is None or words or number):
+            raise ValueError("a budget of rows is wanted")
+        return rows
+
     @field_validator("model")
     @classmethod
     def _readable_model(cls, spec: str) -> str:
@@ -77,7 +91,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        sources.check(self.data, self.task, self.label)
+        sources.check(self.data, self.task, self.label, self.ids or ())
         if self.epochs is not None and self.budget_seconds is not None:
             raise ConfigError(
                 f"epochs {self.epochs} and budget_seconds {self.budget_seconds:g} both set the run's length; give one"
@@ -106,6 +120,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 RANGES: Mapping[str, str] = {
     "task": "take classification or regression",
     "density": "take a number above 0 and at most 1, such as 0.1 or 10%",
+    "rows": "take a part of the full tables' bytes such as 10%, bytes such as 200kB, or a number of rows from 1",
     "every": "take a whole number of steps from 1, or leave it out for about 50 moves",
     "epochs": "take a whole number from 1 to 1,000,000",
     "budget_seconds": "take seconds above 0, such as 30s",

@@ -13,20 +13,21 @@ from realloc.train.dataset import Dataset, Task
 NAMES = ("fashion-mnist", "digits")
 
 
-def load(name: str, task: Task | None = None, label: str | None = None) -> Dataset:
+def load(name: str, task: Task | None = None, label: str | None = None, ids: tuple[str, ...] = ()) -> Dataset:
     """Load one data set, split and standardised the same way in every run.
 
     ``task`` is classification unless the caller says regression, which only a csv file allows. ``label`` names the
-    csv column to predict. Raises ConfigError with the nearest name when nothing is called so.
+    csv column to predict, ``ids`` those that are looked up. Raises ConfigError with the nearest name when nothing is
+    called so.
     """
-    check(name, task, label)
+    check(name, task, label, ids)
     if _is_table(name):
-        return table.load(Path(name), task or "classification", label)
+        return table.load(Path(name), task or "classification", label, ids)
     return fashion_mnist.load() if name == "fashion-mnist" else digits.load()
 
 
-def check(name: str, task: Task | None = None, label: str | None = None) -> None:
-    """Refuse what can be refused without loading: an unknown name, a task or label that does not fit it."""
+def check(name: str, task: Task | None = None, label: str | None = None, ids: tuple[str, ...] = ()) -> None:
+    """Refuse what can be refused without loading: an unknown name, a task, label or ids that do not fit it."""
     if _is_table(name):
         return
     if name not in NAMES:
@@ -38,6 +39,8 @@ def check(name: str, task: Task | None = None, label: str | None = None) -> None
         raise ConfigError(f"task 'regression' does not fit data '{name}', which has classes; drop --task")
     if label is not None:
         raise ConfigError(f"label '{plain(label)}' has no meaning for data '{name}'; --label is for csv files")
+    if ids:
+        raise ConfigError(f"ids '{plain(ids[0])}' has no meaning for data '{name}'; --ids is for csv files")
 
 
 def usual() -> str:

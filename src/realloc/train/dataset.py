@@ -10,6 +10,7 @@ from torch import Tensor
 
 from realloc.errors import ConfigError
 from realloc.rng import stream
+from realloc.train.columns import NO_COLUMNS, Columns
 
 Task = Literal["classification", "regression"]
 
@@ -17,11 +18,30 @@ HOLDOUT = 0.1  # share of the training rows kept back for validation
 TEST = 0.2  # share of the rows kept back for test where the data has no test set of its own
 
 
+class Cells(NamedTuple):
+    """What a model with tables sees. ``numbers`` float32 ``[n, features]``; ``ids`` int64 ``[n, tables]``."""
+
+    numbers: Tensor
+    ids: Tensor
+
+
+Inputs = Tensor | Cells
+
+
 class Rows(NamedTuple):
-    """Rows of one part. ``x`` float32 ``[n, features]``; ``y`` int64 classes or float32 labels, ``[n]``."""
+    """Rows of one part. ``x`` float32 ``[n, features]``; ``y`` int64 classes or float32 labels, ``[n]``.
+
+    ``ids`` int64 ``[n, tables]`` where columns are looked up.
+    """
 
     x: Tensor
     y: Tensor
+    ids: Tensor | None = None
+
+    def at(self, chosen: Tensor | slice) -> tuple[Inputs, Tensor]:
+        """What the model sees of some rows, and their labels."""
+        x = self.x[chosen]
+        return (x if self.ids is None else Cells(x, self.ids[chosen])), self.y[chosen]
 
 
 @final
@@ -30,7 +50,8 @@ class Dataset:
     """One data set, ready to train on.
 
     ``image`` is (channels, height, width) where the features are pixels. ``label_scale`` turns a regression error
-    back into the label's own unit; it is 1 for classes. The split is the same for every run and every seed.
+    back into the label's own unit; it is 1 for classes. ``columns`` says how a csv file became inputs. The split is
+    the same for every run and every seed.
     """
 
     name: str
@@ -41,6 +62,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     image: tuple[int, int, int] | None = None
     label_scale: float = 1.0
+    columns: Columns = NO_COLUMNS
 
     @property
     def features(self) -> int:
@@ -56,7 +78,8 @@ class Dataset:
         """Say what was loaded, in one line."""
         parts = f"{len(self.train.y):,} train, {len(self.validation.y):,} validation, {len(self.test.y):,} test rows"
         kind = f"{len(self.classes)} classes" if self.classes else "one number to predict"
-        return f"{self.name}: {parts}, {self.features:,} features, {kind}"
+        looked = f", {len(self.columns.looked)} looked up" if self.columns.looked else ""
+        return f"{self.name}: {parts}, {self.features:,} features{looked}, {kind}"
 
 
 def permuted(n: int, purpose: str) -> Tensor:

@@ -36,7 +36,8 @@ def evaluate(model: nn.Module, rows: Rows, task: Task) -> Quality:
     training = model.training
     model.eval()
     loss, right, compute = 0.0, 0.0, loss_of(task)
-    for x, y in zip(torch.split(rows.x, CHUNK), torch.split(rows.y, CHUNK), strict=True):
+    for first in range(0, len(rows.y), CHUNK):
+        x, y = rows.at(slice(first, first + CHUNK))
         out = model(x)
         loss += float(compute(out, y)) * len(y)
         if task == "classification":

@@ -107,4 +107,4 @@ def chosen(config: RunConfig, known: Length, method: ExampleMethod, examples: in
         epochs = max(1, int(known.total / known.per_epoch / method.share))
     visits = Visits(examples, method, epochs=epochs, seed=config.seed)
     total = visits.steps(config.batch_size)
-    return Length(total, None, max(1, round(total / epochs)), epochs)
+    return Length(total, config.every or auto_every(total), max(1, round(total / epochs)), epochs)

@@ -12,39 +12,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from realloc.handle import Handle
-from realloc.rate_handle import RateHandle
+from realloc.hot_row_handle import HotRowHandle
 from realloc.record.state import Stateful
 from realloc.train.evaluate import LossOf
 from realloc.train.order import Order
+from realloc.train.spent import AnyHandle, Spent, of_handle, of_stores, of_visits
 from realloc.train.visit_order import VisitBatches
 
 AfterStep = Callable[[int, Tensor], None]
 
 
 @final
-@dataclass(frozen=True)
-class Spent:
-    """A budget and what was done with it, counted in ``currency``; None: there is none."""
-
-    currency: str | None = None
-    budget: int | None = None
-    held: int | None = None
-    parked: int | None = None
-    moves: int | None = None
-    units_moved: int | None = None
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class Trainee:
-    """What the loop trains. ``handle`` is None for a dense model, ``visits`` where all examples come in every epoch."""
+    """What the loop trains.
+
+    ``handle`` is None for a dense model, ``visits`` where all examples come in every epoch, ``rows`` where nothing
+    moves rows beside it.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    handle: Handle | RateHandle | None = None
+    handle: AnyHandle | None = None
     visits: VisitBatches | None = None
+    rows: HotRowHandle | None = None
 
     @property
     def parts(self) -> dict[str, Stateful]:
@@ -55,15 +47,15 @@ class Trainee:
     @property
     def spent(self) -> Spent:
         """Where its budget stands."""
-        handle = self.handle
         if self.visits is not None:
-            visits = self.visits.visits
-            return Spent("visits", visits.budget, visits.spent, visits.parked)
-        if handle is None:
-            return Spent()
-        if isinstance(handle, RateHandle):
-            return Spent("millionths of rate", handle.budget, handle.held, handle.parked, handle.moves)
-        return Spent("weights", handle.budget, handle.held, handle.parked, handle.moves, handle.units_moved)
+            return of_visits(self.visits.visits)
+        return of_stores(self.model) if self.handle is None else of_handle(self.handle)
+
+    @property
+    def spent_on_rows(self) -> Spent:
+        """The same of the tables' bytes, also where another budget is the run's own."""
+        mover = self.handle if isinstance(self.handle, HotRowHandle) else self.rows
+        return of_stores(self.model) if mover is None else of_handle(mover)
 
 
 def fit(trainee: Trainee, batches: Order, loss_of: LossOf, steps: range, after: AfterStep) -> None:

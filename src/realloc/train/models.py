@@ -1,4 +1,4 @@
-"""The two kinds of model that the command line trains, and the dense rival of a sparse one."""
+"""The kinds of model that the command line trains, and the dense rival of a sparse one."""
 
 from __future__ import annotations
 
@@ -43,8 +43,19 @@ def parse(spec: str) -> tuple[str, Widths]:
     return kind, tuple(widths)
 
 
-def build(spec: str, features: int, outputs: int, *, image: Image | None = None, seed: int = 0) -> nn.Module:
-    """Make a model on CPU, float32, with weights that depend on ``seed`` alone."""
+def build(
+    spec: str,
+    features: int,
+    outputs: int,
+    *,
+    image: Image | None = None,
+    seed: int = 0,
+    front: Callable[[], nn.Module] | None = None,
+) -> nn.Module:
+    """Make a model on CPU, float32, with weights that depend on ``seed`` alone.
+
+    ``front`` makes the module that runs first, called ``tables``, and gives ``features`` numbers.
+    """
     kind, widths = parse(spec)
     if kind == "cnn" and image is None:
         raise ConfigError(f"model '{plain(spec)}' needs images; {EXAMPLE}")
@@ -54,7 +65,8 @@ def build(spec: str, features: int, outputs: int, *, image: Image | None = None,
         try:
             if image is not None and kind == "cnn":
                 return _cnn(image, widths[0], outputs)
-            return _mlp(features, widths, outputs)
+            layers = _mlp(features, widths, outputs)
+            return nn.Sequential(OrderedDict(tables=front(), **layers) if front else layers)
         except (RuntimeError, MemoryError) as error:
             raise ConfigError(f"model '{plain(spec)}' does not fit into memory; take narrower layers") from error
 
@@ -100,14 +112,14 @@ def _narrowest(count: Callable[[int], int], at_least: int) -> int:
     return low
 
 
-def _mlp(features: int, widths: Widths, outputs: int) -> nn.Module:
+def _mlp(features: int, widths: Widths, outputs: int) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     last = features
     for i, width in enumerate(widths, 1):
         layers[f"fc{i}"], layers[f"relu{i}"] = nn.Linear(last, width), nn.ReLU()
         last = width
     layers["head"] = nn.Linear(last, outputs)
-    return nn.Sequential(layers)
+    return layers
 
 
 def _cnn(image: Image, width: int, outputs: int) -> nn.Module:

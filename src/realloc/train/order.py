@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from realloc.rng import stream
-from realloc.train.dataset import Rows
+from realloc.train.dataset import Inputs, Rows
 
 
 class Order(Protocol):
     """What gives the loop its batches."""
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int) -> tuple[Inputs, Tensor]:
         """The batch of a step."""
 
 
@@ -27,11 +27,11 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
         self.per_epoch = -(-len(rows.y) // size)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int) -> tuple[Inputs, Tensor]:
         """Return the batch of a step; the first step is 0."""
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             generator = stream(self._seed, "order", "", epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self._rows.y), generator=generator)
         chosen = self._order[place * self._size : (place + 1) * self._size]
-        return self._rows.x[chosen], self._rows.y[chosen]
+        return self._rows.at(chosen)

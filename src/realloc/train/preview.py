@@ -11,7 +11,9 @@ import realloc.train.models as models
 from realloc.methods.example_method import ExampleMethod
 from realloc.methods.method import Method
 from realloc.plan import StartPlan
+from realloc.train.columns import RULE, Columns
 from realloc.train.config import RunConfig
+from realloc.train.id_tables import TablePlan
 from realloc.train.length import Length, by_epochs, chosen
 from realloc.train.order import Batches
 
@@ -34,23 +36,32 @@ class Preview:
     moves: bool
     optimizer: str
     lr: float
+    columns: Columns
+    tables: TablePlan | None
 
     def as_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold."""
-        return {"dry_run": True} | asdict(self)
+        columns = {
+            "inputs": list(self.columns.inputs), "categories": dict(self.columns.categories),
+            "hints": list(self.columns.hints), "rule": RULE,
+        }  # fmt: skip
+        tables = None if self.tables is None else self.tables.as_json()
+        return {"dry_run": True} | asdict(self) | {"columns": columns, "tables": tables}
 
 
 def preview(config: RunConfig) -> Preview:
     """Load the data and resolve the arm; raises ConfigError where a run would."""
-    loaded = data.load(config.data, config.task, config.label)
+    loaded = data.load(config.data, config.task, config.label, config.ids or ())
     arm = arms.resolve(config, loaded)
     batches = Batches(loaded.train, config.batch_size, config.seed)
     length = by_epochs(config, batches.per_epoch) if config.budget_seconds is None else None
     if length is not None and isinstance(arm.method, ExampleMethod):
         length = chosen(config, length, arm.method, len(loaded.train.y))
-    params = models.parameters(arms.build(arm.model, config, loaded)) if arm.name == "small_dense" else arm.target
+    small = arm.name == "small_dense"
+    params = models.parameters(arms.build(arm.model, config, loaded, arm.tables)) if small else arm.target
     held = arm.held if isinstance(arm.method, Method) or arm.name == "prune_after" else None
     plan = arm.plan if isinstance(arm.method, Method) else None
     return Preview(
-        arm.name, loaded.describe(), arm.model, params, held, plan, length, arm.moves, config.optimizer, config.rate
-    )
+        arm.name, loaded.describe(), arm.model, params, held, plan, length, arm.moves, config.optimizer, config.rate,
+        loaded.columns, arm.tables,
+    )  # fmt: skip

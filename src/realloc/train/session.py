@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import mean
-from typing import final
+from typing import Any, final
 
 import torch
 
 import realloc.train.arms as arms
 import realloc.train.data as data
 import realloc.train.rehearse as rehearse
+from realloc.handle import Handle
 from realloc.methods.example_method import ExampleMethod
 from realloc.record.checkpoint import Checkpoint
 from realloc.train.arms import Arm
@@ -19,6 +20,7 @@ from realloc.train.compiling import announced
 from realloc.train.config import RunConfig
 from realloc.train.dataset import Dataset
 from realloc.train.evaluate import METRIC, Quality, evaluate, loss_of
+from realloc.train.held_inputs import held_inputs
 from realloc.train.keep import Account, Keep
 from realloc.train.length import Length, Pace, by_budget, by_epochs, chosen
 from realloc.train.loop import Clock, Trainee, fit
@@ -54,7 +56,7 @@ def session(config: RunConfig, keep: Keep | None, tell: Tell) -> RunResult:
     with threads(config.threads), Stop() as stop:
         with clock.apart("setup"):
             tell(Progress(LOADING))
-            loaded = data.load(config.data, config.task, config.label)
+            loaded = data.load(config.data, config.task, config.label, config.ids or ())
             batches = Batches(loaded.train, config.batch_size, config.seed)
             with nullcontext() if config.method == "dense" else announced(lambda: tell(Progress(COMPILING))):
                 arm = arms.resolve(config, loaded)
@@ -174,6 +176,12 @@ def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resu
         quality = evaluate(watch.trainee.model, scene.data.test, scene.data.task)
     watch.peak.look()
     account = _account(watch, before)
+    handle, inputs = watch.trainee.handle, None
+    for one in (handle, watch.trainee.rows):
+        if one is not None:
+            one.summary()  # says aloud where nothing has moved
+    if isinstance(handle, Handle) and arm.chooses_inputs:
+        inputs = held_inputs(handle, scene.data, arm.tables)
     whole = parameters(watch.trainee.model)
     params = arm.rest + spent.held if spent.currency == "weights" and spent.held is not None else whole
     classes = scene.data.task == "classification"
@@ -193,7 +201,18 @@ def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resu
         optimizer=config.optimizer, lr=config.rate, threads=config.threads or torch.get_num_threads(),
         finished=finished, resumed_from=resumed_from,
         folder=str(scene.keep.path) if scene.keep else None,
+        tables=_tables(arm, watch.trainee), inputs=inputs,
     )  # fmt: skip
     if scene.keep:
         scene.keep.finish(result.as_json())
     return result
+
+
+def _tables(arm: Arm, trainee: Trainee) -> dict[str, Any] | None:
+    """How ids were looked up, and what became of the bytes."""
+    if arm.tables is None:
+        return None
+    spent = trainee.spent_on_rows
+    return arm.tables.as_json() | {
+        "held": spent.held, "parked": spent.parked, "moves": spent.moves, "rows_given": spent.units_moved,
+    }  # fmt: skip

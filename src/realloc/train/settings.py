@@ -5,19 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from typing import Any, Final, final, get_args
 
 import realloc.methods as methods
 from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.column_method import ColumnMethod
 from realloc.methods.example_method import ExampleMethod
+from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.method import Method
 from realloc.methods.rate_method import RateMethod
 from realloc.schedule import Curve, constant
 from realloc.train.config import Setting, refuse_flag
 
-AnyMethod = Method | ExampleMethod | RateMethod
+AnyMethod = Method | ColumnMethod | ExampleMethod | RateMethod | HotRowMethod
 Recipe = Callable[..., AnyMethod]
-KINDS: Final = tuple(kind.__name__ for kind in (Method, ExampleMethod, RateMethod))
+KINDS: Final = tuple(kind.__name__ for kind in get_args(AnyMethod))  # a new kind of unit is one word above
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -41,6 +43,11 @@ def takes_density(name: str) -> bool:
     return "density" in _signature(RECIPES[name])
 
 
+def moves_rows(name: str) -> bool:
+    """Whether a recipe moves embedding rows."""
+    return name in RECIPES and _signature_kind(RECIPES[name]) == HotRowMethod.__name__
+
+
 def _signature(make: Recipe) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(make).parameters
 
@@ -51,16 +58,17 @@ RECIPES: Mapping[str, Recipe] = _recipes()
 @final
 @dataclass(frozen=True)
 class Option:
-    """One setting of a method: its name and what it is when not set."""
+    """One setting of a method: its name, what it is when not set, and whether it may be a number or a word."""
 
     name: str
     default: Any
+    either: bool = False
 
 
 def options(name: str) -> tuple[Option, ...]:
     """The settings that a method takes by ``--set``; ``density`` has its own flag."""
     parameters = _signature(RECIPES[name]).values()
-    return tuple(Option(p.name, p.default) for p in parameters if p.name != "density")
+    return tuple(Option(p.name, p.default, p.annotation == "int | str") for p in parameters if p.name != "density")
 
 
 def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> AnyMethod:
@@ -69,18 +77,19 @@ def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> AnyMet
     A number given for a curve sets its start; the curve keeps its shape. Raises ConfigError for a setting that the
     method does not have, with the nearest name, and for a value of the wrong kind.
     """
-    known = {option.name: option.default for option in options(name)}
+    known = {option.name: option for option in options(name)}
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in known:
             refuse_flag(key, value)
             takes = f"takes {', '.join(known)}" if known else "takes no settings"
             raise ConfigError(f"setting '{plain(key)}' is unknown: '{name}' {takes}{nearest(key, known, 1)}")
-        values[key] = _fitting(name, key, value, known[key])
+        values[key] = _fitting(name, known[key], value)
     return RECIPES[name](**({"density": density} if takes_density(name) else {}), **values)
 
 
-def _fitting(method: str, key: str, value: Setting, default: Any) -> Any:
+def _fitting(method: str, option: Option, value: Setting) -> Any:
+    key, default = option.name, option.default
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, Curve) and number:
         return constant(float(value)) if default.shape == "constant" else replace(default, start=float(value))
@@ -91,10 +100,11 @@ def _fitting(method: str, key: str, value: Setting, default: Any) -> Any:
     elif isinstance(default, float):
         fits = number
     elif isinstance(default, str):
-        fits = isinstance(value, str)
+        fits = isinstance(value, str) or (option.either and isinstance(value, int) and number)
     else:
         fits = default is None or default is inspect.Parameter.empty
     if not fits:
         kind = "number" if isinstance(default, Curve | float) else type(default).__name__
+        kind = "whole number or a part" if option.either else kind
         raise ConfigError(f"setting '{key}' of '{method}' is {plain(str(value))}; give a {kind}, such as {default}")
     return float(value) if isinstance(default, float) else value

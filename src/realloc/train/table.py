@@ -1,16 +1,17 @@
-"""A csv file as a data set: a header line, numbers in every feature column, one label column."""
+"""A csv file as a data set: a header line, columns of numbers, text or ids, one label column."""
 
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from realloc.errors import ConfigError, nearest, plain
-from realloc.train.dataset import TEST, Dataset, Rows, Task, hold_out, parted
+from realloc.train.columns import is_number, named_ids
+from realloc.train.dataset import HOLDOUT, TEST, Dataset, Rows, Task, parted
+from realloc.train.inputs import Csv, inputs_of, numbers_of
 
 LABEL_NAMES = ("label", "target", "y")
 LEAST_ROWS = 5
@@ -18,32 +19,42 @@ MOST_CLASSES = 10_000
 MOST_COLUMNS, MOST_LETTERS = 12, 40  # of the header, in a message
 
 
-def load(path: Path, task: Task, label: str | None = None) -> Dataset:
-    """Load a csv file, split it at random but always alike, and standardise it by its training rows.
+def load(path: Path, task: Task, label: str | None = None, ids: tuple[str, ...] = ()) -> Dataset:
+    """Load a csv file, split it at random but always alike, and standardise its numbers by its training rows.
 
     ``label`` names the column to predict. Without it, a column called label, target or y is taken, else the last
-    column if it alone holds text. Raises ConfigError naming row, column, value and remedy.
+    column if it alone holds text. ``ids`` names columns that are looked up whatever they hold; what becomes of the
+    others says `realloc.train.columns.RULE`. Raises ConfigError naming row, column, value and remedy.
     """
     header, rows = _read(path)
     column = _label_column(path, header, rows, label)
-    x = torch.tensor(_numbers(path, header, rows, column), dtype=torch.float64)
     cells = [row[column].strip() for row in rows]
     where = f"{path.name}, column '{plain(header[column])}'"
+    kept, back = parted(len(cells), TEST, "csv test")
+    train, validation = parted(len(kept), HOLDOUT, "csv validation")
+    named = named_ids(str(path), header, ids)
+    found = inputs_of(Csv(path, header, rows, column), named, training=kept[train], test=back)
     if task == "classification":
         classes, y = _classes(where, cells)
     else:
         numbers = _label_numbers(path, header[column], cells)
         classes, y = (), torch.tensor(numbers, dtype=torch.float64)
-    kept, back = parted(len(cells), TEST, "csv test")
-    mean, scale = _moments(x[kept])
-    x = ((x - mean) / scale).float()
+    x = found.x.float()
+    if found.scaled.any():
+        plain_numbers = found.x[:, found.scaled]
+        mean, scale = _moments(plain_numbers[kept])
+        x[:, found.scaled] = ((plain_numbers - mean) / scale).float()
     label_scale = 1.0
     if task == "regression":
         label_mean, spread = _moments(y[kept])
         label_scale = float(spread)
         y = ((y - label_mean) / spread).float()
-    train, validation = hold_out(x[kept], y[kept], "csv")
-    return Dataset(path.name, task, train, validation, Rows(x[back], y[back]), classes, None, label_scale)
+
+    def part(at: Tensor) -> Rows:
+        return Rows(x[at], y[at], None if found.ids is None else found.ids[at])
+
+    parts = part(kept[train]), part(kept[validation]), part(back)
+    return Dataset(path.name, task, *parts, classes, None, label_scale, found.columns)
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -86,10 +97,10 @@ def _label_column(path: Path, header: list[str], rows: list[list[str]], label: s
     if named:
         both = " and ".join(f"'{plain(header[i])}'" for i in named)
         raise ConfigError(f"data '{path}': {both} could each be the label column; name one by --label")
-    text = [i for i in range(len(header)) if not all(_is_number(row[i]) for row in rows)]
+    text = [i for i in range(len(header)) if not all(is_number(row[i]) for row in rows)]
     if text == [len(header) - 1]:
         return text[0]
-    if all(_is_number(name) for name in header):
+    if all(is_number(name) for name in header):
         raise ConfigError(f"data '{path}' has numbers in its first line; add a header line with the columns' names")
     raise ConfigError(
         f"data '{path}' has no label column: none is called {', '.join(LABEL_NAMES)} "
@@ -103,56 +114,26 @@ def _columns(header: list[str]) -> str:
 
 
 def _no_header(header: list[str]) -> str:
-    if not all(_is_number(name) for name in header):
+    if not all(is_number(name) for name in header):
         return ""
     return "; its first line holds numbers: add a header line with the columns' names"
 
 
 def _label_numbers(path: Path, column: str, cells: list[str]) -> list[float]:
     for i, cell in enumerate(cells):
-        if cell and not _is_number(cell):
+        if cell and not is_number(cell):
             raise ConfigError(
                 f"{path.name}, row {i + 2}: the label column '{plain(column)}' holds text ('{plain(cell[:40])}'), and "
                 "regression needs numbers; take --task classification, or name another column by --label"
             )
-    return [_number(path, i, column, cell) for i, cell in enumerate(cells)]
-
-
-def _numbers(path: Path, header: list[str], rows: list[list[str]], skip: int) -> list[list[float]]:
-    keep = [i for i in range(len(header)) if i != skip]
-    return [[_number(path, i, header[j], row[j]) for j in keep] for i, row in enumerate(rows)]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(path: Path, row: int, column: str, cell: str) -> float:
-    # + 2: rows are counted as an editor shows them, the header being line 1
-    where = f"{path.name}, row {row + 2}, column '{plain(column)}'"
-    if not cell.strip():
-        raise ConfigError(f"{where}: the cell is empty where a number belongs; fill it in or drop the row")
-    if not _is_number(cell):
-        raise ConfigError(
-            f"{where}: '{plain(cell[:40])}' is text where a number belongs; encode it as numbers, drop the column, "
-            "or name the label column by --label"
-        )
-    value = float(cell)
-    # the bound keeps float32 and the variance finite
-    if not math.isfinite(value) or abs(value) > 1e30:
-        raise ConfigError(f"{where}: {plain(cell.strip()[:40])} is not a usable number; fill it in or drop the row")
-    return value
+    return numbers_of(path, column, cells)
 
 
 def _classes(where: str, cells: list[str]) -> tuple[tuple[str, ...], Tensor]:
     for i, cell in enumerate(cells):
         if not cell or cell.lower() == "nan":
             raise ConfigError(f"{where}, row {i + 2}: the label is missing ('{cell}'); fill it in or drop the row")
-    numeric = all(_is_number(cell) for cell in cells)
+    numeric = all(is_number(cell) for cell in cells)
     if numeric:
         for i, cell in enumerate(cells):
             if not float(cell).is_integer():

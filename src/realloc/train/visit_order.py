@@ -11,7 +11,7 @@ from torch import Tensor
 
 from realloc.methods.example_method import ExampleMethod
 from realloc.scores.logit_gradient import logit_gradient
-from realloc.train.dataset import Rows, Task
+from realloc.train.dataset import Inputs, Rows, Task
 from realloc.visits import Visits
 
 
@@ -25,14 +25,14 @@ class VisitBatches:
         self._coming: Iterator[int] = iter(())
         self._index = torch.empty(0, dtype=torch.int64)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int) -> tuple[Inputs, Tensor]:
         """The next batch; steps come in order."""
         chosen = self._next()
         if not chosen:
             self._coming = iter(self.visits)
             chosen = self._next()
         self._index = torch.tensor(chosen)
-        return self._rows.x[self._index], self._rows.y[self._index]
+        return self._rows.at(self._index)
 
     def _next(self) -> list[int]:
         return list(itertools.islice(self._coming, self._size))
