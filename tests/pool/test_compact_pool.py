@@ -166,3 +166,17 @@ def test_nothing_to_give_back():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert handle.compact() == 0
+
+
+def test_the_last_loss_of_the_loop_may_still_be_there():
+    """Its graph holds the old length; the next backward must not meet it."""
+    model, optimizer, handle = build(make=methods.gmp)
+    go(model, optimizer, 0, 20)
+    loss = model(X).square().mean()
+    loss.backward()
+    optimizer.step()
+    assert handle.compact() > 0 and loss.grad_fn is not None
+    before = model.realloc_pool0.detach().clone()
+    go(model, optimizer, 20, 22)
+    assert model.realloc_pool0.grad.shape == before.shape and not torch.equal(model.realloc_pool0, before)
+    assert handle.steps == 23

@@ -147,8 +147,12 @@ class Ranks:
         torch.distributed.broadcast(payload, 0, group=self.group)
         pieces = torch.split(payload, mine[1:].tolist())
         changes = tuple(_with(c, pieces[2 * i], pieces[2 * i + 1]) for i, c in enumerate(plan.changes))
-        same = all(torch.equal(new.released, mine.released) for new, mine in zip(changes, plan.changes, strict=True))
-        if plan.writes and not same:  # they were computed for the plan of this rank
+        same = plan.skipped is None and all(
+            torch.equal(new.released, mine.released) and torch.equal(new.acquired, mine.acquired)
+            for new, mine in zip(changes, plan.changes, strict=True)
+        )
+        apart = not same if plan.writes else plan.skipped is not None  # writes were computed for the plan of this rank
+        if self.largest([int(apart)])[0]:
             raise StateError(f"ranks decided differently at step {plan.step}; use one version of torch on all of them")
         return Plan(plan.step, changes, note=plan.note, writes=plan.writes)
 

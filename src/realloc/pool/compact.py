@@ -26,7 +26,11 @@ def compact(
         for key, value in slotwise(optimizer, parameter).items():
             optimizer.state[parameter][key] = value[:keep].clone()
     parameter.grad = None
-    parameter.data = parameter.data[:keep].clone()
+    values = parameter.data[:keep].clone()
+    # a graph that still lives (the loop's last loss) holds the node that expects gradients of the old length, and torch
+    # drops it only where the dtype changes
+    parameter.data = values.new_empty(0, dtype=torch.bfloat16 if values.dtype == torch.float16 else torch.float16)
+    parameter.data = values
     for name in pool.long_buffers:
         buffer = pool.owner._buffers[name]
         assert buffer is not None
