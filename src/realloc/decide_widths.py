@@ -151,7 +151,8 @@ def _growth(
     writes += [Write(name, "columns", place[units], v) for name, (units, v) in grown.rewritten.items()]
     writes += [Write(name, "reader", None, shift) for name, shift in grown.shifts.items()]
     if grown.copied is not None:
-        writes += [Write(part.name, "running", new, grown.copied) for part in group.norms[:1]]
+        factors = [part for part in group.norms if part.name.endswith(".weight")]  # the statistics lie at their slots
+        writes += [Write(part.name, "running", new, grown.copied) for part in factors]
     return writes
 
 

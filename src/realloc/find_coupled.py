@@ -24,7 +24,7 @@ def coupled(root: nn.Module, example: Any) -> Dimensions:
         ConfigError: torch-pruning is missing, or cannot trace the model.
     """
     try:
-        import torch_pruning  # type: ignore[import-untyped]
+        import torch_pruning
     except ImportError:
         raise ConfigError(
             "method.on(example=...) finds coupled dimensions with torch-pruning; pip install 'realloc[width]', or "
@@ -89,11 +89,15 @@ def _groups(root: nn.Module, graph: Any, tracer: Any) -> tuple[list[Found], Othe
         if reason is not None:
             others.append((name, reason))
             continue
-        norms = tuple(Side(one) for one, _, _ in sides if type(one) in NORMS)
-        joined = "+".join(names[one] for one in dict.fromkeys(makers))
-        made, read = tuple(map(Side, dict.fromkeys(makers))), tuple(Side(*pair) for pair in dict(readers).items())
-        found.append(Found(joined, size[0], made, read, tuple({side.module: side for side in norms}.values())))
+        norms = {one: 1 for one, _, _ in sides if type(one) in NORMS}
+        made, read, normed = (_in_order(mine, names) for mine in (dict.fromkeys(makers, 1), dict(readers), norms))
+        found.append(Found("+".join(names[side.module] for side in made), size[0], made, read, normed))
     return found, others
+
+
+def _in_order(blocks: dict[nn.Module, int], names: dict[nn.Module, str]) -> tuple[Side, ...]:
+    """As the model lists them: the tracer's order is its own."""
+    return tuple(Side(module, blocks[module]) for module in names if module in blocks)
 
 
 def _grouped(module: nn.Module) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from wide_nets import attached, carried, cnn, data, loss_of, mlp, noted_moves, shape_of, step_on, widths
+from torch import Tensor
+from wide_nets import Beside, attached, carried, cnn, data, loss_of, mlp, noted_moves, shape_of, step_on, widths
 
 from realloc import methods
 from realloc.allocate.room_of_widths import in_proportion
@@ -24,62 +24,6 @@ OPTIMIZERS: dict[str, Any] = {
     "Adagrad": torch.optim.Adagrad,
     "Adamax": torch.optim.Adamax,
 }
-SECOND = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf"}  # these start at the median
-
-
-class Beside:
-    """Plain parameters under a plain optimizer, beside the pools of an attached model."""
-
-    def __init__(self, handle: Any, make: Any, lr: float) -> None:
-        self.handle = handle
-        self.members = handle._holdings.wide[0].space.members
-        self.groups = handle._holdings.wide[0].space.groups
-        self.plain = {m.name: nn.Parameter(self.now(m.name).clone()) for m in self.members}
-        self.optimizer = make([*self.plain.values()], lr=lr)
-
-    def site(self, name: str) -> Any:
-        return self.handle.sites[name]
-
-    def now(self, name: str) -> Tensor:
-        site = self.site(name)
-        return site.of(site.pool.parameter.detach())
-
-    def state(self, optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
-        site = self.site(name)
-        whole = optimizer.state[site.pool.parameter]
-        return {key: site.of(value) for key, value in whole.items() if value.shape == site.pool.parameter.shape}
-
-    def step(self) -> None:
-        """The same step on the plain parameters; to be called after the backward."""
-        for name, parameter in self.plain.items():
-            site = self.site(name)
-            parameter.grad = site.of(site.pool.parameter.grad).clone()
-        self.optimizer.step()
-
-    def move(self, sources: dict[str, Tensor]) -> int:
-        """The move, by hand. Returns how many entries came."""
-        came = 0
-        for member in self.members:
-            parameter = self.plain[member.name]
-            new = self.now(member.name)
-            old, state = parameter.data, self.optimizer.state[parameter]
-            parameter.data = carried(old, member, self.groups, sources, new)
-            came += int(carried(torch.zeros_like(old), member, self.groups, sources, torch.ones_like(new)).sum())
-            for key, value in state.items():
-                if torch.is_tensor(value) and value.shape == old.shape:
-                    level = float(value.flatten().median()) if key in SECOND else 0.0
-                    state[key] = carried(value, member, self.groups, sources, torch.full_like(new, level))
-            parameter.grad = None
-        return came
-
-    def same(self, optimizer: torch.optim.Optimizer, skip: str = "") -> None:
-        for name, parameter in self.plain.items():
-            if not (skip and name.endswith(skip)):
-                assert torch.allclose(self.now(name), parameter, rtol=0, atol=1e-13), name
-            mine = self.state(optimizer, name)
-            for key, value in self.optimizer.state[parameter].items():
-                if torch.is_tensor(value) and value.ndim:
-                    assert torch.allclose(mine[key], value, rtol=1e-12, atol=1e-16), f"{name}: {key}"
 
 
 @pytest.mark.parametrize("net", [lambda: mlp(5, 9, 8, 3, norm=True), lambda: cnn(6, 5, 7)], ids=["mlp", "cnn"])
