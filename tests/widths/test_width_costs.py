@@ -43,7 +43,7 @@ def test_the_cost_is_that_of_a_model_built_at_those_widths(
         assert space.cost(now, "FLOPs") == sum(2 * a * b for a, b in pairs)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN, st.booleans())
 def test_costs_of_convolutions(a: int, b: int, c: int, d: int, e: int, f: int, bias: bool) -> None:
     method = methods.width(currency="FLOPs").on(example=torch.zeros(1, *IMAGE, dtype=torch.float64))
