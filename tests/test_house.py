@@ -331,6 +331,14 @@ def test_nothing_is_run_that_came_from_a_file(module: str) -> None:
                 assert not unsafe, f"{module}:{node.lineno}"
 
 
+def test_the_engine_knows_no_kind_of_method_or_pool() -> None:
+    """A new kind of unit with slots writes a decider, and leaves the order of a step alone."""
+    kinds = {"realloc.methods", "realloc.pool.flat", "realloc.pool.masked", "realloc.pool.ranks", "realloc.pool.widths"}
+    assert kinds <= MODULES.keys()
+    for other in imports(tree_of(MODULES["realloc.engine"])):
+        assert not any(other == kind or other.startswith(kind + ".") for kind in kinds), other
+
+
 # what goes with it ------------------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,16 @@ def warn(code: str, message: str) -> None:
 
 @final
 class Once:
-    """The warnings of one attached model: each code at most once."""
+    """The warnings of one attached model: each code at most once.
+
+    >>> once = Once()
+    >>> with warnings.catch_warnings(record=True) as told:
+    ...     warnings.simplefilter("always")
+    ...     for step in (1, 2):
+    ...         once.say("RA001", f"no move at step {step}")
+    >>> [str(one.message) for one in told]
+    ['[RA001] no move at step 1']
+    """
 
     def __init__(self) -> None:
         self._said: set[str] = set()

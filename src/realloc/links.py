@@ -73,7 +73,14 @@ class _Own:
 
 @final
 class Tie:
-    """All that was put on a model and its optimizer for one engine, to be taken off in the same order."""
+    """All that was put on a model and its optimizer for one engine, to be taken off in the same order.
+
+    >>> tie, done = Tie(), []
+    >>> tie.until(lambda: done.append("first"))
+    >>> tie.until(lambda: done.append("second"))
+    >>> tie.attached, tie.undo(), tie.undo(), tie.attached, done
+    (True, None, None, False, ['first', 'second'])
+    """
 
     def __init__(self) -> None:
         self._ends: list[Callable[[], object]] = []
