@@ -15,6 +15,9 @@ def morphnet(
 ) -> WidthMethod:
     """Release the units of least effect per cost, then widen every layer by the one factor that the budget pays for.
 
+    Measured (benchmarks/results/units.md): from a badly shaped MLP -0.20 ± 0.24 points beside widths that stay. In
+    small moves the one factor gives back the proportions that were there.
+
     Args:
         drop: share of the budget released at the first move, in [0, 1); falls to 0.
         window: steps before a move whose effects are summed.
