@@ -39,13 +39,18 @@ class Handle:
         return self._engine.holdings
 
     @property
+    def currency(self) -> str:
+        """What the budget counts: "weights", "parameters" of ranks or widths, or "FLOPs" of one example's forward."""
+        return self._holdings.currency
+
+    @property
     def budget(self) -> int:
-        """Weights, held and parked together. Constant."""
+        """Held and parked together, in its currency. Constant."""
         return self._holdings.budget
 
     @property
     def held(self) -> int:
-        """Weights that sites hold now."""
+        """What sites hold now, counted as the budget is."""
         return self._holdings.held
 
     @property
@@ -72,6 +77,11 @@ class Handle:
     def next_due(self) -> int | None:
         """The step after which the next move is due; None: no more."""
         return self._engine.next_due()
+
+    @property
+    def units(self) -> Mapping[str, int]:
+        """Units that each site holds now, by parameter name; where widths move, the width of each layer."""
+        return self._holdings.units
 
     @property
     def sites(self) -> Mapping[str, Site]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -45,9 +46,13 @@ def plan_widths(root: nn.Module, method: WidthMethod) -> WidthStart:
     final = round(budget * method.share_at(1.0))
     floor = space.cost(space.least, method.currency)
     if final < floor:
+        least = method.where.least
+        each = "one unit in each of" if least == 1 else f"{least} units in each of"
+        share = math.ceil(1e4 * floor / budget) / 1e4  # rounded up: it must do
         raise ConfigError(
-            f"{method.name} may spend {final:,} {method.currency} at the end, and {len(space.groups)} groups of at "
-            f"least {method.where.least} units cost {floor:,}; raise its share to {floor / budget:.2g} or lower least"
+            f"{method.name} may spend {final:,} {method.currency} at the end, and {each} {len(space.groups)} groups "
+            f"({', '.join(map(plain, space.groups[:3]))}{', ...' if len(space.groups) > 3 else ''}) costs {floor:,}; "
+            f"raise its share to {share:g}" + (" or lower least" if least > 1 else "")
         )
     users: dict[int, list[str]] = {}
     for name, parameter in root.named_parameters(remove_duplicate=False):

@@ -15,6 +15,7 @@ from realloc.train.prune_after import turn
 from realloc.train.result import RunResult
 
 MOST_NAMES = 12  # of inputs, on one line
+UNITS = ("weights", "parameters", "FLOPs")  # currencies of methods that count their moved units
 
 
 def run(result: RunResult) -> str:
@@ -36,6 +37,7 @@ def run(result: RunResult) -> str:
         rows += [["moves", _moved(result)]] if result.moves is not None else []
     rows += [["looked up", _looked(result.tables)]] if result.tables is not None else []
     rows += [["inputs held", _named(result.inputs)]] if result.inputs is not None else []
+    rows += [["widths", _widths(result.widths)]] if result.widths is not None else []
     rows.append(["training", f"{text.time(result.train_seconds)}, {result.steps:,} steps"])
     peak = f"{text.size(result.peak_bytes)} over the loaded data, {text.size(result.train_peak_bytes)} in training"
     rows.append(["peak memory", peak])
@@ -52,10 +54,11 @@ def _moved(result: RunResult) -> str:
     """What the moves did. A slot that is given up for good is parked, and counts as no unit moved."""
     if result.currency == "bytes":
         return f"{text.count(result.moves)}, {text.count(result.units_moved)} rows given to ids"
-    if result.currency != "weights":
+    if result.currency not in UNITS:
         return text.count(result.moves)
     done = [f"{text.count(result.units_moved)} units moved"] if result.units_moved or not result.parked else []
-    done += [f"{text.count(result.parked)} weights released for good"] if result.parked else []
+    gone = result.parked if result.currency == "weights" else 0
+    done += [f"{text.count(gone)} weights released for good"] if gone else []
     return ", ".join([text.count(result.moves), *done])
 
 
@@ -87,6 +90,11 @@ def _named(names: Sequence[str]) -> str:
     """The first of some names, and how many there are."""
     shown = ", ".join(plain(name) for name in names[:MOST_NAMES])
     return f"{len(names):,}: {shown}" + (", ..." if len(names) > MOST_NAMES else "")
+
+
+def _widths(widths: Mapping[str, int]) -> str:
+    """Hidden layers and their units at the end."""
+    return ", ".join(f"{plain(name)} {width:,}" for name, width in widths.items())
 
 
 def _columns(found: Preview) -> list[str]:

@@ -79,6 +79,13 @@ class Holdings:
         return {site.name: site for pool in self.pools for site in pool.sites}
 
     @property
+    def currency(self) -> str:
+        """What the budget counts."""
+        for first in self.wide[:1]:
+            return first.currency
+        return "parameters" if any(isinstance(flat, RankPool) for flat in self.flats) else "weights"
+
+    @property
     def budget(self) -> int:
         """Held and parked together: weights, or where widths move, their currency."""
         if self.wide:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import realloc.train.models as models
 import realloc.train.optimizers as optimizers
+import realloc.train.widths as widths
 from realloc.attach import attach
 from realloc.choose_columns import method_over
 from realloc.errors import ConfigError, nearest, plain
@@ -21,6 +22,7 @@ from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.method import Method
 from realloc.methods.rate_method import RateMethod
 from realloc.methods.rows import rows as hot_rows
+from realloc.methods.width_method import WidthMethod
 from realloc.plan import StartPlan
 from realloc.prepare import describe, plan_start
 from realloc.record.sink import Sink
@@ -36,7 +38,7 @@ from realloc.train.prune_after import cut, turn
 from realloc.train.settings import RECIPES, AnyMethod, moves_rows, options, recipe
 from realloc.train.visit_order import VisitBatches
 
-Attached = Method | RateMethod | HotRowMethod
+Attached = Method | RateMethod | HotRowMethod | WidthMethod
 CONTROLS = {
     "dense": "every weight, no budget: what the others are measured against",
     "small_dense": "the narrowest dense net with at least as many trainable parameters as the sparse one",
@@ -53,9 +55,9 @@ class Arm:
     """One way to spend the budget, resolved for a data set.
 
     ``method`` is one of weights where columns move, made for the net's first layer. ``rest`` counts the trainable
-    numbers outside the sites (biases, the classifier), ``held`` the weights that the sites hold at the end; ``plan``
-    is how a sparse model starts, None for the dense arm. ``tables`` says how ids are looked up, None without any;
-    ``beside`` moves their rows where the method does not and there is a budget for them.
+    numbers outside the sites (biases, the classifier), ``held`` the weights that the sites hold at the end, or at the
+    start where widths move; ``plan`` is how a sparse model starts, None for the dense arm. ``tables`` says how ids are
+    looked up, None without any; ``beside`` moves their rows where the method does not and there is a budget for them.
     """
 
     name: str
@@ -77,6 +79,11 @@ class Arm:
     def chooses_inputs(self) -> bool:
         """Whether its units are inputs of the net."""
         return isinstance(self.method, Method) and self.method.where.block == "column"
+
+    @property
+    def moves_widths(self) -> bool:
+        """Whether its budget is spent on widths of hidden layers."""
+        return isinstance(self.method, WidthMethod)
 
     @property
     def target(self) -> int:
@@ -139,6 +146,11 @@ def resolve(config: RunConfig, data: Dataset) -> Arm:
     model = build(config.model, config, data, tables)
     if isinstance(method, ColumnMethod):
         method = method_over(model, method.on(FIRST) if tables else method, None)
+    if isinstance(method, WidthMethod):
+        method = widths.over(method, config.model, data)
+        plan = widths.start_of(model, method)
+        rest = models.parameters(model) - plan.budget
+        return Arm(name, config.model, method, None, rest, plan.budget, plan, tables, beside)
     sparse = Method(name, config.density) if name in ("small_dense", "prune_after") else method
     if not isinstance(sparse, Method):
         return Arm(name, config.model, method, None, 0, models.parameters(model), None, tables, beside)

@@ -10,6 +10,7 @@ import realloc.train.data as data
 import realloc.train.models as models
 from realloc.methods.example_method import ExampleMethod
 from realloc.methods.method import Method
+from realloc.methods.width_method import WidthMethod
 from realloc.plan import StartPlan
 from realloc.train.columns import RULE, Columns
 from realloc.train.config import RunConfig
@@ -59,8 +60,9 @@ def preview(config: RunConfig) -> Preview:
         length = chosen(config, length, arm.method, len(loaded.train.y))
     small = arm.name == "small_dense"
     params = models.parameters(arms.build(arm.model, config, loaded, arm.tables)) if small else arm.target
-    held = arm.held if isinstance(arm.method, Method) or arm.name == "prune_after" else None
-    plan = arm.plan if isinstance(arm.method, Method) else None
+    sited = isinstance(arm.method, Method | WidthMethod)
+    held = arm.held if sited or arm.name == "prune_after" else None
+    plan = arm.plan if sited else None
     return Preview(
         arm.name, loaded.describe(), arm.model, params, held, plan, length, arm.moves, config.optimizer, config.rate,
         loaded.columns, arm.tables,

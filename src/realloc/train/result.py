@@ -20,9 +20,10 @@ Result = TypeVar("Result", bound="DataclassInstance")
 class RunResult:
     """One run's outcome. Fields that do not apply are None; times are seconds.
 
-    ``budget`` is held and parked together, in ``currency``: weights, example visits, millionths of learning rate, or
-    bytes of embedding rows; ``tables`` says how columns of ids were looked up, ``inputs`` names those that a method of
-    columns holds at the end. ``params`` counts every trainable number, biases and dense layers included.
+    ``budget`` is held and parked together, in ``currency``: weights, example visits, millionths of learning rate,
+    bytes of embedding rows, or parameters or FLOPs of layers whose widths move. ``tables`` says how columns of ids were
+    looked up, ``inputs`` names those that a method of columns holds at the end, ``widths`` the units of each layer.
+    ``params`` counts every trainable number, biases and dense layers included.
     ``excess`` is what a small dense model has over the sparse one it stands beside. ``train_seconds`` runs from the
     first batch to the last, moves included; evaluation, checkpoints and set-up are apart. ``peak_bytes`` is anonymous
     memory over its value once data and code are loaded, ``train_peak_bytes`` the same without what building the model
@@ -65,6 +66,7 @@ class RunResult:
     folder: str | None
     tables: dict[str, Any] | None = None
     inputs: list[str] | None = None
+    widths: dict[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """A dict that strict JSON can hold: a number that is not finite becomes None."""

@@ -176,14 +176,16 @@ def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resu
         quality = evaluate(watch.trainee.model, scene.data.test, scene.data.task)
     watch.peak.look()
     account = _account(watch, before)
-    handle, inputs = watch.trainee.handle, None
+    handle, inputs, widths = watch.trainee.handle, None, None
     for one in (handle, watch.trainee.rows):
         if one is not None:
             one.summary()  # says aloud where nothing has moved
     if isinstance(handle, Handle) and arm.chooses_inputs:
         inputs = held_inputs(handle, scene.data, arm.tables)
+    if isinstance(handle, Handle) and arm.moves_widths:
+        widths = dict(handle.units)
     whole = parameters(watch.trainee.model)
-    params = arm.rest + spent.held if spent.currency == "weights" and spent.held is not None else whole
+    params = whole if spent.weights is None else arm.rest + spent.weights
     classes = scene.data.task == "classification"
     result = RunResult(
         method=arm.name, data=config.data, model=arm.model, seed=config.seed, density=arm.density,
@@ -201,7 +203,7 @@ def _result(scene: Scene, watch: Watch, before: Account, *, finished: bool, resu
         optimizer=config.optimizer, lr=config.rate, threads=config.threads or torch.get_num_threads(),
         finished=finished, resumed_from=resumed_from,
         folder=str(scene.keep.path) if scene.keep else None,
-        tables=_tables(arm, watch.trainee), inputs=inputs,
+        tables=_tables(arm, watch.trainee), inputs=inputs, widths=widths,
     )  # fmt: skip
     if scene.keep:
         scene.keep.finish(result.as_json())

@@ -14,10 +14,11 @@ from realloc.methods.example_method import ExampleMethod
 from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.method import Method
 from realloc.methods.rate_method import RateMethod
+from realloc.methods.width_method import WidthMethod
 from realloc.schedule import Curve, constant
 from realloc.train.config import Setting, refuse_flag
 
-AnyMethod = Method | ColumnMethod | ExampleMethod | RateMethod | HotRowMethod
+AnyMethod = Method | ColumnMethod | ExampleMethod | RateMethod | HotRowMethod | WidthMethod
 Recipe = Callable[..., AnyMethod]
 KINDS: Final = tuple(kind.__name__ for kind in get_args(AnyMethod))  # a new kind of unit is one word above
 
@@ -66,9 +67,15 @@ class Option:
 
 
 def options(name: str) -> tuple[Option, ...]:
-    """The settings that a method takes by ``--set``; ``density`` has its own flag."""
-    parameters = _signature(RECIPES[name]).values()
-    return tuple(Option(p.name, p.default, p.annotation == "int | str") for p in parameters if p.name != "density")
+    """The settings that a method takes by ``--set``: those that words can say; ``density`` has its own flag."""
+    parameters = [p for p in _signature(RECIPES[name]).values() if p.name != "density" and _sayable(p)]
+    return tuple(Option(p.name, p.default, p.annotation == "int | str") for p in parameters)
+
+
+def _sayable(parameter: inspect.Parameter) -> bool:
+    """Whether its default is a number, a word, a curve or nothing: a score or a rule is for Python."""
+    default = parameter.default
+    return default is None or default is parameter.empty or isinstance(default, bool | int | float | str | Curve)
 
 
 def recipe(name: str, density: float, settings: Mapping[str, Setting]) -> AnyMethod:

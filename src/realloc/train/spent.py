@@ -28,11 +28,15 @@ class Spent:
     parked: int | None = None
     moves: int | None = None
     units_moved: int | None = None
+    weights: int | None = None  # numbers that sites hold, whatever the budget counts
 
 
-def of_weights(handle: Handle) -> Spent:
-    """Weights, alone or in columns."""
-    return Spent("weights", handle.budget, handle.held, handle.parked, handle.moves, handle.units_moved)
+def of_sites(handle: Handle) -> Spent:
+    """Weights, alone or in columns; where widths move, parameters or FLOPs."""
+    weights = sum(site.held for site in handle.sites.values())
+    return Spent(
+        handle.currency, handle.budget, handle.held, handle.parked, handle.moves, handle.units_moved, weights
+    )  # fmt: skip
 
 
 def of_rates(handle: RateHandle) -> Spent:
@@ -46,7 +50,7 @@ def of_rows(handle: HotRowHandle) -> Spent:
 
 
 ACCOUNTS: Final[Mapping[type, Callable[[Any], Spent]]] = {
-    Handle: of_weights, RateHandle: of_rates, HotRowHandle: of_rows,
+    Handle: of_sites, RateHandle: of_rates, HotRowHandle: of_rows,
 }  # fmt: skip
 
 
