@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,15 @@ from realloc.methods.rate_method import RatePast
 from realloc.methods.rate_score import RateScore
 from realloc.methods.rates import SCORES as OF_RATES
 from realloc.methods.rows import SCORES as OF_ROWS
+from realloc.methods.width import SCORES as OF_WIDTH
 from realloc.observe.visited import Past
 
-WORDS = {"rows": OF_ROWS, "columns": OF_COLUMNS, "examples": OF_EXAMPLES, "rates": OF_RATES}
+WORDS = {"rows": OF_ROWS, "columns": OF_COLUMNS, "width": OF_WIDTH, "examples": OF_EXAMPLES, "rates": OF_RATES}
+# where a method has its score; of examples it is inside the draw, which is compared below
+TAKEN: dict[str, Callable[[Any], Any]] = {
+    "rows": lambda made: made.score, "columns": lambda made: made.at("fc.weight", 40).keep,
+    "width": lambda made: made.keep, "rates": lambda made: made.weigh,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", WORDS)
@@ -28,12 +36,14 @@ def test_each_kind_takes_its_score_in_one_way(kind: str) -> None:
     default = inspect.signature(make).parameters["score"].default
     assert default in words and (kind == "rates" or "random" in words)
     for word, score in words.items():
-        assert score.name in (word, "first impression", "random") and make(score=word).name == kind
-        assert make(score=score).reference == make(score=word).reference
+        made, same = make(score=word), make(score=score)
+        assert made.name == same.name == kind and made.reference == same.reference
+        if kind in TAKEN:
+            assert TAKEN[kind](made) is TAKEN[kind](same) is (score.weigh if kind == "rates" else score)
     for wrong in (default[:-1], None, 3, "zzz"):
         with pytest.raises(
             ConfigError,
-            match=rf"score is {re.escape(repr(wrong))}.*; use one of {next(iter(words))}, .* or a \w*Score$",
+            match=rf"score is {re.escape(repr(wrong))}.*; use one of {next(iter(words))}, .* or a (\w*Score|Width\w+)$",
         ):
             make(score=wrong)
     with pytest.raises(ConfigError, match=f"nearest: '{default}'"):

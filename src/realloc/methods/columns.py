@@ -25,8 +25,9 @@ def columns(k: int | str = "10%", *, score: str | Score = "impression", candidat
     """Train k inputs and some candidates; at each move the k best stay, and random others take the candidates' place.
 
     Of D inputs, ``k + floor(candidates * (D - k))`` are held until the last move, which leaves the best k. With the
-    score "impression" it is `entryprune`. That is the default because it is the published rule; it stands beside no
-    control in our benchmarks yet. `random_columns`, the same k all along, is what it has to beat.
+    score "impression" it is `entryprune`: of four rules the best on Fashion-MNIST with k = 50 (85.2 %, 2.95 ± 0.17
+    points over `random_columns`), and on adult with k = 27 second to `neurofs`, by 0.7 (84.7 %, +5.59 ± 3.31;
+    benchmarks/results/units.md, five paired seeds). The other scores are not measured.
 
     Source: EntryPrune (2410.02344); where we differ is said in `entryprune`.
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from realloc.allocate.room_of_widths import by_gain
 from realloc.allocate.width_costs import Currency
 from realloc.errors import ConfigError
 from realloc.grow.grown import Growth
 from realloc.grow.zero_output import zero_output
+from realloc.methods.named_score import named_score
 from realloc.methods.width_method import WidthMethod
 from realloc.schedule import cosine
+from realloc.scores.neuron_activity import neuron_activity
 from realloc.scores.neuron_effect import neuron_effect
+from realloc.scores.neuron_magnitude import neuron_magnitude
 from realloc.scores.neuron_mean import neuron_mean
+from realloc.scores.neuron_random import neuron_random
+from realloc.scores.neuron_utility import neuron_utility
 from realloc.scores.neurons import WidthKeep, WidthWant
+
+SCORES: Final = {
+    "effect": neuron_effect, "magnitude": neuron_magnitude, "activity": neuron_activity, "utility": neuron_utility,
+    "random": neuron_random,
+}  # fmt: skip
 
 
 def width(
     *,
     drop: float = 0.1,
-    score: WidthKeep = neuron_effect,
+    score: str | WidthKeep = "effect",
     want: WidthWant = neuron_mean,
     grow: Growth = zero_output,
     window: int = 10,
@@ -35,7 +47,8 @@ def width(
 
     Args:
         drop: share of the budget that is released and handed out again at the first move, in [0, 1); falls to 0.
-        score: worth of held units.
+        score: worth of held units: "effect" (of removing one, on the loss), "magnitude" (|w_in| |w_out|), "activity"
+            (mean output), "utility" (of continual backprop), "random" (control), or a `WidthKeep` of your own.
         want: worth of further ones.
         grow: how new ones start; all rules keep the function.
         window: steps before a move whose effects are summed.
@@ -43,14 +56,14 @@ def width(
         currency: "parameters", or "FLOPs" of one example's forward.
 
     Raises:
-        ConfigError: a drop outside [0, 1), or numbers that make no sense.
+        ConfigError: no such score, a drop outside [0, 1), or numbers that make no sense.
 
     Reference: effects as Molchanov et al. (1906.10771); exchange at a fixed cost as MorphNet (1711.06798), here in
     small moves while the model trains, by gain per cost in place of one factor.
     """
     return WidthMethod(
-        "width", "1906.10771", keep=score, want=want, share=by_gain, grow=grow, drop=cosine(_share(drop)),
-        mature=mature, window=window, currency=currency,
+        "width", "1906.10771", keep=named_score(score, WidthKeep, SCORES), want=want, share=by_gain, grow=grow,
+        drop=cosine(_share(drop)), mature=mature, window=window, currency=currency,
     )  # fmt: skip
 
 
