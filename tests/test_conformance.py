@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import kinds
 from kinds import WEIGHTS
 from realloc import methods
 from realloc.methods.method import Method
@@ -13,6 +14,12 @@ from realloc.scores.gradient import gradient
 from realloc.scores.score import Score
 from realloc.select.top_k import top_k
 from realloc.testing import PROMISES, Report, check_method
+
+
+def test_every_method_is_of_a_kind_that_has_a_suite():
+    """Each list of `kinds` is what the tests of that kind go by: none is left out."""
+    lists = [found for name, found in vars(kinds).items() if name.isupper()]
+    assert sorted(name for found in lists for name in found) == sorted(methods.__all__) and all(lists)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

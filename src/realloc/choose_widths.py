@@ -54,6 +54,9 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
         if (where.layers is None or any(_named(one.name, p) for p in where.layers))
         and not any(_named(one.name, p) for p in where.exclude)
     ]
+    if found and not taken:
+        left = ", ".join(map(plain, names[:5]))
+        raise ConfigError(f"every hidden dimension of this model is left out: {left}; exclude fewer, or name one")
     if not taken:
         why = "; ".join(f"{plain(name)}: {reason}" for name, reason in others[:3])
         raise ConfigError(

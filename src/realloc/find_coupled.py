@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import torch
@@ -46,8 +45,10 @@ def coupled(root: nn.Module, example: Any) -> Dimensions:
             parameter.requires_grad_(flag)
     traced, others = _groups(root, graph, torch_pruning)
     behind = _behind(graph)
-    del graph, flags
-    gc.collect()  # its nodes hold each other, and the parameters
+    for node in graph.module2node.values():  # they hold each other, and by their gradients the parameters
+        node.grad_fn = None
+        for links in (node.dependencies, node.inputs, node.outputs):
+            links.clear()
     found, more = that_follow(root, example, traced)
     return Dimensions(found, others + more, behind)
 

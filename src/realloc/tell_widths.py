@@ -39,7 +39,8 @@ def groups_named(pool: WidePool, name: str) -> list[int]:
         found = sorted({group for member in members for group in member.groups})
     if not found:
         known = [*space.groups, *(member.name for member in space.members)]
-        raise ConfigError(f"no hidden dimension and no site {plain(name)!r}{nearest(name, known)}")
+        close = nearest(name, known) or "; there are " + ", ".join(repr(plain(group)) for group in space.groups[:5])
+        raise ConfigError(f"no hidden dimension and no site {plain(name)!r}{close}")
     return found
 
 

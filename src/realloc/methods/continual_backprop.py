@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from realloc.methods.width_method import WidthMethod
+from realloc.methods.width_method import WidthMethod, share_of
 from realloc.schedule import constant
 from realloc.scores.neuron_random import want_neuron_random
 from realloc.scores.neuron_utility import neuron_utility
@@ -25,5 +25,5 @@ def continual_backprop(share: float = 0.01, *, mature: int = 100) -> WidthMethod
     """
     return WidthMethod(
         "continual_backprop", "2306.13812", keep=neuron_utility, want=want_neuron_random, within=True,
-        drop=constant(share), mature=mature,
+        drop=constant(share_of(share, "share")), mature=mature,
     )  # fmt: skip

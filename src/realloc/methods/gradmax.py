@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from realloc.allocate.width_costs import Currency
 from realloc.grow.gradmax import gradmax as largest
-from realloc.methods.width_method import WidthMethod
+from realloc.methods.width_method import WidthMethod, share_of
 from realloc.schedule import cosine
 from realloc.scores.neuron_effect import neuron_effect
 from realloc.scores.neuron_gain import neuron_gain
@@ -23,10 +23,13 @@ def gradmax(
         mature: steps that a unit holds its place before it may go.
         currency: "parameters", or "FLOPs" of one example's forward.
 
+    Raises:
+        ConfigError: a drop outside [0, 1), or numbers that make no sense.
+
     Reference: Evci et al., 2201.05125. Where we differ: the paper only grows, layer by layer in turn; here units of
     least effect pay for the new ones, and layers compete by ``sigma^2`` per cost.
     """
     return WidthMethod(
-        "gradmax", "2201.05125", keep=neuron_effect, want=neuron_gain, grow=largest, drop=cosine(drop), mature=mature,
-        window=window, currency=currency,
+        "gradmax", "2201.05125", keep=neuron_effect, want=neuron_gain, grow=largest, drop=cosine(share_of(drop)),
+        mature=mature, window=window, currency=currency,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from realloc.allocate.room_of_widths import in_proportion
 from realloc.allocate.width_costs import Currency
-from realloc.methods.width_method import WidthMethod
+from realloc.methods.width_method import WidthMethod, share_of
 from realloc.schedule import cosine
 from realloc.scores.neuron_effect import neuron_effect
 from realloc.scores.neuron_mean import neuron_mean
@@ -24,11 +24,14 @@ def morphnet(
         mature: steps that a unit holds its place before it may go.
         currency: "parameters", or "FLOPs" of one example's forward.
 
+    Raises:
+        ConfigError: a drop outside [0, 1), or numbers that make no sense.
+
     Reference: Gordon et al., 1711.06798, section 3. Where we differ: the paper shrinks by a penalty on batch norm
     factors over a whole training run, widens once and trains anew; here both happen at every move of one run, by the
     measured effect of removal, and new units keep the function.
     """
     return WidthMethod(
-        "morphnet", "1711.06798", keep=neuron_effect, want=neuron_mean, share=in_proportion, drop=cosine(drop),
-        mature=mature, window=window, currency=currency,
+        "morphnet", "1711.06798", keep=neuron_effect, want=neuron_mean, share=in_proportion,
+        drop=cosine(share_of(drop)), mature=mature, window=window, currency=currency,
     )  # fmt: skip

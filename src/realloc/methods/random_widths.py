@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from realloc.allocate.width_costs import Currency
-from realloc.methods.width_method import WidthMethod
+from realloc.methods.width_method import WidthMethod, share_of
 from realloc.schedule import cosine
 from realloc.scores.neuron_random import neuron_random, want_neuron_random
 
@@ -15,12 +15,15 @@ def random_widths(*, drop: float = 0.1, mature: int = 100, currency: Currency = 
         drop: share of the budget released at the first move, in [0, 1); falls to 0.
         mature: steps that a unit holds its place before it may go.
         currency: "parameters", or "FLOPs" of one example's forward.
+
+    Raises:
+        ConfigError: a drop outside [0, 1), or numbers that make no sense.
     """
     return WidthMethod(
         "random_widths",
         keep=neuron_random,
         want=want_neuron_random,
-        drop=cosine(drop),
+        drop=cosine(share_of(drop)),
         mature=mature,
         currency=currency,
     )

@@ -6,11 +6,10 @@ from typing import Final
 
 from realloc.allocate.room_of_widths import by_gain
 from realloc.allocate.width_costs import Currency
-from realloc.errors import ConfigError
 from realloc.grow.grown import Growth
 from realloc.grow.zero_output import zero_output
 from realloc.methods.named_score import named_score
-from realloc.methods.width_method import WidthMethod
+from realloc.methods.width_method import WidthMethod, share_of
 from realloc.schedule import cosine
 from realloc.scores.neuron_activity import neuron_activity
 from realloc.scores.neuron_effect import neuron_effect
@@ -63,11 +62,5 @@ def width(
     """
     return WidthMethod(
         "width", "1906.10771", keep=named_score(score, WidthKeep, SCORES), want=want, share=by_gain, grow=grow,
-        drop=cosine(_share(drop)), mature=mature, window=window, currency=currency,
+        drop=cosine(share_of(drop)), mature=mature, window=window, currency=currency,
     )  # fmt: skip
-
-
-def _share(drop: float) -> float:
-    if isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop < 1:
-        raise ConfigError(f"drop is {drop!r}; it is a share of what is held: 0 <= drop < 1, such as 0.1")
-    return float(drop)

@@ -137,3 +137,17 @@ class WidthMethod:
             raise ConfigError(f"exclude is the string {exclude!r}; use a tuple of patterns: ({exclude!r},)")
         groups = Groups(layers or None, tuple(exclude), least, most)
         return replace(self, where=groups, example=self.example if example is None else example)
+
+
+def share_of(value: float, name: str = "drop") -> float:
+    """A share of what is held, checked.
+
+    Raises:
+        ConfigError: it is outside [0, 1).
+
+    >>> share_of(0.1)
+    0.1
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value!r}; it is a share of what is held: 0 <= {name} < 1, such as 0.1")
+    return float(value)
