@@ -57,8 +57,9 @@ def step(model: Net, optimizer: torch.optim.Optimizer, number: int) -> float:
         lambda: methods.rigl(density=0.3),
         lambda: methods.width(mature=0, drop=0.3),
         lambda: methods.adalora(2).on("body.*", train=("ids*",)),
+        lambda: methods.auto_rgn(window=2),
     ],
-    ids=["weights", "width", "ranks"],
+    ids=["weights", "width", "ranks", "rates"],
 )
 def test_rows_and_another_kind_share_a_model_and_resume_bit_by_bit(moving: Callable[[], Any]) -> None:
     model = net()
@@ -73,7 +74,7 @@ def test_rows_and_another_kind_share_a_model_and_resume_bit_by_bit(moving: Calla
         assert (rows.budget, other.budget) == budgets
         assert rows.held + rows.parked == rows.budget
         assert other.held + other.parked == other.budget
-    assert rows.moves and (other.moves or not other._engine.method.moves)
+    assert rows.moves and other.moves
     again = net()
     optimizer, rows, other = attach(again, moving)
     assert saved is not None

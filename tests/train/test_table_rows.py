@@ -192,15 +192,22 @@ def test_which_arms_spend_rows(table: str) -> None:
     assert asked == ["dense"]
 
 
-@pytest.mark.parametrize("method", ["rigl", "columns", "importance", "prune_after", "small_dense", "gmp"])
+@pytest.mark.parametrize(
+    "method", ["rigl", "columns", "importance", "prune_after", "small_dense", "gmp", "rates", "auto_rgn", "width"]
+)
 def test_rows_move_beside_another_budget(table: str, method: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Each its own account; a run that is cut goes on with both."""
-    asked = config(table, method, density=0.3, rows="20%", every=3)
+    net = {"model": "mlp:24,12", "settings": {"mature": 4, "drop": 0.3}} if method == "width" else {}
+    asked = config(table, method, density=0.3, rows="20%", every=3, **net)
     done, foretold = train(asked), preview(asked)
     assert done.tables is not None and foretold.tables is not None and foretold.tables.split is not None
     assert done.tables["held"] + done.tables["parked"] == done.tables["budget"] == foretold.tables.split.budget
-    assert done.tables["moves"] and done.tables["rows_given"] and done.params == foretold.params
-    assert done.currency == {"importance": "visits", "small_dense": "bytes"}.get(method, "weights")
+    assert done.tables["moves"] and done.tables["rows_given"]
+    spare = (done.parked or 0) if method == "width" else 0  # what buys no whole unit at the end
+    assert done.params == foretold.params - spare
+    other = {"importance": "visits", "small_dense": "bytes", "width": "parameters"}
+    rate = dict.fromkeys(("rates", "auto_rgn"), "millionths of rate")
+    assert done.currency == (other | rate).get(method, "weights")
     if done.currency == "weights":
         assert done.held is not None and done.parked is not None and done.held + done.parked == done.budget
     monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)

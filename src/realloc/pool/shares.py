@@ -19,6 +19,7 @@ SUMS: Final = "realloc_rate_sums"
 FIELDS: Final = ("format", "made", "seed", "steps", "moves", "spent", "seen")
 MEASURED: Final = ("gain", "movement", "weight", "gradient")
 FORMAT: Final = 2
+OURS: Final = "realloc_"  # begins an entry of a group that says whose moments it has
 
 
 @final
@@ -141,10 +142,15 @@ class Split:
             return None
         groups = self._optimizer.param_groups
         wrote = "a new group" if len(groups) != len(self._parts) else None
+        before = {id(group): dict(group) for group, _, _ in self._parts}
         for group, part, rate in self._parts:
             for key, value in part.items():
-                kept = rate if key == "lr" else group.get(key, self)
-                if key != "params" and value is not kept:
+                kept = rate if key == "lr" else before[id(group)].get(key, self)
+                if key == "params" or value is kept:
+                    continue
+                if key.startswith(OURS):  # of another kind of unit, which found its parameters in this part
+                    group[key] = value
+                else:
                     wrote = wrote or key
         whole = {id(group): group for group, _, _ in self._parts}
         groups[:], self._parts = list(whole.values()), []

@@ -15,7 +15,6 @@ import realloc.train.widths as widths
 from realloc.attach import attach
 from realloc.choose_columns import method_over
 from realloc.errors import ConfigError, nearest, plain
-from realloc.hot_row_handle import HotRowHandle
 from realloc.methods.column_method import ColumnMethod
 from realloc.methods.example_method import ExampleMethod
 from realloc.methods.hot_row_method import HotRowMethod
@@ -197,8 +196,9 @@ def begin(arm: Arm, config: RunConfig, data: Dataset, length: Length, record: Si
     half = turn(length.total) if arm.name == "prune_after" else 0
     scheduler = LambdaLR(optimizer, lambda step: decay(step, length.total, half))
     trainee = Trainee(model, optimizer, scheduler)
-    if arm.beside is not None:  # rows first: what comes after them may not move what they hold
-        trainee = replace(trainee, rows=_attach_rows(trainee, arm.beside, length, config.seed, record))
+    if arm.beside is not None:  # rows first: what comes after them may replace parameters
+        rows = attach(model, optimizer, arm.beside, schedule=_due(length), seed=config.seed, record=record)
+        trainee = replace(trainee, rows=rows)
     if isinstance(arm.method, ExampleMethod):
         if length.epochs is None:  # a rehearsal, in which every example comes
             return trainee
@@ -223,12 +223,6 @@ def decay(step: int, total: int, half: int = 0) -> float:
     if half:
         step, total = (step, half) if step < half else (step - half, total - half)
     return (1.0 + math.cos(math.pi * min(1.0, step / max(1, total)))) / 2.0
-
-
-def _attach_rows(
-    trainee: Trainee, method: HotRowMethod, length: Length, seed: int, record: Sink | None
-) -> HotRowHandle:
-    return attach(trainee.model, trainee.optimizer, method, schedule=_due(length), seed=seed, record=record)
 
 
 def _due(length: Length) -> Schedule:
