@@ -112,9 +112,12 @@ class _Ear:
         self._trained = self._store.weight
         self.number = register(self)
 
+    @property
+    def listens(self) -> bool:
+        """Whether the step that is under way is noted, and not of a `functional_call` with weights of its own."""
+        return self._store.weight is self._trained and self._engine.looks(self._place)
+
     def __call__(self, table: int, ids: Tensor, found: Tensor) -> None:
-        if self._store.weight is not self._trained:  # `functional_call` with weights of its own
-            return
         found.register_hook(lambda gradient: self.note(table, ids, gradient))  # type: ignore[no-untyped-call]
 
     def note(self, table: int, ids: Tensor, gradient: Tensor) -> None:

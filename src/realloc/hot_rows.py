@@ -83,13 +83,14 @@ class HotRowEngine:
 
     def note(self, number: int, table: int, ids: Tensor, gradient: Tensor) -> None:
         """The gradient of what was looked up: ``[..., dim]`` for ids ``[...]``; negative ids are padding."""
-        if self._looks(self.pools[number]):
+        if self.looks(number):
             self.heard[number].note(tally(table, ids, gradient, self.method.score.needs_sums))
 
-    def _looks(self, pool: HotRows) -> bool:
+    def looks(self, number: int) -> bool:
         """Whether the step that is under way is noted: not where no decision comes after it."""
-        steps, schedule = pool.book.read("steps"), self.schedule
-        return steps < schedule.last and self.method.looks(steps, schedule.n, pool.book.read("seed"))
+        book, schedule = self.pools[number].book, self.schedule
+        steps = book.read("steps")
+        return steps < schedule.last and self.method.looks(steps, schedule.n, book.read("seed"))
 
     def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The optimizer's pre-hook."""
@@ -101,8 +102,8 @@ class HotRowEngine:
         noted = [heard.take() for heard in self.heard]
         if skipped(self.optimizer):
             return
-        for pool, some in zip(self.pools, noted, strict=True):
-            if self._looks(pool):  # on every rank, or on none: they gather
+        for number, (pool, some) in enumerate(zip(self.pools, noted, strict=True)):
+            if self.looks(number):  # on every rank, or on none: they gather
                 self._take(pool, some)
         steps = [pool.book.count() for pool in self.pools]
         if self.schedule.due(steps[0]):

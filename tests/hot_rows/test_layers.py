@@ -36,6 +36,21 @@ def own_rows(layer: Any, ids: list[int]) -> None:
         store.weight[store.split.shared :].normal_()
 
 
+class Ear:
+    """Hears of what is looked up, as `attach` would."""
+
+    number, listens = 0, True
+
+    def __init__(self, heard: list[Tensor]) -> None:
+        self.heard = heard
+
+    def __call__(self, table: int, ids: Tensor, found: Tensor) -> None:
+        self.heard.append(ids)
+
+    def note(self, table: int, ids: Tensor, gradient: Tensor) -> None:
+        raise AssertionError("nobody has put a hook on")
+
+
 # hashing ----------------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +98,7 @@ def test_bags_are_torchs(mode: str, form: str, attached: bool, every_id_owns: bo
     table = layer.weight.detach()[layer.store.rows_of(0, torch.arange(ids))].clone().requires_grad_()
     heard: list[Tensor] = []
     if attached:
-        layer.store.hear = lambda number, i, found: heard.append(i)
+        layer.store.hear = Ear(heard)
     weights = torch.rand(12) if form == "weights" and mode == "sum" else None
     bags = torch.randint(0, ids, (3, 4)) if form == "matrix" else torch.randint(0, ids, (12,))
     bags.view(-1)[5] = 3
@@ -232,7 +247,7 @@ def test_ids_that_are_none_are_refused() -> None:
 def test_a_copy_reads_alike_and_hears_nothing() -> None:
     layer = realloc.nn.Embedding(None, 4, rows=100)
     own_rows(layer, [5, 9])
-    layer.store.hear = lambda *_: None
+    layer.store.hear = Ear([])
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer.__class__(None, 4, rows=100)))):
         assert other.store.hear is None
     assert torch.equal(copy.deepcopy(layer)(torch.arange(30)), layer(torch.arange(30)))

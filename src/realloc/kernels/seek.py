@@ -140,6 +140,10 @@ class Listener(Protocol):
 
     number: int
 
+    @property
+    def listens(self) -> bool:
+        """Whether it notes the gradients of the step that is under way. A graph asks in each backward."""
+
     def __call__(self, table: int, ids: Tensor, found: Tensor) -> None:
         """Of a look-up outside a graph: to put a hook on what was found."""
 

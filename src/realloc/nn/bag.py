@@ -81,7 +81,7 @@ class EmbeddingBag(nn.Module):
             ids, starts = ids[counted], before[starts]
             weights = None if weights is None else weights[counted]
         store = self.store
-        if store.hear is None or not ids.numel() or not torch.is_grad_enabled():
+        if store.listener is None or not ids.numel() or not torch.is_grad_enabled():
             return _reduce(store.rows_of(self.table, ids), store.weight, starts, self.mode, weights, store.sparse)
         rows = store.look_up(self.table, ids)
         return _reduce(torch.arange(len(ids), device=ids.device), rows, starts, self.mode, weights, False)

@@ -200,13 +200,21 @@ class Rows(nn.Module):
 
     def _tell(self, table: int, ids: Tensor, found: Tensor) -> Tensor:
         """Let who listens know of the gradient of what was found."""
-        hear = self.hear
-        if hear is None or not found.requires_grad or not isinstance(self.weight, nn.Parameter):  # as in torch.func
+        hear = self.listener
+        if hear is None or not found.requires_grad:
             return found
         if torch.compiler.is_compiling():
             return cast("Tensor", heard(found, ids, hear.number, table))
         hear(table, ids, found)
         return found
+
+    @property
+    def listener(self) -> Listener | None:
+        """Who is to be told of a look-up that is made now; nobody where `torch.func` has put in weights of its own."""
+        hear = self.hear
+        if hear is None or not isinstance(self.weight, nn.Parameter):
+            return None
+        return hear if torch.compiler.is_compiling() or hear.listens else None
 
     # loading ----------------------------------------------------------------------------------------------------
 
