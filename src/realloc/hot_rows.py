@@ -134,7 +134,8 @@ class HotRowEngine:
         tables = self._tables[number]
         before = {name: len(pool.owned_by(table)) for name, table in tables.items()}
         plan = decide_hot_rows(pool, {table: name for name, table in tables.items()}, self.method, step)
-        plan = self.ranks.agree(plan, pool.whole_stamp)
+        if self.ranks.several:
+            plan = self.ranks.agree(plan, pool.whole_stamp)
         if plan.skipped is not None:
             self.once.say("RA203", plan.skipped)
         plan = self.apply(number, plan)
