@@ -74,7 +74,8 @@ def spaces(draw: st.DrawFn) -> Space:
     )
     members = draw(st.lists(member, min_size=1, max_size=5))
     members += [Member("all", Axis(g, 1)) for g in range(groups)]  # every group costs something
-    return Space(tuple("abc"[:groups]), (1,) * groups, (4,) * groups, tuple(members))
+    least = tuple(draw(st.integers(1, 2)) for _ in range(groups))
+    return Space(tuple("abc"[:groups]), least, (4,) * groups, tuple(members))
 
 
 @st.composite
@@ -82,7 +83,7 @@ def purses(draw: st.DrawFn) -> tuple[Purse, tuple[int, ...]]:
     """A purse, and widths that it need not pay for."""
     space = draw(spaces())
     currency = draw(st.sampled_from(["parameters", "FLOPs"]))
-    widths = tuple(draw(st.integers(1, 4)) for _ in space.groups)
+    widths = tuple(draw(st.integers(least, 4)) for least in space.least)
     cost = space.cost(widths, currency)
     numbers = range(len(space.members))
     rooms = tuple(
@@ -159,7 +160,8 @@ def test_narrow_and_widen_are_the_greedy_choice(pair: tuple[Purse, tuple[int, ..
     mine = [sorted(one)[:width] for one, width in zip(scores, widths, strict=False)]
     less = narrow(purse, widths, mine)
     assert less == greedy_out(purse, widths, mine)
-    assert all(a - len(one) <= n <= a and n >= 1 for n, a, one in zip(less, widths, mine, strict=True))
+    assert all(a - len(one) <= n <= a for n, a, one in zip(less, widths, mine, strict=True))
+    assert all(n >= least for n, least in zip(less, purse.space.least, strict=True))
     gains = [sorted(one, reverse=True) for one in scores[: len(widths)]]
     more = widen(purse, less, gains)
     assert more == greedy_in(purse, less, gains)
