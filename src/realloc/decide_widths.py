@@ -12,6 +12,7 @@ from realloc.allocate.room_of_widths import WidthRoom
 from realloc.allocate.width_costs import Purse
 from realloc.allocate.widths import narrow
 from realloc.errors import StateError
+from realloc.grow.grown import Grown
 from realloc.kernels.finite import all_finite
 from realloc.ledger import Entry
 from realloc.methods.width_method import WidthMethod
@@ -67,7 +68,7 @@ def _worth(group: Neurons, method: WidthMethod, generator: torch.Generator) -> T
     """The worth of units; of a group that took no part nothing is known, and nothing of it goes."""
     if not group.active:
         return torch.zeros(group.width, dtype=torch.float64)
-    return _finite(method.keep.measure(group, generator), group, method.keep.name)
+    return _finite(method.keep.measure(group, generator), group, method.keep.name, group.width)
 
 
 def _stays(
@@ -121,7 +122,10 @@ def _after(
         if count > 0:
             mine = method.want.measure(group, score[stay], count, stream(seed, "want", group.name, step))
         gains.append(_finite(mine, group, method.want.name).tolist())
-    return method.share(WidthRoom(purse, left, tuple(gains)))
+    after = tuple(method.share(WidthRoom(purse, left, tuple(gains))))
+    if len(after) != len(left) or any(now < stay for now, stay in zip(after, left, strict=True)):
+        raise StateError(f"share of {method.name} gave {after} units where {left} stay; it may only add")
+    return after
 
 
 def _compensation(group: Neurons, gone: Tensor) -> list[Write]:
@@ -142,7 +146,7 @@ def _growth(
     group: Neurons, method: WidthMethod, kept: Tensor, stays: Tensor, count: int, generator: torch.Generator
 ) -> list[Write]:
     """Start values of new units, which lie behind those that stay."""
-    grown = method.grow.draw(group, kept, count, generator)
+    grown = _sized(method.grow.draw(group, kept, count, generator), group, count, method.grow.name)
     new = torch.arange(stays.numel(), stays.numel() + count)
     place = torch.full((group.width,), -1, dtype=torch.int64)
     place[stays] = torch.arange(stays.numel())
@@ -156,7 +160,23 @@ def _growth(
     return writes
 
 
-def _finite(scores: Tensor, group: Neurons, name: str) -> Tensor:
+def _sized(grown: Grown, group: Neurons, count: int, name: str) -> Grown:
+    """Refuse start values that fit no parameter, before anything is written."""
+    entries = {part.name: part.values.shape[1] for part in (*group.makers, *group.norms, *group.readers)}
+    for parameter, values in (*grown.incoming.items(), *grown.outgoing.items()):
+        if tuple(values.shape) != (count, entries.get(parameter, -1)):
+            raise StateError(
+                f"{name} gave {tuple(values.shape)} values of {parameter} for {count} new units of {group.name}; give "
+                f"({count}, {entries[parameter]})"
+                if parameter in entries
+                else f"{name} names {parameter!r}, which has no part in {group.name}"
+            )
+    return grown
+
+
+def _finite(scores: Tensor, group: Neurons, name: str, count: int | None = None) -> Tensor:
+    if count is not None and tuple(scores.shape) != (count,):
+        raise StateError(f"{name} gave {tuple(scores.shape)} scores for {count} units of {group.name}")
     if not all_finite(scores):
         raise NotFinite(f"{name} of {group.name} is not finite")
     return scores.cpu().double()

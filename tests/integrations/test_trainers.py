@@ -28,7 +28,7 @@ METHODS = {
     "random_ranks": lambda: methods.random_ranks(rank=2), "spiel": lambda: methods.spiel(budget=300, steps=2),
     "egeria": lambda: methods.egeria(0.9, tests=1, window=2),
     "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
-    "touched_rows": lambda: methods.touched_rows(30),
+    "touched_rows": lambda: methods.touched_rows(30), "width": lambda: methods.width(drop=0.4, mature=0, window=2),
 }  # fmt: skip
 BESIDE = ("adalora", "random_ranks", "spiel")  # of these, what is beside frozen weights
 
@@ -164,7 +164,7 @@ def test_every_loop_decides_alike_and_trains_alike(name: str, tmp_path: Path) ->
     fitted, other = lit(name, 2)
     fitted.fit(module, loader())
     assert other.handle is not None
-    if name not in BESIDE:  # these start by random streams named like the site, prefix and all
+    if name not in (*BESIDE, "width"):  # these start by random streams named like the site, prefix and all
         alike(other.handle.state(), state, "model.")
     for mine in (found, weights(made.model)):
         for key, value in wanted.items():
@@ -204,7 +204,7 @@ def test_the_trainer_resumes_with_no_extra_call(name: str, tmp_path: Path) -> No
         assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
 
 
-@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel", "touched_rows"])
+@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel", "touched_rows", "width"])
 def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) -> None:
     made, callback = trainer(
         name, tmp_path, save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4,
@@ -218,7 +218,7 @@ def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) 
     assert callback.handle is not None
     callback.handle.detach()
     made.save_model(str(tmp_path / "plain"))
-    if name != "adalora":
+    if name not in ("adalora", "width"):  # no config names widths that differ from layer to layer
         transformers.BertForSequenceClassification.from_pretrained(tmp_path / "plain")
 
 

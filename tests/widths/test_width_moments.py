@@ -23,6 +23,9 @@ OPTIMIZERS: dict[str, Any] = {
     "RMSprop": lambda p, lr: torch.optim.RMSprop(p, lr=lr, momentum=0.5, centered=True),
     "Adagrad": torch.optim.Adagrad,
     "Adamax": torch.optim.Adamax,
+    "NAdam": torch.optim.NAdam,
+    "Adadelta": torch.optim.Adadelta,
+    "Rprop": torch.optim.Rprop,
 }
 
 

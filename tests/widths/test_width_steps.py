@@ -16,8 +16,10 @@ from wide_nets import DOUBLE, attached, data, loss_of, mlp, step_on, widths
 import realloc
 from kinds import WIDTHS
 from realloc import methods
-from realloc.errors import ReallocWarning
+from realloc.errors import ReallocWarning, StateError
+from realloc.grow.grown import Grown, Growth
 from realloc.methods.width_method import WidthMethod
+from realloc.scores.neurons import WidthKeep
 
 MAKE: dict[str, Callable[[], WidthMethod]] = {
     "width": lambda: methods.width(drop=0.3, mature=0), "morphnet": lambda: methods.morphnet(drop=0.3, mature=0),
@@ -281,3 +283,52 @@ def test_a_layer_called_twice_is_seen_in_both_calls() -> None:
     optimizer, handle = attached(dataclasses.replace(MAKE["gradmax"](), within=True), model, gap=1, total=4)
     step_on(model, optimizer, 0)
     assert handle.moves == 1 and bool(torch.isfinite(model.realloc_pool0).all())
+
+
+# strangers' parts -------------------------------------------------------------------------------------------------
+
+
+def keeps(measure: Callable[..., Tensor]) -> WidthMethod:
+    return dataclasses.replace(MAKE["random_widths"](), keep=WidthKeep("theirs", frozenset(), measure))
+
+
+def grows(draw: Callable[..., Grown]) -> WidthMethod:
+    return dataclasses.replace(MAKE["random_widths"](), grow=Growth("theirs", draw))
+
+
+@pytest.mark.parametrize(
+    ("method", "word"),
+    [
+        (lambda: keeps(lambda group, _: torch.zeros(group.width - 1)), r"theirs gave \(11,\) scores for 12 units of 0"),
+        (lambda: dataclasses.replace(MAKE["width"](), share=lambda room: (1, 1)), r"gave \(1, 1\) units where .* stay"),
+        (lambda: dataclasses.replace(MAKE["width"](), share=lambda room: room.widths[:1]), "it may only add"),
+        (lambda: dataclasses.replace(MAKE["width"](), share=lambda room: (12, 40)), "costs .* the budget is"),
+        (
+            lambda: dataclasses.replace(MAKE["width"](), share=lambda room: (12, 400)),
+            "do not match its counts or bounds",
+        ),
+        (lambda: grows(lambda group, *_: Grown({"0.weight": torch.zeros(1, 1)})), r"theirs (gave \(1, 1\)|names)"),
+        (
+            lambda: grows(lambda group, *_: Grown({"nobody": torch.zeros(1, 1)})),
+            "theirs names 'nobody', which has no part",
+        ),
+    ],
+)
+def test_a_strangers_part_that_does_not_fit_is_named_before_anything_moves(method: Any, word: str) -> None:
+    model = mlp(6, 12, 10, 3)
+    optimizer, handle = attached(method(), model, gap=1, total=10)
+    loss_of(model, data(0, 6)).backward()
+    with pytest.raises(StateError, match=word):
+        optimizer.step()
+    assert handle.moves == 0 and widths(handle) == {"0": 12, "2": 10}
+    assert torch.isfinite(model(data(1, 6))).all()
+
+
+def test_scores_that_are_not_finite_move_nothing_and_say_whose() -> None:
+    model = mlp(6, 12, 10, 3)
+    method = keeps(lambda group, _: torch.full((group.width,), float("nan")))
+    optimizer, handle = attached(method, model, gap=1, total=10)
+    loss_of(model, data(0, 6)).backward()
+    with pytest.warns(ReallocWarning, match="RA001.*theirs of 0 is not finite"):
+        optimizer.step()
+    assert handle.moves == 0

@@ -158,6 +158,11 @@ class Beside:
         self.groups = handle._holdings.wide[0].space.groups
         self.plain = {m.name: nn.Parameter(self.now(m.name).clone()) for m in self.members}
         self.optimizer = make([*self.plain.values()], lr=lr)
+        idle = nn.Parameter(torch.zeros(2, dtype=DOUBLE))
+        fresh = make([idle], lr=lr)
+        idle.grad = torch.zeros_like(idle)
+        fresh.step()
+        self.fresh = {key: float(v[0]) for key, v in fresh.state[idle].items() if torch.is_tensor(v) and v.ndim}
 
     def site(self, name: str) -> Any:
         return self.handle.sites[name]
@@ -189,7 +194,7 @@ class Beside:
             came += int(carried(torch.zeros_like(old), member, self.groups, sources, torch.ones_like(new)).sum())
             for key, value in state.items():
                 if torch.is_tensor(value) and value.shape == old.shape:
-                    level = float(value.flatten().median()) if key in SECOND else 0.0
+                    level = float(value.flatten().median()) if key in SECOND else self.fresh[key]
                     state[key] = carried(value, member, self.groups, sources, torch.full_like(new, level))
             parameter.grad = None
         return came

@@ -21,12 +21,13 @@ from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.methods.row_method import RowMethod
+from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, every
 
-AnyMethod = Method | RankMethod | DeltaMethod | LayerMethod | RowMethod
+AnyMethod = Method | RankMethod | DeltaMethod | WidthMethod | LayerMethod | RowMethod
 AnyHandle = Handle | LayerHandle | RowHandle
 
 

@@ -177,10 +177,11 @@ def _products(maker: WideSite, reader: WideSite) -> Tensor:
 
     Zero where one was called more often than the other: which calls belong together is not known then.
     """
-    total = torch.zeros(reader.shape[0], maker.shape[1], dtype=torch.float64)
+    device = maker.pool.parameter.device
+    total = torch.zeros(reader.shape[0], maker.shape[1], dtype=torch.float64, device=device)
     pairs = [(_rows(x, False), _rows(gy, False)) for (x, _), (_, gy) in zip(maker.tap.pairs, reader.tap.pairs)]  # noqa: B905
     if len(maker.tap.pairs) != len(reader.tap.pairs) or any(len(x) != len(gy) for x, gy in pairs):
         return total
     for x, gy in pairs:
-        total = total.to(x.device) + gy.double().t() @ x.double()
+        total += gy.double().t() @ x.double()
     return total
