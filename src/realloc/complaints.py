@@ -9,6 +9,7 @@ from torch import nn
 
 from realloc.errors import Once
 from realloc.sites.packed import half_frozen
+from realloc.sites.wide import half_frozen_widths
 
 
 @final
@@ -37,11 +38,11 @@ class Complaints:
         if not self.looked:
             self._look_for_captured()
         self.looked = True
-        names = half_frozen(root)
+        names = half_frozen(root) + half_frozen_widths(root)
         if names:
             self._once.say(
                 "RA004",
-                f"the bias of {names[0]!r} was frozen after attach, its packed weight still trains: freezing a "
+                f"the bias of {names[0]!r} was frozen after attach, its weight still trains: freezing a "
                 "container does not reach the pool; call requires_grad_(False) on the layer itself",
             )
 

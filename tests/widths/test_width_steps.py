@@ -135,6 +135,30 @@ def test_a_frozen_layer_stays_as_it_is_and_so_do_the_widths_beside_it() -> None:
     assert widths(handle) != now and model[4].weight.requires_grad
 
 
+def test_freezing_a_container_does_not_reach_the_pools_and_says_so() -> None:
+    model = nn.ModuleDict({"body": mlp(6, 12, 10), "head": mlp(10, 3)})
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model["head"](model["body"](data(0, 6))).square().mean().backward()
+        optimizer.step()
+
+    optimizer, handle = attached(MAKE["width"](), model, gap=2, total=20)
+    step()
+    model["body"].requires_grad_(False)
+    with pytest.warns(ReallocWarning, match=r"RA004.*body\.2\.weight.*requires_grad_\(False\) on the layer itself"):
+        step()
+    for layer in (model["body"][0], model["body"][2]):
+        layer.requires_grad_(False)
+    before = realloc.export.dense(model)["body"].state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReallocWarning)  # that nothing is left to measure
+        for _ in range(3):
+            step()
+    after = realloc.export.dense(model)["body"].state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before) and handle.steps == 5
+
+
 # broken steps -----------------------------------------------------------------------------------------------------
 
 

@@ -181,6 +181,7 @@ class WideLinear(nn.Linear):
 
     realloc_sites: dict[str, WideSite]
     realloc_class: type[nn.Module]
+    realloc_trains: bool  # whether it has a parameter beside the pools that trained at the start
     weight, bias = _parameter("weight"), _parameter("bias")
     in_features, out_features = _entries(1), _entries(0)
     requires_grad_, reset_parameters = _freeze, _refuse
@@ -196,6 +197,7 @@ class WideConv2d(nn.Conv2d):
 
     realloc_sites: dict[str, WideSite]
     realloc_class: type[nn.Module]
+    realloc_trains: bool  # whether it has a parameter beside the pools that trained at the start
     weight, bias = _parameter("weight"), _parameter("bias")
     in_channels, out_channels = _entries(1), _entries(0)
     requires_grad_, reset_parameters = _freeze, _refuse
@@ -211,6 +213,7 @@ class WideBatchNorm1d(nn.BatchNorm1d):
 
     realloc_sites: dict[str, WideSite]
     realloc_class: type[nn.Module]
+    realloc_trains: bool  # whether it has a parameter beside the pools that trained at the start
     weight, bias, num_features = _parameter("weight"), _parameter("bias"), _entries(0)
     running_mean, running_var = _running("running_mean"), _running("running_var")
     requires_grad_, reset_parameters = _freeze, _refuse
@@ -226,6 +229,7 @@ class WideBatchNorm2d(nn.BatchNorm2d):
 
     realloc_sites: dict[str, WideSite]
     realloc_class: type[nn.Module]
+    realloc_trains: bool  # whether it has a parameter beside the pools that trained at the start
     weight, bias, num_features = _parameter("weight"), _parameter("bias"), _entries(0)
     running_mean, running_var = _running("running_mean"), _running("running_var")
     requires_grad_, reset_parameters = _freeze, _refuse
@@ -260,6 +264,21 @@ def widen(module: nn.Module, sites: dict[str, WideSite]) -> None:
     module.__class__ = WIDE[original]
     state: dict[str, Any] = module.__dict__
     state["realloc_sites"], state["realloc_class"] = sites, original
+    state["realloc_trains"] = any(p is not None and p.requires_grad for p in module._parameters.values())
+
+
+def half_frozen_widths(root: nn.Module) -> list[str]:
+    """Names of layers whose own bias was frozen after `attach` while what they have in pools still trains.
+
+    Freezing a container reaches the parameters it owns; those of a wide layer belong to the root's pools.
+    """
+    found = []
+    for module in root.modules():
+        if isinstance(module, Wide) and module.realloc_trains:
+            still = [site for site in module.realloc_sites.values() if not site.frozen]
+            frozen = all(p is None or not p.requires_grad for p in module._parameters.values())
+            found += [site.name for site in still[:1] if frozen and site.pool.parameter.requires_grad]
+    return found
 
 
 def settle(module: Wide, parameters: dict[str, nn.Parameter]) -> None:
@@ -275,4 +294,5 @@ def settle(module: Wide, parameters: dict[str, nn.Parameter]) -> None:
     module._buffers.update(running | rest_of)  # in torch's order
     module.__class__ = module.realloc_class  # type: ignore[assignment]
     module.__dict__.update(sizes)
-    del module.__dict__["realloc_sites"], module.__dict__["realloc_class"]
+    for name in ("realloc_sites", "realloc_class", "realloc_trains"):
+        del module.__dict__[name]
