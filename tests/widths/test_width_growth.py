@@ -136,12 +136,9 @@ def test_a_copy_is_of_a_unit_that_stays() -> None:
     assert torch.allclose(found[2].weight.sum(1), plain[2].weight[:, 0], rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["relu", "norm", "flattened"])
+@pytest.mark.parametrize(("rule", "name"), [case for case in CASES if case[1] in ("relu", "norm", "flattened")])
 def test_a_move_that_cuts_and_grows_gives_what_the_cut_alone_gives(rule: str, name: str, monkeypatch: Any) -> None:
     """Not compensated, a released unit is one whose output is zero; what came beside changes nothing."""
-    if rule == "gradmax" and name != "relu":
-        pytest.skip("gradmax is for plain linear layers")
     model, moves, cut = MODELS[name](), noted_moves(monkeypatch), 0
     method = WidthMethod(
         "both", keep=neuron_random, want=neuron_mean, grow=RULES[rule], drop=constant(0.4), share=in_proportion,
