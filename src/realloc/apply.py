@@ -10,7 +10,7 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from realloc.kernels.gather import gather_slots
+from realloc.kernels.gather import gather_slots, to_slots
 from realloc.ledger import Entry
 from realloc.plan import Change, Plan
 from realloc.pool.flat import FlatPool
@@ -90,14 +90,6 @@ def apply(plan: Plan, entries: Mapping[str, Entry], target: Target) -> None:
     target.pairing.write()
 
 
-def to_slots(source: Tensor, size: int) -> Tensor:
-    """Expand a source over units of ``size`` slots each."""
-    if size == 1:
-        return source
-    inside = torch.arange(size, device=source.device)
-    return torch.where(source[:, None] < 0, -1, source[:, None] * size + inside).flatten()
-
-
 def _move_flat(
     pool: FlatPool,
     changes: Mapping[str, Change],
@@ -136,10 +128,9 @@ def _newcomers(
     found, size = [], pool.unit_size
     for index, (change, entry) in enumerate(zip(changes, entries, strict=True)):
         first, last = (b * size for b in pool.bounds(index))
-        spaced = torch.arange(first, last, max(1, (last - first) // SPACED))
         gradient = None if change is None else change.gradient
         new = None if gradient is None else (to_slots(entry.source, size) < 0).nonzero().flatten()
-        found.append(Newcomers(spaced, entry.places.numel() * size, new, gradient))
+        found.append(Newcomers(_spaced(first, last), entry.places.numel() * size, new, gradient))
     return [*found, Newcomers(torch.empty(0, dtype=torch.int64), idle * size)]
 
 
@@ -189,8 +180,10 @@ def _move_wide(pools: Sequence[WidePool], plan: Plan, entries: Mapping[str, Entr
         source, values = pool.source(units, before), pool.fills(after)
         parameter = pool.parameter
         state, weight = slotwise(target.optimizer, parameter), weight_so_far(target.optimizer, parameter)
-        newcomers = [_wide_newcomers(site.member.parameters(after), *pool.bounds(site.index)) for site in pool.sites]
-        idle = pool.capacity - sum(site.member.parameters(after) for site in pool.sites)
+        slots = [site.member.parameters(after) for site in pool.sites]
+        held = [_spaced(*pool.bounds(site.index)) for site in pool.sites]
+        newcomers = [Newcomers(mine, count) for mine, count in zip(held, slots, strict=True)]
+        idle = pool.capacity - sum(slots)
         newcomers.append(Newcomers(torch.empty(0, dtype=torch.int64), idle))
         starts = starts_of(target.moments, state, dict(target.fresh[parameter]), newcomers, weight)
         gather_pool(target.optimizer, parameter, source, starts, values)
@@ -207,8 +200,9 @@ def _move_wide(pools: Sequence[WidePool], plan: Plan, entries: Mapping[str, Entr
         write_widths(follower.owner, follower.wide, plan.writes, units)
 
 
-def _wide_newcomers(slots: int, first: int, last: int) -> Newcomers:
-    return Newcomers(torch.arange(first, last, max(1, (last - first) // SPACED)), slots)
+def _spaced(first: int, last: int) -> Tensor:
+    """Slots of a site, evenly spaced: enough for a median."""
+    return torch.arange(first, last, max(1, (last - first) // SPACED))
 
 
 def _move_masked(

@@ -84,7 +84,7 @@ def _dimensions(root: nn.Module, method: WidthMethod) -> Dimensions:
         blocks = Dimensions(known, blocks.others + more)
     mine = {side.module for one in blocks.found for side in (*one.makers, *one.readers)}
     found = [one for one in rest.found if not mine & {side.module for side in one.sides}] + blocks.found
-    taken = {name for one in blocks.found for name in (one.name,)}
+    taken = {one.name for one in blocks.found}
     others = [pair for pair in rest.others if pair[0] not in taken] + blocks.others
     return Dimensions(found, others, rest.behind)
 

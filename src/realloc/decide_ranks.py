@@ -16,6 +16,7 @@ from realloc.rng import stream
 from realloc.scores.held_ranks import HeldRanks, Wanted
 from realloc.scores.singular import jump, recompose
 from realloc.select.top_k import top_k
+from realloc.sites.places import others
 
 
 def decide_ranks(
@@ -72,7 +73,7 @@ def _stays(
     for site in sites:
         score, mine = kept.get(site.name, (None, torch.arange(site.rank)))
         stays.append(mine)
-        gone = None if score is None else score[_others(mine, site.rank)]
+        gone = None if score is None else score[others(mine, site.rank)]
         thresholds.append(None if gone is None or not gone.numel() else float(gone.max()))
     return stays, thresholds
 
@@ -96,15 +97,8 @@ def _finite(scores: Tensor, site: HeldRanks, name: str) -> Tensor:
     return scores.cpu()
 
 
-def _others(mine: Tensor, count: int) -> Tensor:
-    """Which of ``count`` are not among ``mine``, ascending."""
-    rest = torch.ones(count, dtype=torch.bool)
-    rest[mine] = False
-    return rest.nonzero().flatten()
-
-
 def _change(site: HeldRanks, stays: Tensor, grow: int, gains: Sequence[float], threshold: float | None) -> Change:
-    gone = _others(stays, site.rank)
+    gone = others(stays, site.rank)
     free = torch.ones(site.cap, dtype=torch.bool)
     free[site.places] = False
     come = free.nonzero().flatten()[:grow]

@@ -20,6 +20,7 @@ from realloc.plan import Change, Plan, Write
 from realloc.release import NotFinite
 from realloc.rng import stream
 from realloc.scores.neurons import Neurons
+from realloc.sites.places import others
 
 
 def decide_widths(
@@ -44,7 +45,7 @@ def decide_widths(
         return Plan(step, (), skipped=str(error))
     changes, writes = [], list[Write]()
     for g, group in enumerate(groups):
-        gone = _others(stays[g], group.width)
+        gone = others(stays[g], group.width)
         count = after[g] - stays[g].numel()
         come = torch.arange(group.width, group.width + count)
         if not gone.numel() and not count:
@@ -79,8 +80,7 @@ def _stays(
     free = [_may_go(group, method, mine) for group, mine in zip(groups, worth, strict=True)]
     if method.threshold is not None:
         level = method.threshold
-        keep = [mine[score[mine] > level] for mine, score in zip(free, worth, strict=True)]
-        gone = [_without(mine, stay) for mine, stay in zip(free, keep, strict=True)]
+        gone = [mine[score[mine] <= level] for mine, score in zip(free, worth, strict=True)]
         gone = [mine[: max(0, g.width - g.least)] for mine, g in zip(gone, groups, strict=True)]
     elif method.within:
         share = method.drop(phase)
@@ -93,7 +93,7 @@ def _stays(
         ranked = [score[mine].tolist() for mine, score in zip(free, worth, strict=True)]
         counts = narrow(replace(purse, budget=target), widths, ranked)
         gone = [mine[: width - n] for mine, width, n in zip(free, widths, counts, strict=True)]
-    return [_others(mine.sort().values, g.width) for mine, g in zip(gone, groups, strict=True)]
+    return [others(mine.sort().values, g.width) for mine, g in zip(gone, groups, strict=True)]
 
 
 def _may_go(group: Neurons, method: WidthMethod, worth: Tensor) -> Tensor:
@@ -182,17 +182,6 @@ def _finite(scores: Tensor, group: Neurons, name: str, count: int | None = None)
     return scores.cpu().double()
 
 
-def _others(mine: Tensor, count: int) -> Tensor:
-    """Which of ``count`` are not among ``mine``, ascending."""
-    rest = torch.ones(count, dtype=torch.bool)
-    rest[mine] = False
-    return rest.nonzero().flatten()
-
-
-def _without(mine: Tensor, stay: Tensor) -> Tensor:
-    return mine[~torch.isin(mine, stay)]
-
-
 def _jump(group: Neurons, gone: Tensor) -> float:
     """Frobenius norm of the outgoing weights of what goes."""
     return float(torch.stack([part.values[gone].double().square().sum() for part in group.readers]).sum().sqrt())
@@ -214,7 +203,7 @@ def check_plan(plan: Plan, groups: Sequence[Neurons], purse: Purse) -> dict[str,
         sound = not gone.numel() or (int(gone.min()) >= 0 and int(gone.max()) < group.width)
         if not sound or len(torch.unique(gone)) != len(gone):
             raise StateError(f"{group.name}: releases a unit that it does not hold, or one twice")
-        stays = _others(gone, group.width)
+        stays = others(gone, group.width)
         width = stays.numel() + come.numel()
         if change.before != group.width or change.after != width or not group.least <= width <= group.most:
             raise StateError(f"{group.name}: {width} units after the plan do not match its counts or bounds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import final
 
@@ -52,11 +53,10 @@ class WidthDecider:
         method, last = self._method, step >= self.schedule.last
         phase = self.schedule.phase(step)
         groups = neurons_of(self._pools, active, step, self.window, method.needs, self._ranks.mean)
-        whole = self._holdings.budget
-        purse = purse_of(self._pools, whole)
+        purse = purse_of(self._pools, self._holdings.budget)
         share = method.share_at(1.0 if last else phase)
         start = self._pools[0].space.cost(self._pools[0].start, purse.currency)
-        target = purse_of(self._pools, min(whole, round(start * share)))
+        target = replace(purse, budget=min(purse.budget, round(start * share)))
         seed = self._holdings.book.read("seed")
         plan = decide_widths(groups, method, target, step=step, phase=phase, seed=seed)
         yield Proposal(plan, partial(check_plan, groups=groups, purse=purse))

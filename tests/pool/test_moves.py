@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import realloc
 from realloc import methods
-from realloc.apply import Target, apply, to_slots
+from realloc.apply import Target, apply
 from realloc.errors import StateError
+from realloc.kernels.gather import to_slots
 from realloc.ledger import check
 from realloc.plan import Change, Plan
 from realloc.pool.holdings import Holdings, find

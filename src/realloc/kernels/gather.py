@@ -51,6 +51,18 @@ def gather_slots(moving: Sequence[Slots], source: Tensor) -> None:
         reference.gather_slots(tensor, source, start)
 
 
+def to_slots(source: Tensor, size: int) -> Tensor:
+    """Expand a source over units of ``size`` slots each; -1 stays -1.
+
+    >>> to_slots(torch.tensor([1, -1]), 2).tolist()
+    [2, 3, -1, -1]
+    """
+    if size == 1:
+        return source
+    inside = torch.arange(size, device=source.device)
+    return torch.where(source[:, None] < 0, -1, source[:, None] * size + inside).flatten()
+
+
 def _gather(moving: Sequence[Slots], source: Tensor, bits: torch.dtype) -> None:
     news = [torch.empty_like(tensor) for tensor, _ in moving]
     fills = [

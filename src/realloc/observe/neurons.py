@@ -28,14 +28,6 @@ def by_column(values: Tensor, units: int) -> Tensor:
     return values.reshape(rows, units, -1).transpose(0, 1).reshape(units, -1)
 
 
-def from_columns(values: Tensor, member: Member, rows: int) -> Tensor:
-    """The way back: ``[rows, units x block, *tail]`` from units first."""
-    units = values.shape[0]
-    assert member.columns is not None
-    inner = values.reshape(units, rows, -1).transpose(0, 1)
-    return inner.reshape(rows, units * member.columns.block, *member.tail)
-
-
 def sites_of(pools: Sequence[WidePool]) -> dict[str, WideSite]:
     """Every site of a space, by parameter name."""
     return {site.name: site for pool in pools for site in pool.sites}

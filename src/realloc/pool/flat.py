@@ -7,7 +7,7 @@ Shapes never change, so neither the optimizer, nor DDP, nor a compiled graph not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,13 @@ class FlatPool(SplitPool):
         compute int8 [S]: 0 kernel, 1 scatter.
     """
 
+    placement: ClassVar[tuple[str, ...]] = ("columns", "rows", "extents", "compute")
     lasting = ("columns", "born")
 
     def __init__(
         self, owner: nn.Module, number: int, names: Sequence[str], grids: Sequence[Grid], storage: Stored = "packed"
     ) -> None:
-        super().__init__(owner, number, ("columns", "rows", "extents", "compute", "born"))
+        super().__init__(owner, number, (*self.placement, "born"))
         self.storage = storage
         self.unit_size = grids[0].size
         seats = enumerate(zip(names, grids, strict=True))
@@ -47,11 +48,6 @@ class FlatPool(SplitPool):
         self._row_starts = tuple(starts)
 
     # where things are -------------------------------------------------------------------------------------------
-
-    @property
-    def buffer_names(self) -> tuple[str, ...]:
-        """Names of the placement's buffers on the owner."""
-        return tuple(name for part, name in self._names.items() if part != "born")
 
     @property
     def columns(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from realloc.errors import RecordError
 from realloc.kernels.finite import all_finite
 from realloc.kernels.gather import gather_slots
-from realloc.pool.split import SplitPool
+from realloc.pool.split import SplitPool, check_shapes
 from realloc.rng import stream
 from realloc.sites.rank import RankSite
 
@@ -58,11 +58,6 @@ class RankPool(SplitPool):
         for seat in seats:
             starts.append(starts[-1] + seat.cap)
         self._starts = tuple(starts)
-
-    @property
-    def buffer_names(self) -> tuple[str, ...]:
-        """Names of the placement's buffers on the owner."""
-        return tuple(self._names[part] for part in self.placement)
 
     def places(self, index: int) -> Tensor:
         """Sorted int64 places of one site."""
@@ -147,20 +142,7 @@ def check_ranks(pool: RankPool, state: dict[str, Tensor], prefix: str, compacted
     Raises:
         RecordError: wrong length or dtype, another scale, or ranks and extents that do not fit. Nothing was copied.
     """
-    names = (*pool.buffer_names, *pool.long_buffers, pool.key)
-    length = len(state[prefix + pool.key]) if state[prefix + pool.key].ndim else 0
-    for name in names:
-        if prefix + name not in state:
-            raise RecordError(f"{prefix}{name} is missing: this state was saved with another method")
-        mine = pool.owner._parameters[name] if name == pool.key else pool.owner._buffers[name]
-        assert mine is not None
-        found = state[prefix + name]
-        shape = (min(length, len(mine)), 1) if compacted and name not in pool.buffer_names else tuple(mine.shape)
-        if tuple(found.shape) != shape or (name in pool.buffer_names and found.dtype != mine.dtype):
-            raise RecordError(
-                f"{prefix + name}: {tuple(found.shape)} {found.dtype} in the state, {tuple(mine.shape)} {mine.dtype} "
-                "here; make the model with the same method, budget, cap and layers"
-            )
+    length = check_shapes(pool, state, prefix, compacted, "method, budget, cap and layers")
     extents, held, scales = (state[prefix + name].cpu() for name in pool.buffer_names)
     for index, site in enumerate(pool.sites):
         if float(scales[index]) != site.scale:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from threading import get_ident
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import StateError
+from realloc.errors import RecordError, StateError
 from realloc.kernels.cut import cut
 from realloc.kernels.taps import Tap
 from realloc.kernels.team import DAMAGED
@@ -25,6 +26,7 @@ class SplitPool:
 
     unit_size: int
     taps: tuple[Tap, ...] = ()  # of the segments, where the split itself says who took part
+    placement: ClassVar[tuple[str, ...]] = ()  # parts whose buffers say where units lie
     lasting: tuple[str, ...] = ()  # parts whose buffers are as long as the pool, and are cut with it
 
     def __init__(self, owner: nn.Module, number: int, parts: tuple[str, ...]) -> None:
@@ -48,6 +50,11 @@ class SplitPool:
         found = self.owner._buffers[self._names[part]]
         assert found is not None
         return found
+
+    @property
+    def buffer_names(self) -> tuple[str, ...]:
+        """Names of the placement's buffers on the owner."""
+        return tuple(self._names[part] for part in self.placement)
 
     @property
     def extents(self) -> Tensor:
@@ -136,3 +143,39 @@ class SplitPool:
         if self.taps:
             return cut(self.parameter, self.shapes, self.taps)
         return torch.split(self.parameter, sizes)
+
+
+def check_shapes(
+    pool: SplitPool, state: dict[str, Tensor], prefix: str, compacted: bool, same: str, more: Sequence[str] = ()
+) -> int:
+    """Refuse a state whose tensors do not fit a pool by shape and dtype; a ``compacted`` one may be shorter.
+
+    Args:
+        pool: that would load it.
+        state: from outside.
+        prefix: of its names.
+        compacted: whether the pool it is of was shortened.
+        same: what a model must be made with to fit, in words.
+        more: names of further buffers, whose lengths never change.
+
+    Returns:
+        Slots of the state's pool.
+
+    Raises:
+        RecordError: one is missing, or has another shape or dtype. Nothing was copied.
+    """
+    values = state[prefix + pool.key]
+    length = len(values) if values.ndim else 0
+    for name in (*pool.buffer_names, *pool.long_buffers, pool.key, *more):
+        if prefix + name not in state:
+            raise RecordError(f"{prefix}{name} is missing: this state was saved with another method")
+        mine = pool.owner._parameters[name] if name == pool.key else pool.owner._buffers[name]
+        assert mine is not None
+        found, long = state[prefix + name], name == pool.key or name in pool.long_buffers
+        shape = (min(length, len(mine)), 1) if compacted and long else tuple(mine.shape)
+        if tuple(found.shape) != shape or (not long and found.dtype != mine.dtype):
+            raise RecordError(
+                f"{prefix + name}: {tuple(found.shape)} {found.dtype} in the state, {tuple(mine.shape)} {mine.dtype} "
+                f"here; make the model with the same {same}"
+            )
+    return length

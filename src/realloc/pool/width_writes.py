@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from realloc.allocate.width_costs import Axis
+from realloc.kernels.gather import to_slots
 from realloc.plan import Write
 from realloc.pool.widths import RUNNING, WidePool, entries
 from realloc.sites.wide import WideSite
@@ -41,15 +41,10 @@ def write(owner: nn.Module, pools: Sequence[WidePool], writes: Sequence[Write], 
             _write_columns(site, one.units, one.values, units)
 
 
-def _spread(axis: Axis, units: Tensor) -> Tensor:
-    """Entries of units along an axis."""
-    return (units[:, None] * axis.block + torch.arange(axis.block)).flatten()
-
-
 def _write_rows(site: WideSite, new: Tensor, values: Tensor, units: Sequence[Tensor]) -> None:
     """New rows, at the columns that were there before; what they read of new columns stays zero."""
     member, whole = site.member, site.of(site.pool.parameter.detach())
-    rows = _spread(member.rows, new).to(whole.device)
+    rows = to_slots(new, member.rows.block).to(whole.device)
     if member.columns is None:
         whole[rows] = values.reshape(-1).to(whole)
         return
@@ -63,7 +58,7 @@ def _write_columns(site: WideSite, new: Tensor, values: Tensor, units: Sequence[
     """Columns, at the rows that were there before."""
     member, whole = site.member, site.of(site.pool.parameter.detach())
     assert member.columns is not None
-    columns = _spread(member.columns, new).to(whole.device)
+    columns = to_slots(new, member.columns.block).to(whole.device)
     old = entries(member.rows, units).to(whole.device)
     inner = values.reshape(len(new), -1, member.columns.block * prod(member.tail)).transpose(0, 1)
     inner = inner.reshape(-1, len(columns), *member.tail).to(whole)
@@ -102,4 +97,4 @@ def _copy_running(site: WideSite, new: Tensor, copied: Tensor, units: Sequence[T
     block = site.member.rows
     for part in RUNNING:
         values = site.pool.running(part, site.index)
-        values[_spread(block, new)] = values[_spread(block, there)]
+        values[to_slots(new, block.block)] = values[to_slots(there, block.block)]

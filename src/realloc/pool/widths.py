@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import ClassVar, final
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from realloc.allocate.width_costs import Axis, Currency, Space
 from realloc.errors import RecordError
-from realloc.kernels.gather import gather_slots
-from realloc.pool.split import SplitPool
+from realloc.kernels.gather import gather_slots, to_slots
+from realloc.pool.split import SplitPool, check_shapes
 from realloc.sites.wide import WideSite
 
 RUNNING = ("running_mean", "running_var")
@@ -51,11 +52,6 @@ class WidePool(SplitPool):
         self.taps = tuple(site.tap for site in self.sites)
         self._known: tuple[Tensor, int, tuple[int, ...]] | None = None  # the buffer, its version, what it held
         self._shapes: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def buffer_names(self) -> tuple[str, ...]:
-        """Names of the placement's buffers on the owner."""
-        return tuple(self._names[part] for part in self.placement)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -129,10 +125,9 @@ class WidePool(SplitPool):
             inner = torch.zeros(1, dtype=torch.int64)
             step = 1
             if member.columns is not None:
-                tail = torch.arange(_product(member.tail))
-                columns = entries(member.columns, units)
-                inner = torch.where(columns[:, None] < 0, -1, columns[:, None] * len(tail) + tail).flatten()
-                step = member.columns.size(widths) * len(tail)
+                tail = prod(member.tail)
+                inner = to_slots(entries(member.columns, units), tail)
+                step = member.columns.size(widths) * tail
             slots = first + rows[:, None] * step + inner
             piece = torch.where((rows[:, None] < 0) | (inner < 0), -1, slots).flatten()
             pieces.append(piece)
@@ -180,16 +175,7 @@ def entries(axis: Axis, units: Sequence[Tensor]) -> Tensor:
     """Which entry along an axis each entry was before, from the units of every group; -1: new."""
     if axis.group is None:
         return torch.arange(axis.block)
-    old = units[axis.group].cpu()
-    inside = torch.arange(axis.block)
-    return torch.where(old[:, None] < 0, -1, old[:, None] * axis.block + inside).flatten()
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+    return to_slots(units[axis.group].cpu(), axis.block)
 
 
 def check_widths(pool: WidePool, state: dict[str, Tensor], prefix: str, compacted: bool) -> None:
@@ -198,21 +184,8 @@ def check_widths(pool: WidePool, state: dict[str, Tensor], prefix: str, compacte
     Raises:
         RecordError: wrong length or dtype, a width outside its bounds, or extents that do not fit. Nothing was copied.
     """
-    names = (*pool.buffer_names, *pool.long_buffers, pool.key)
-    names += tuple(n for part in pool.by_unit if (n := pool._names[part]) in pool.owner._buffers)
-    length = len(state[prefix + pool.key]) if state[prefix + pool.key].ndim else 0
-    for name in names:
-        if prefix + name not in state:
-            raise RecordError(f"{prefix}{name} is missing: this state was saved with another method")
-        mine = pool.owner._parameters[name] if name == pool.key else pool.owner._buffers[name]
-        assert mine is not None
-        found, long = state[prefix + name], name == pool.key or name in pool.long_buffers
-        shape = (min(length, len(mine)), 1) if compacted and long else tuple(mine.shape)
-        if tuple(found.shape) != shape or (not long and found.dtype != mine.dtype):
-            raise RecordError(
-                f"{prefix + name}: {tuple(found.shape)} {found.dtype} in the state, {tuple(mine.shape)} {mine.dtype} "
-                "here; make the model with the same method, widths and layers"
-            )
+    names = [n for part in pool.by_unit if (n := pool._names[part]) in pool.owner._buffers]
+    length = check_shapes(pool, state, prefix, compacted, "method, widths and layers", names)
     extents, widths = (state[prefix + name].cpu() for name in pool.buffer_names)
     bounds = zip(pool.space.groups, widths.tolist(), pool.space.least, pool.space.most, strict=True)
     for name, width, least, most in bounds:

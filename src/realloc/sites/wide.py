@@ -118,9 +118,13 @@ def _norm(module: Any, x: Tensor) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def apart(module: Any, x: Tensor, compute: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    """Compute outside a compiled graph: the shapes of these layers really change."""
+def _apart(module: Any, x: Tensor, compute: Callable[[Any, Tensor], Tensor]) -> Tensor:
     return compute(module, x)
+
+
+def computed(module: Any, x: Tensor, compute: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """What a layer gives out; outside a compiled graph, since its shape really changes."""
+    return _apart(module, x, compute) if torch.compiler.is_compiling() else compute(module, x)
 
 
 def watched(module: Wide, x: Tensor, y: Tensor) -> Tensor:
@@ -188,7 +192,7 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[..., in_features]``."""
-        return apart(self, input, _linear) if torch.compiler.is_compiling() else _linear(self, input)
+        return computed(self, input, _linear)
 
 
 @final
@@ -204,7 +208,7 @@ class WideConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[B, in_channels, H, W]``."""
-        return apart(self, input, _conv) if torch.compiler.is_compiling() else _conv(self, input)
+        return computed(self, input, _conv)
 
 
 @final
@@ -220,7 +224,7 @@ class WideBatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[B, C]`` or ``[B, C, L]``."""
-        return apart(self, input, _norm) if torch.compiler.is_compiling() else _norm(self, input)
+        return computed(self, input, _norm)
 
 
 @final
@@ -236,7 +240,7 @@ class WideBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to ``[B, C, H, W]``."""
-        return apart(self, input, _norm) if torch.compiler.is_compiling() else _norm(self, input)
+        return computed(self, input, _norm)
 
 
 Wide = WideLinear | WideConv2d | WideBatchNorm1d | WideBatchNorm2d
