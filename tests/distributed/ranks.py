@@ -64,6 +64,12 @@ def batch(step: int, part: int, dtype: torch.dtype = torch.float32, rows: int = 
     return x, x[:, :3].argmax(1)
 
 
+def batch_of(rank: int | None, step: int) -> tuple[Tensor, Tensor]:
+    """A rank's part of a step's batch in float64; of one process, None, both parts."""
+    parts = [batch(step, part, torch.float64) for part in ((0, 1) if rank is None else (rank,))]
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
 def start(
     model: nn.Module, method: Method, *, every: int = 2, total: int = 60, wrap: bool = True, seed: int = 0,
     record: str | None = None, **settings: Any,

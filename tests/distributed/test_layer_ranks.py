@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Ranks, batch
+from ranks import Ranks, batch, batch_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -55,8 +55,7 @@ def _train(method: LayerMethod, rank: int | None, record: str | None = None) -> 
     seen = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        parts = [batch(step % 5, part, torch.float64) for part in ((0, 1) if rank is None else (rank,))]
-        x, y = (torch.cat(both) for both in zip(*parts, strict=True))
+        x, y = batch_of(rank, step % 5)
         cross_entropy(model(x), y).backward()
         optimizer.step()
         seen.append(torch.tensor(list(handle.layers.values())))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Ranks, batch, masks, net
+from ranks import Ranks, batch_of, masks, net
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,8 +38,7 @@ def _train(name: str, rank: int | None) -> Any:
     seen = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        parts = [batch(step, part, torch.float64) for part in ((0, 1) if rank is None else (rank,))]
-        x, y = (torch.cat(both) for both in zip(*parts, strict=True))
+        x, y = batch_of(rank, step)
         cross_entropy(model(x), y).backward()
         optimizer.step()
         seen.append(masks(handle))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Ranks, batch, net
+from ranks import Ranks, batch, batch_of, net
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -47,8 +47,7 @@ def _train(method: WidthMethod, rank: int | None) -> tuple[Tensor, int, int, Ten
     seen = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        parts = [batch(step, part, torch.float64) for part in ((0, 1) if rank is None else (rank,))]
-        x, y = (torch.cat(both) for both in zip(*parts, strict=True))
+        x, y = batch_of(rank, step)
         cross_entropy(model(x), y).backward()
         optimizer.step()
         assert handle.held + handle.parked == handle.budget

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
-from wide_nets import DOUBLE, IMAGE, Beside, attached, cnn, data, loss_of, mlp, noted_moves, step_on, widths
+from wide_nets import DOUBLE, IMAGE, Beside, attached, cnn, data, loss_of, mlp, noted_moves, output, step_on, widths
 
 import realloc
 from realloc import methods
@@ -146,11 +146,7 @@ def test_growth_keeps_the_function(make: Any, rule: Any, training: bool) -> None
     x = data(5, *shape)
 
     def look() -> Tensor:
-        model.train(training)
-        with torch.no_grad():
-            found = model(x)
-        model.train()
-        return found
+        return output(model, x, training)
 
     want = methods.random_widths().want
     method = WidthMethod("growing", keep=neuron_random, want=want, grow=rule, held=linear(0.1, 1.0))

@@ -9,7 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from wide_nets import DOUBLE, IMAGE, Events, attached, cnn, data, loss_of, mlp, noted_moves, shape_of, step_on, widths
+from wide_nets import (
+    DOUBLE,
+    IMAGE,
+    Events,
+    attached,
+    cnn,
+    data,
+    loss_of,
+    mlp,
+    noted_moves,
+    output,
+    shape_of,
+    step_on,
+    widths,
+)
 
 import realloc
 from realloc.allocate.room_of_widths import in_proportion
@@ -59,11 +73,7 @@ def test_growth_keeps_the_function(rule: str, name: str, training: bool) -> None
     x = data(99, *shape)
 
     def look() -> Tensor:
-        model.train(training)
-        with torch.no_grad():
-            found = model(x)
-        model.train()
-        return found
+        return output(model, x, training)
 
     optimizer, handle = attached(
         growing(RULES[rule]), model, gap=1, total=4, lr=0.0, optimizer=torch.optim.SGD,

@@ -55,6 +55,15 @@ def loss_of(model: nn.Module, x: Tensor) -> Tensor:
     return (y - flat[:, : y.shape[1]] * flat[:, -y.shape[1] :]).square().mean()
 
 
+def output(model: nn.Module, x: Tensor, training: bool) -> Tensor:
+    """What a model gives out in a mode; it trains on in the other."""
+    model.train(training)
+    with torch.no_grad():
+        found = model(x)
+    model.train()
+    return found
+
+
 def shape_of(model: nn.Module) -> tuple[int, ...]:
     first = next(m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
     return (first.in_features,) if isinstance(first, nn.Linear) else IMAGE
