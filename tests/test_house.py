@@ -38,6 +38,7 @@ ORDER = (
     "layers", "layer_checks", "trial", "layer_handle", "time_layers", "attach_layers",
     "rows", "row_handle", "attach_rows",
     "rates", "rate_handle", "attach_rates", "hot_rows", "hot_row_handle", "attach_hot_rows", "attach_slots", "attach",
+    "accounts",
     "indexed", "epoch", "visits",
     "export", "testing", "train", "compare", "finetune", "integrations", "cli", "realloc",
 )  # fmt: skip
@@ -109,6 +110,7 @@ WRITES = {
     "realloc.nn.rows: normal_": "a layer that is being made",
     "realloc.nn.rows: zeros_": "the same",
     "realloc.nn.quotient_remainder: normal_": "the same",
+    "realloc.nn.double_hashing: normal_": "the same",
     "realloc.testing: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")

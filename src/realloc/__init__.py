@@ -1,6 +1,7 @@
 """realloc moves a fixed, exact parameter budget to where it pays while a PyTorch model trains."""
 
 from realloc import export, methods, nn
+from realloc.accounts import Account, accounts
 from realloc.attach import attach, prepare
 from realloc.cache.settings import Cache
 from realloc.calibrate import calibrate
@@ -18,6 +19,7 @@ from realloc.time_layers import cost_table
 from realloc.visits import Visits
 
 __all__ = [
+    "Account",
     "Cache",
     "Handle",
     "HotRowHandle",
@@ -25,6 +27,7 @@ __all__ = [
     "RateHandle",
     "RowHandle",
     "Visits",
+    "accounts",
     "attach",
     "calibrate",
     "cost_table",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, final
 
@@ -52,7 +52,8 @@ class Target:
         trained = [(pool.owner, pool.key, pool.parameter) for pool in self.holdings.flats]
         masked = () if self.holdings.masked is None else self.holdings.masked.sites
         trained += [(*site.holder, site.parameter) for site in masked]
-        return Pairing(self.optimizer, trained, self.holdings.stamp, WORDS)
+        words = replace(WORDS, mark=f"{self.holdings.prefix}stamp")
+        return Pairing(self.optimizer, trained, self.holdings.stamp, words)
 
 
 @torch.no_grad()

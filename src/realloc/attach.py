@@ -15,7 +15,7 @@ from realloc.attach_hot_rows import attach_hot_rows
 from realloc.attach_layers import attach_layers
 from realloc.attach_rates import attach_rates
 from realloc.attach_rows import attach_rows, prepare_rows
-from realloc.attach_slots import engine_of, hook_engine, hook_look, hook_model
+from realloc.attach_slots import hook_engine, hook_look, hook_model, refuse_twice, waiting_for
 from realloc.bind import (
     begin_beside,
     fresh_of,
@@ -42,8 +42,8 @@ from realloc.methods.row_method import RowMethod
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
+from realloc.pool.found import root_of
 from realloc.pool.groups import inner
-from realloc.pool.holdings import find, root_of
 from realloc.prepare import build, describe, plan_start
 from realloc.prepare_widths import build_widths, describe_widths, plan_widths
 from realloc.rate_handle import RateHandle
@@ -83,8 +83,8 @@ def prepare(
     if isinstance(method, LayerMethod | RateMethod | HotRowMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
     root = root_of(model)
-    if not isinstance(method, RowMethod) and find(model) is not None:
-        raise StateError("this model is prepared already; attach() it, or detach() its handle first")
+    if not isinstance(method, RowMethod):
+        refuse_twice(root, method, "prepared already; attach() it, or detach() its handle first")
     if root is not model:
         raise StateError(f"prepare the model before {type(model).__name__} wraps it")
     if isinstance(method, RowMethod):
@@ -240,11 +240,9 @@ def _attach_slots(
     """Attach a method over units with slots: prepare what is not prepared yet, and hook the engine on."""
     if schedule is None and not isinstance(method, Method) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
-    schedule, holdings = required(schedule), find(model)
-    unnamed = isinstance(method, ColumnMethod) and method.layer is None
-    if isinstance(method, ColumnMethod):
-        method = method_over(root, method, holdings)
-    refuse_taken(optimizer)
+    schedule, unnamed = required(schedule), isinstance(method, ColumnMethod) and method.layer is None
+    holdings, method = waiting_for(root, method)
+    refuse_taken(optimizer, root=root)
     if holdings is None:
         if isinstance(method, Method):
             bound = prepare_under(root, optimizer, method, seed)
@@ -255,15 +253,8 @@ def _attach_slots(
         table, holdings, fresh = bound.table, bound.holdings, bound.fresh
         hook_model(root, table, bound.old, bound.order)
     else:
-        if engine_of(root) is not None:
-            raise StateError("this model is attached already; detach() the first handle before attaching again")
-        table = root.__dict__["realloc_start"]
-        if (table.method, table.asked) != (method.name, method.asked):
-            raise ConfigError(
-                f"the model was prepared for {table.method} at {table.asked}, attach got {method.name} at "
-                f"{method.asked}; pass the same method to both"
-            )
-        fresh = fresh_of(optimizer, holdings)
+        assert holdings.start is not None
+        table, fresh = holdings.start, fresh_of(optimizer, holdings)
     moving = method.rule_at(table.density) if isinstance(method, DeltaMethod) else method
     handle = hook_engine(model, Target(holdings, optimizer, fresh, moving.moments), moving, schedule, table, sink)
     if unnamed:

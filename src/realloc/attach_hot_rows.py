@@ -12,7 +12,7 @@ from realloc.errors import ConfigError, StateError, plain
 from realloc.hot_row_handle import HotRowHandle, stores_of
 from realloc.hot_rows import HotRowEngine
 from realloc.kernels.seek import register
-from realloc.links import Hook, refuse_taken
+from realloc.links import Hook, Served, refuse_taken
 from realloc.methods.hot_row_method import HotRowMethod
 from realloc.nn.rows import Rows
 from realloc.observe.ranks import ranks_of
@@ -21,7 +21,7 @@ from realloc.pool.probe import fresh_state, sparse_state
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule, required
 
-SERVING: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # whose groups are marked with owners
+SERVING: Final[Served] = weakref.WeakKeyDictionary()  # whose groups are marked with owners
 REMEDY: Final = "Take an elementwise optimizer such as AdamW or SGD, or leave attach out: hashing needs none"
 SPARSE: Final = "Take SparseAdam, Adagrad or plain SGD, or build the rows without sparse=True"
 

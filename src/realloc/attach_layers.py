@@ -26,7 +26,7 @@ from realloc.methods.layers import LayerMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.observe.sight import Sight
 from realloc.plan import LayerPlan
-from realloc.pool.holdings import find
+from realloc.pool.found import find
 from realloc.pool.rights import KEY, Rights, held_by
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule

@@ -12,10 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from realloc.bind import check_optimizer_state
 from realloc.errors import StateError
-from realloc.links import Link
+from realloc.links import Link, Served
 from realloc.methods.row_method import RowMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
+from realloc.pool.found import IGNORED
 from realloc.pool.rows import BUFFERS, KEY, check_rows, loaded, pools_of, take_out
 from realloc.prepare_rows import bind_rows, build_rows, describe_rows, plan_rows, rows_under
 from realloc.record.sink import Sink
@@ -24,8 +25,7 @@ from realloc.rows import RowEngine
 from realloc.schedule import Schedule
 
 WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
-IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: ranks give rows alike, so nothing is broadcast
-_SERVES: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # of a model whose rows are attached
+_SERVES: Final[Served] = weakref.WeakKeyDictionary()  # of a model whose rows are attached
 
 
 @final
@@ -75,7 +75,7 @@ def attach_rows(
             "this model's embeddings are on pools already; detach() the first handle, or attach the model that was "
             "prepared, not a copy of it"
         )
-    if optimizer in _SERVES:
+    if _SERVES.get(optimizer):
         raise StateError(
             "this optimizer serves the rows of another model; detach() that handle first, or put both models into one "
             "nn.ModuleDict and attach that"

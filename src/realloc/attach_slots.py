@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
@@ -12,19 +12,23 @@ from torch import Tensor, nn
 
 from realloc.apply import Target
 from realloc.bind import check_optimizer_state
+from realloc.choose_columns import method_over
 from realloc.decider import Decider
 from realloc.engine import Engine
-from realloc.errors import StateError
+from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
 from realloc.links import Hook, Link
+from realloc.methods.column_method import ColumnMethod
+from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import ranks_of
 from realloc.observe.upstream import FirstLook
 from realloc.plan import StartPlan
+from realloc.pool.found import all_of, ignore_in_ddp
 from realloc.pool.groups import carry_out, replace, sort_groups
-from realloc.pool.holdings import find
+from realloc.pool.holdings import Holdings
 from realloc.pool.restore import densify
 from realloc.rank_decider import RankDecider
 from realloc.record.sink import Sink
@@ -43,63 +47,65 @@ DECIDERS: Final[dict[type, Callable[..., Decider]]] = {
 @final
 @dataclass(eq=False)
 class Prepared:
-    """What a prepared model knows, and no copy of it: what it was before, and who moves its units."""
+    """What a prepared model knows of one method, and no copy of it: what it was before, and who moves its units.
+
+    ``order``: the optimizer's parameters before any method was attached to the model; those that went into pools by
+    their names. All methods of a model have the same list.
+    """
 
     old: dict[str, weakref.ref[nn.Parameter]]  # the dense weights that went into pools
-    order: Sequence[Tensor | str] = ()  # the optimizer's parameters before attach; a packed weight by its name
+    order: list[Tensor | str] = field(default_factory=list)
     engine: Engine | None = None
 
 
-PREPARED: Final = Link[Prepared]("realloc_link")
+PREPARED: Final = Link[dict[str, Prepared]]("realloc_link")  # by the prefix of the holdings
 
 
-def engine_of(root: nn.Module) -> Engine | None:
-    """The engine of an attached model."""
-    prepared = PREPARED.of(root)
+def engine_of(holdings: Holdings) -> Engine | None:
+    """The engine that moves what a method holds on an attached model."""
+    prepared = (PREPARED.of(holdings.owner) or {}).get(holdings.prefix)
     return None if prepared is None else prepared.engine
 
 
 def _open(module: nn.Module, args: Any) -> None:
     if not torch.compiler.is_compiling():
-        holdings = find(module)
-        if holdings is not None:
+        for holdings in all_of(module):
             holdings.open()
 
 
 def _close(module: nn.Module, args: Any, output: Any) -> None:
     if not torch.compiler.is_compiling():
-        holdings = find(module)
-        if holdings is not None:
+        for holdings in all_of(module):
             holdings.close()
 
 
 def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    holdings = find(module)
-    if holdings is not None:
+    for holdings in all_of(module):
         holdings.stamp()
 
 
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    holdings = find(module)
-    budget = None if holdings is None else holdings.check_state(state, prefix)
-    if holdings is None or budget is None:
-        return
-    engine = engine_of(module)
-    if engine is not None and engine.ranks.several:
-        raise StateError("the state is that of a compacted model, and DDP cannot see shapes change; load it before DDP")
-    holdings.shorten(state, prefix, budget, None if engine is None else engine.target.optimizer)
+    everything = all_of(module)
+    budgets = [holdings.check_state(state, prefix) for holdings in everything]
+    for holdings, budget in zip(everything, budgets, strict=True):
+        if budget is None:
+            continue
+        engine = engine_of(holdings)
+        if engine is not None and engine.ranks.several:
+            raise StateError(
+                "the state is that of a compacted model, and DDP cannot see shapes change; load it before DDP"
+            )
+        holdings.shorten(state, prefix, budget, None if engine is None else engine.target.optimizer)
 
 
 def _after_load(module: nn.Module, incompatible: Any) -> None:
-    holdings = find(module)
-    if holdings is None:
-        return
-    if not any(key.endswith("realloc_book") for key in incompatible.missing_keys):
-        holdings.loaded()
-    engine = engine_of(module)
-    if engine is not None:
-        engine.pairing.doubt()
-        engine.arm()
+    for holdings in all_of(module):
+        if not any(key.endswith(holdings.book.key) for key in incompatible.missing_keys):
+            holdings.loaded()
+        engine = engine_of(holdings)
+        if engine is not None:
+            engine.pairing.doubt()
+            engine.arm()
 
 
 def hook_model(
@@ -108,18 +114,68 @@ def hook_model(
     old: dict[str, weakref.ref[nn.Parameter]],
     order: Sequence[Tensor | str] = (),
 ) -> None:
-    """Put on a prepared model the hooks that open its pools and follow its state: all that needs no optimizer."""
-    hooks = [
+    """Put on a model that was prepared just now the hooks that open its pools and follow its state.
+
+    That is all that needs no optimizer. ``order``: as the optimizer is now, `Prepared`.
+    """
+    holdings, known = all_of(root)[-1], PREPARED.of(root) or {}
+    holdings.start = table
+    shared: list[Tensor | str] = next((one.order for one in known.values() if one.order), [])
+    if shared:
+        gone = {id(reference()): name for name, reference in old.items()}
+        shared[:] = [entry if isinstance(entry, str) else gone.get(id(entry), entry) for entry in shared]
+    else:
+        shared = list(order)
+    known[holdings.prefix] = Prepared(old, shared)
+    PREPARED.put(root, known)
+    ignore_in_ddp(root)
+    if "realloc_hooks" in root.__dict__:
+        return
+    root.__dict__["realloc_hooks"] = [
         root.register_forward_pre_hook(_open),
         root.register_forward_hook(_close, always_call=True),
         root.register_state_dict_pre_hook(_before_save),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_pre_hook(_before_load),  # type: ignore[no-untyped-call]
         root.register_load_state_dict_post_hook(_after_load),  # type: ignore[no-untyped-call]
     ]
-    root.__dict__.update({"realloc_hooks": hooks, "realloc_start": table})
-    PREPARED.put(root, Prepared(old, order))
-    ignored = [*root._buffers, *getattr(root, "_ddp_params_and_buffers_to_ignore", [])]
-    root._ddp_params_and_buffers_to_ignore = [n for n in ignored if n.startswith("realloc_") or n not in root._buffers]  # type: ignore[assignment]
+
+
+Slots = Method | RankMethod | DeltaMethod | WidthMethod
+
+
+def waiting_for(root: nn.Module, method: Slots | ColumnMethod) -> tuple[Holdings | None, Slots]:
+    """What was prepared for a method and is not attached yet, if anything; and the method, resolved for the model.
+
+    Raises:
+        ConfigError: the model was prepared for another method.
+        StateError: nothing waits for it, and it moves units of this model already.
+    """
+    waiting = [one for one in all_of(root) if engine_of(one) is None]
+    for one in waiting:
+        if one.start is not None and (one.start.method, one.start.asked) == (method.name, method.asked):
+            return one, method_over(root, method, one) if isinstance(method, ColumnMethod) else method
+    if waiting and waiting[0].start is not None:
+        table = waiting[0].start
+        raise ConfigError(
+            f"the model was prepared for {table.method} at {table.asked}, attach got {method.name} at {method.asked}; "
+            "pass the same method to both"
+        )
+    refuse_twice(root, method, "attached already; detach() the first handle before attaching again")
+    return None, method_over(root, method, None) if isinstance(method, ColumnMethod) else method
+
+
+def refuse_twice(root: nn.Module, method: Slots | ColumnMethod, already: str) -> None:
+    """Weights and widths of one model may move under several methods; what stands beside frozen weights is alone.
+
+    Raises:
+        StateError: one of the two freezes the rest, or the same method comes again without saying for which layers.
+    """
+    layers = method.layer if isinstance(method, ColumnMethod) else method.where.layers
+    for one in all_of(root):
+        alone = isinstance(method, RankMethod | DeltaMethod) or any(f.storage in ("rank", "delta") for f in one.flats)
+        known = one.start is not None and (one.start.method, one.start.asked) == (method.name, method.asked)
+        if alone or (known and layers is None):
+            raise StateError(f"this model is {already}")
 
 
 def hook_look(handle: Handle) -> None:
@@ -144,8 +200,9 @@ def hook_engine(
     """Put an engine's hooks on the optimizer and on the pools of a prepared model; the handle takes them off."""
     holdings, optimizer = target.holdings, target.optimizer
     root = holdings.owner
-    prepared = PREPARED.of(root) or Prepared({})  # of a copy of a prepared model
-    PREPARED.put(root, prepared)
+    known = PREPARED.of(root) or {}
+    prepared = known.setdefault(holdings.prefix, Prepared({}))  # made here for a copy of a prepared model
+    PREPARED.put(root, known)
 
     def give_back() -> None:
         dense: dict[str, nn.Parameter] = {}
@@ -153,9 +210,14 @@ def hook_engine(
             carry_out(optimizer, parts, parameter, target.fresh[parameter])
             replace(optimizer, [("", parameter)], [(part.name, part.parameter) for part in parts])
             dense.update({part.name: part.parameter for part in parts})
-        before = [dense[p] if isinstance(p, str) else p for p in prepared.order]
+        order = prepared.order
+        order[:] = [dense.get(p, p) if isinstance(p, str) else p for p in order]
+        before = [p for p in order if not isinstance(p, str)]
         sort_groups(optimizer, before or list(root.parameters()))
         engine.pairing.wipe()
+        del known[holdings.prefix]
+        if not known:
+            PREPARED.drop(root)
 
     ranks = ranks_of(model)
     ranks.check_stamp(holdings.stamp(), "after attach")
@@ -178,7 +240,7 @@ def hook_engine(
         tie.hook(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
         tie.hook(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
     tie.until(give_back)
-    tie.serve(optimizer)
+    tie.serve(optimizer, root=root)
     prepared.engine = engine
     if not engine.pairing.written:  # else its state was loaded already
         engine.pairing.write()

@@ -17,7 +17,7 @@ from realloc.methods.delta_method import DeltaMethod
 from realloc.methods.rank_method import RankMethod
 from realloc.modes import as_it_was
 from realloc.observe.rank_probe import Probed
-from realloc.pool.holdings import find
+from realloc.pool.found import find
 from realloc.prepare_ranks import budget_of, seats_of
 from realloc.select.streaming import best_across
 from realloc.sites.listening import listening

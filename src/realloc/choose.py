@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
@@ -12,6 +12,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.method import Where
+from realloc.pool.found import movers
+from realloc.pool.names import FIRST
 from realloc.sites.grid import Grid
 
 LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
@@ -57,21 +59,24 @@ def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str,
     Raises:
         ConfigError: nothing to choose, or a pattern that matches nothing.
     """
-    weights = list(_weights(root))
+    moved, weights = movers(root), list(_weights(root))
     if not weights:
         raise ConfigError(f"{type(root).__name__} has no parameters; give a model with at least one nn.Linear")
     lazy = next((w.name for w in weights if isinstance(w.parameter, nn.parameter.UninitializedParameter)), None)
     if lazy is not None:
         raise ConfigError(f"{lazy} is lazy and has no shape yet; run one batch through the model before attach")
-    named = _named(weights, where)
-    excluded = _matched(weights, where.exclude)
+    named = None if where.layers is None else _matched(weights, where.layers, moved)
+    excluded = _matched(weights, where.exclude, moved)
     last = next((w.name for w in reversed(weights) if w.linear), None)
     chosen: list[Chosen] = []
     dense: list[tuple[str, str]] = []
     for weight in weights:
         if named is not None and weight.name not in named:
             continue
-        reason = _stays_dense(weight, where, named is not None, weight.name in excluded, weight.name == last)
+        reason = f"{moved[weight.name]} moves it" if weight.name in moved else None
+        if reason is not None and named is not None and weight.name not in excluded:
+            raise ConfigError(f"{plain(weight.name)} is moved by {moved[weight.name]} already; name other layers")
+        reason = reason or _stays_dense(weight, where, named is not None, weight.name in excluded, weight.name == last)
         if reason is None:
             chosen.append(_take(weight, where))
         elif weight.parameter.ndim > 1:
@@ -83,6 +88,7 @@ def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str,
             "of one width with method.on(...), or leave storage out"
         )
     if not chosen:
+        dense += [(plain(name), f"{method} moves it") for name, method in moved.items()]
         why = "; ".join(f"{n}: {r}" for n, r in dense[:4]) or "there is no nn.Linear or convolution"
         raise ConfigError(f'no layer takes part ({why}); name layers with method.on("*") or change the model')
     return chosen, dense
@@ -92,7 +98,7 @@ def _weights(root: nn.Module) -> Iterator[_Weight]:
     seen: dict[int, tuple[str, str, nn.Parameter, list[Holder]]] = {}
     for module_name, module in root.named_modules():
         for attribute, parameter in module._parameters.items():
-            if parameter is None:
+            if parameter is None or attribute.startswith(FIRST):
                 continue
             full = f"{module_name}.{attribute}" if module_name else attribute
             seen.setdefault(id(parameter), (full, module_name, parameter, []))[3].append((module, attribute))
@@ -100,16 +106,15 @@ def _weights(root: nn.Module) -> Iterator[_Weight]:
         yield _Weight(full, module_name, parameter, tuple(holders))
 
 
-def _named(weights: list[_Weight], where: Where) -> set[str] | None:
-    return None if where.layers is None else _matched(weights, where.layers)
-
-
-def _matched(weights: list[_Weight], patterns: tuple[str, ...]) -> set[str]:
+def _matched(weights: list[_Weight], patterns: tuple[str, ...], moved: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ConfigError(f"layer pattern {pattern!r} is no string; use names such as 'fc1' or 'encoder.*'")
         hits = {w.name for w in weights if _hit(w, pattern)}
+        gone = next((name for name in moved if pattern in (name, name.rpartition(".")[0])), None)
+        if not hits and gone is not None:
+            raise ConfigError(f"{plain(gone)} is moved by {moved[gone]} already; name other layers")
         if not hits:
             names = sorted({n for w in weights if w.parameter.ndim > 1 for n in (w.module, w.name) if n})
             raise ConfigError(f"pattern {plain(pattern)!r} matches no layer{nearest(pattern, names)}")

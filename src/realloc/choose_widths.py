@@ -14,9 +14,10 @@ from realloc.allocate.width_costs import Axis, Member, Space
 from realloc.errors import ConfigError, nearest, plain
 from realloc.find_blocks import heads_and_units
 from realloc.find_coupled import coupled
-from realloc.find_widths import Dimensions, Found, Side, chains
+from realloc.find_widths import Dimensions, Found, Others, Side, chains
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.neurons import simple
+from realloc.pool.found import movers
 from realloc.scores.neurons import OPEN
 from realloc.try_widths import apart, call, that_follow
 
@@ -38,7 +39,7 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
         ConfigError: no group, a pattern without a match, or one that names a dimension which cannot move, and why not.
     """
     every = _dimensions(root, method)
-    found, others = every.found, every.others
+    found, others = _free(root, every)
     names = [one.name for one in found]
     where = method.where
     for pattern in (*(where.layers or ()), *where.exclude):
@@ -70,6 +71,19 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
     if "products" in method.needs:
         _refuse_without_products(space, method)
     return Chosen(space, tuple(one.width for one in taken), tuple(others))
+
+
+def _free(root: nn.Module, every: Dimensions) -> tuple[list[Found], Others]:
+    """Those in which no other method moves a weight; and the rest, with the reason."""
+    moved, names = movers(root), {module: name for name, module in root.named_modules()}
+    found, others = [], [*every.others]
+    for one in every.found:
+        theirs = next((name for side in one.sides if (name := f"{names[side.module]}.weight") in moved), None)
+        if theirs is None:
+            found.append(one)
+        else:
+            others.append((one.name, f"{moved[theirs]} moves {theirs}"))
+    return found, others
 
 
 def _named(name: str, pattern: str) -> bool:

@@ -39,6 +39,10 @@ class Recipe(Protocol):
         """Whether a decision asks for what only a backward shows."""
 
     @property
+    def falls(self) -> bool:
+        """Whether its last decision is owed: only with it is what is held what was promised."""
+
+    @property
     def young(self) -> int:
         """Steps over which the update of a new slot is damped; 0: never."""
 
@@ -78,16 +82,13 @@ class Decider(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether it is called for every step, up to the schedule's last."""
+        """Whether it is called for every step, up to the last decision."""
 
-    def upcoming(self, step: int) -> int | None:
-        """The first step from this one on after which a decision is due, by the schedule or to make up for one."""
+    def collects(self, step: int, due: int | None) -> bool:
+        """Before a step: whether taps capture its backwards, for `take` or for a decision. ``due``: the next one."""
 
-    def collects(self, step: int) -> bool:
-        """Before a step: whether taps capture its backwards, for `take` or for a decision."""
-
-    def take(self, step: int) -> None:
-        """After a step that was really taken: what it showed. Gradients are still there."""
+    def take(self, step: int, due: int | None) -> None:
+        """After a step that was really taken: what it showed. Gradients are still there. ``due``: as for `collects`."""
 
     def proposals(self, step: int, active: Mapping[str, bool]) -> Iterator[Proposal]:
         """At a due step: what is to move. ``active``: by site, whether it took part in the step, on any rank.

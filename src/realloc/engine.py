@@ -89,14 +89,22 @@ class Engine:
         """The step after which the next move is due."""
         if not self.tie.attached or not self.method.moves:
             return None
-        return self._decider.upcoming(self.holdings.book.read("steps") + 1)
+        return self._due(self.holdings.book.read("steps") + 1)
+
+    def _due(self, step: int) -> int | None:
+        """The first step from this one on after which a decision is due.
+
+        A last one that was skipped is made up for, in the schedule's rhythm, where only it brings what was promised.
+        """
+        due = self.schedule.upcoming(step)
+        return self.schedule.following(step) if due is None and self.holdings.book.read("owed") else due
 
     def reschedule(self, schedule: Schedule) -> None:
         """Move by another schedule from now on."""
         self.tie.require()
-        if schedule.upcoming(self.holdings.book.read("steps") + 1) != self.next_due():
+        known, self._decider.schedule = self.next_due(), schedule
+        if self.next_due() != known:
             self._decider.forget()  # sums that were begun for another step
-        self._decider.schedule = schedule
         self.arm()
 
     # observe ----------------------------------------------------------------------------------------------------
@@ -104,14 +112,14 @@ class Engine:
     def arm(self) -> None:
         """Collect gradients in the coming step if a decision will look at them. Also after a load."""
         upcoming = self.holdings.book.read("steps") + 1
-        armed = self._decider.collects(upcoming)
+        due = self._due(upcoming)
+        armed = self._decider.collects(upcoming, due)
         for backwards in self.backwards:
             backwards.arm(armed)
         for site in self._masked:
             site.arm(armed)
         # steps up to this one have nothing to decide, to collect or to complain about
-        due = self._decider.upcoming(upcoming)
-        busy = (self._decider.busy and upcoming <= self.schedule.last) or not self.complaints.looked
+        busy = (self._decider.busy and due is not None) or not self.complaints.looked
         self._quiet = 0 if busy else sys.maxsize if due is None else due - 1 - self._decider.window
         special = armed or due == upcoming or self._several or self._masked or self.method.young
         self._plain = not (special or self.target.followers)
@@ -174,8 +182,9 @@ class Engine:
             for site in self._masked:
                 site.forget()
             return
-        self._decider.take(step)
-        due = self._decider.upcoming(step) == step
+        coming = self._due(step)
+        self._decider.take(step, coming)
+        due = coming == step
         if due or not self.complaints.looked:
             self.complaints.look(target.holdings.owner)
         if due and self.method.moves:
@@ -189,6 +198,8 @@ class Engine:
         before = self.holdings.units
         reason = self._reason_to_wait()
         plan, entries = (Plan(step, (), skipped=reason), {}) if reason is not None else self._settled(step)
+        owes = plan.skipped is not None and self.method.falls and step >= self.schedule.last
+        self.holdings.book.write("owed", int(owes))
         if plan.skipped is not None:
             self.holdings.book.add("skipped")
             self.complaints.skipped(step, plan.skipped)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
-from realloc.pool.holdings import Holdings, Site, find
+from realloc.pool.found import find
+from realloc.pool.holdings import Holdings, Site
 from realloc.pool.pairing import check_average
 from realloc.schedule import Schedule, required
 from realloc.sites.rank import RankSite
@@ -208,7 +209,7 @@ class Handle:
         """
         self._engine.tie.require()
         check_average(average, "placement")
-        found = find(average)
+        found = find(average, self._holdings.prefix)
         if found is None or [*found.sites] != [*self.sites]:
             raise ConfigError("the copy does not hold the same sites; make it by copying the attached model")
         if found.owner is self._holdings.owner:

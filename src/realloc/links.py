@@ -13,16 +13,22 @@ from torch.utils.hooks import RemovableHandle
 from realloc.errors import StateError
 
 T = TypeVar("T")
-TAKEN: Final[weakref.WeakSet[torch.optim.Optimizer]] = weakref.WeakSet()  # that serve an attached model
+Served = weakref.WeakKeyDictionary[torch.optim.Optimizer, list[Callable[[], nn.Module | None]]]
+TAKEN: Final[Served] = weakref.WeakKeyDictionary()  # the optimizers that serve an attached model, and which
 
 
-def refuse_taken(optimizer: torch.optim.Optimizer, among: weakref.WeakSet[torch.optim.Optimizer] = TAKEN) -> None:
+def refuse_taken(optimizer: torch.optim.Optimizer, among: Served = TAKEN, root: nn.Module | None = None) -> None:
     """One optimizer serves one attached model, whether its weights, ranks or layers move; and one with rows of ids.
+
+    Args:
+        optimizer: that is to serve another handle.
+        among: those that serve one.
+        root: a model that several handles may share, as far as they said so themselves.
 
     Raises:
         StateError: it serves one already.
     """
-    if optimizer in among:
+    if any(root is None or served() is not root for served in among.get(optimizer, ())):
         raise StateError(
             "this optimizer serves an attached model already; detach() that handle first, or put both models into one "
             "nn.ModuleDict and attach that"
@@ -103,10 +109,11 @@ class Tie:
         """These hooks are on."""
         self._ends += [hook.remove for hook in hooks]
 
-    def serve(self, optimizer: torch.optim.Optimizer, among: weakref.WeakSet[torch.optim.Optimizer] = TAKEN) -> None:
-        """The optimizer serves this model, and is among those that serve one."""
-        among.add(optimizer)
-        self._ends.append(lambda: among.discard(optimizer))
+    def serve(self, optimizer: torch.optim.Optimizer, among: Served = TAKEN, root: nn.Module | None = None) -> None:
+        """The optimizer serves this handle, and is among those that serve one; ``root`` may have more of its kind."""
+        mine = weakref.ref(root) if root is not None else lambda: None
+        among.setdefault(optimizer, []).append(mine)
+        self._ends.append(lambda: among[optimizer].remove(mine) if optimizer in among else None)
 
     def until(self, act: Callable[[], object]) -> None:
         """What else it takes to be off."""

@@ -22,8 +22,9 @@ from realloc.observe.candidate_sums import sums_of
 from realloc.observe.impressions import Impressions
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.flat import FlatPool
+from realloc.pool.found import free_prefix, put_on
 from realloc.pool.groups import Part
-from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.holdings import Holdings
 from realloc.pool.masked import MaskedPool
 from realloc.rng import stream
 from realloc.scores.random import random
@@ -146,6 +147,7 @@ def build(
     zones: dict[Hashable, list[int]] = {}
     for i, chosen in enumerate(start.chosen):
         zones.setdefault(_zone(chosen, group), []).append(i)
+    prefix = free_prefix(root)
     flats: list[FlatPool] = []
     parts: list[list[Part]] = []
     masked: MaskedPool | None = None
@@ -153,15 +155,15 @@ def build(
         rows = [start.chosen[i] for i in members]
         places = [start.places[i] for i in members]
         if key == "masked":
-            masked = _build_masked(root, rows, places, method)
+            masked = _build_masked(root, prefix, rows, places, method)
         else:
-            flat, taken = _build_flat(root, len(flats), rows, places, method)
+            flat, taken = _build_flat(root, prefix, len(flats), rows, places, method)
             flats.append(flat)
             parts.append(taken)
-    holdings = Holdings(root, tuple(flats), masked)
+    holdings = Holdings(root, tuple(flats), masked, prefix=prefix)
     budget = sum(p.numel() * c.grid.size for c, p in zip(start.chosen, start.places, strict=True))
     holdings.book.register({"seed": seed, "budget": budget})
-    root.__dict__[ATTRIBUTE] = holdings
+    put_on(holdings)
     holdings.restamp()
     Averages(holdings, method.average)  # its buffers, so that a prepared model loads what an attached one saved
     sums_of(holdings, method.candidates)
@@ -171,9 +173,9 @@ def build(
 
 @torch.no_grad()
 def _build_flat(
-    root: nn.Module, number: int, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method
+    root: nn.Module, prefix: str, number: int, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method
 ) -> tuple[FlatPool, list[Part]]:
-    pool = FlatPool(root, number, [c.name for c in rows], [c.grid for c in rows])
+    pool = FlatPool(root, number, [c.name for c in rows], [c.grid for c in rows], prefix=prefix)
     values, parts, first = [], [], 0
     for chosen, held in zip(rows, places, strict=True):
         held = held.to(chosen.parameter.device)
@@ -192,9 +194,11 @@ def _build_flat(
 
 
 @torch.no_grad()
-def _build_masked(root: nn.Module, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method) -> MaskedPool:
-    capacity = sum(p.numel() for p in places)
-    pool = MaskedPool(root, [c.name for c in rows], [c.grid for c in rows], [c.holders[0] for c in rows], capacity)
+def _build_masked(
+    root: nn.Module, prefix: str, rows: Sequence[Chosen], places: Sequence[Tensor], method: Method
+) -> MaskedPool:
+    capacity, holders = sum(p.numel() for p in places), [c.holders[0] for c in rows]
+    pool = MaskedPool(root, [c.name for c in rows], [c.grid for c in rows], holders, capacity, prefix)
     pool.register(ages=method.young > 0 or method.impressions)
     pool.write([p.to(c.parameter.device) for p, c in zip(places, rows, strict=True)])
     pool.clear_outside()

@@ -19,7 +19,8 @@ from realloc.observe.average import Averages
 from realloc.observe.candidate_sums import sums_of
 from realloc.plan import SiteLine, StartPlan
 from realloc.pool.flat import FlatPool
-from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.found import put_on
+from realloc.pool.holdings import Holdings
 from realloc.prepare import place
 from realloc.sites.delta import add_delta
 from realloc.sites.grid import Grid
@@ -147,7 +148,7 @@ def build_deltas(root: nn.Module, start: DeltaStart, *, seed: int, group: GroupK
         pools.append(pool)
     holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
     holdings.book.register({"seed": seed, "budget": sum(mine.numel() for mine in start.places)})
-    root.__dict__[ATTRIBUTE] = holdings
+    put_on(holdings)
     holdings.restamp()
     Averages(holdings, start.rule.average)
     sums_of(holdings, start.rule.candidates)

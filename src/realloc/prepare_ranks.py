@@ -16,7 +16,8 @@ from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.rank_method import RankMethod
 from realloc.observe.average import Averages
 from realloc.plan import SiteLine, StartPlan
-from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.found import put_on
+from realloc.pool.holdings import Holdings
 from realloc.pool.ranks import RankPool, RankSeat, new_rows
 from realloc.scores.singular import jump
 from realloc.sites.rank import add_ranks, check_rank
@@ -214,7 +215,7 @@ def build_ranks(
         pools.append(pool)
     holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
     holdings.book.register({"seed": seed, "budget": start.capacity})
-    root.__dict__[ATTRIBUTE] = holdings
+    put_on(holdings)
     holdings.restamp()
     Averages(holdings, None)
     return holdings

@@ -15,8 +15,9 @@ from realloc.choose_widths import Chosen, choose_widths
 from realloc.errors import ConfigError, plain
 from realloc.methods.width_method import WidthMethod
 from realloc.plan import SiteLine, StartPlan
+from realloc.pool.found import free_prefix, put_on
 from realloc.pool.groups import Part
-from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.holdings import Holdings
 from realloc.pool.widths import WidePool
 from realloc.sites.wide import WideSite, widen
 
@@ -108,9 +109,9 @@ def build_widths(
         parameter = root.get_parameter(member.name)
         key = parameter.dtype, str(parameter.device), group(member.name) if group else None, member.columns is None
         zones.setdefault(key, []).append(number)
-    pools, parts = list[WidePool](), list[list[Part]]()
+    prefix, pools, parts = free_prefix(root), list[WidePool](), list[list[Part]]()
     for members in zones.values():
-        pool, taken = _pool(root, len(pools), space, members, widths, method)
+        pool, taken = _pool(root, (prefix, len(pools)), space, members, widths, method)
         pools.append(pool)
         parts.append(taken)
     sites = {site.name: site for pool in pools for site in pool.sites}
@@ -118,9 +119,9 @@ def build_widths(
         mine = _of_module(name, sites)
         if mine:
             widen(module, mine)
-    holdings = Holdings(root, tuple(pools), None)
+    holdings = Holdings(root, tuple(pools), None, prefix=prefix)
     holdings.book.register({"seed": seed, "budget": start.budget})
-    root.__dict__[ATTRIBUTE] = holdings
+    put_on(holdings)
     holdings.restamp()
     return holdings, parts
 
@@ -132,9 +133,15 @@ def _of_module(name: str, sites: dict[str, WideSite]) -> dict[str, WideSite]:
 
 @torch.no_grad()
 def _pool(
-    root: nn.Module, number: int, space: Space, members: Sequence[int], widths: tuple[int, ...], method: WidthMethod
+    root: nn.Module,
+    place: tuple[str, int],
+    space: Space,
+    members: Sequence[int],
+    widths: tuple[int, ...],
+    method: WidthMethod,
 ) -> tuple[WidePool, list[Part]]:
-    pool = WidePool(root, number, space, members, widths, method.currency)
+    prefix, number = place
+    pool = WidePool(root, number, space, members, widths, method.currency, prefix)
     values, statistics, parts, first = list[Tensor](), list[Tensor](), list[Part](), 0
     for number_of in members:
         member = space.members[number_of]

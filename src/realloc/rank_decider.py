@@ -29,15 +29,11 @@ class RankDecider:
         self._pools = tuple(pool for pool in holdings.pools if isinstance(pool, RankPool))
         self.busy = method.betas is not None
 
-    def upcoming(self, step: int) -> int | None:
-        """As the schedule says."""
-        return self.schedule.upcoming(step)
-
-    def collects(self, step: int) -> bool:
+    def collects(self, step: int, due: int | None) -> bool:
         """Whether taps capture the backwards of a step."""
-        return self._method.looks and self.schedule.due(step)
+        return self._method.looks and step == due
 
-    def take(self, step: int) -> None:
+    def take(self, step: int, due: int | None) -> None:
         """Take in the sensitivities of a step."""
         if self._method.betas is not None:
             for pool in self._pools:

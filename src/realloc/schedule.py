@@ -38,8 +38,16 @@ class Schedule:
         >>> every(5, begin=3, until=0.9, total=20).upcoming(9), every(5, total=20).upcoming(21)
         (13, None)
         """
-        number = max(1, -(-(step - self.begin) // self.n))
-        return self.begin + number * self.n if number <= self.moves else None
+        due = self.following(step)
+        return due if due <= self.last else None
+
+    def following(self, step: int) -> int:
+        """Give the first step from this one on in its rhythm, which goes on where the schedule ends.
+
+        >>> every(5, begin=3, until=0.9, total=20).following(19)
+        23
+        """
+        return self.begin + self.n * max(1, -(-(step - self.begin) // self.n))
 
     def phase(self, step: int) -> float:
         """Give the way gone from begin (0) to until (1), for curves.

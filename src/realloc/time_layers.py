@@ -14,7 +14,7 @@ from realloc.allocate.layer_costs import CostTable
 from realloc.errors import ConfigError, StateError, plain
 from realloc.modes import as_it_was
 from realloc.observe.entering import Entering
-from realloc.pool.holdings import root_of
+from realloc.pool.found import root_of
 from realloc.pool.rights import KEY
 from realloc.sites.blocks import Blocks, blocks_of
 

@@ -28,37 +28,19 @@ class WeightDecider:
         self._collect = Collect(holdings, method, ranks)
         self.window = method.candidates.steps
         self.busy = self._collect.averages.active or self._collect.impressions.active
-        self._arrived = False  # whether a decision was made at the schedule's last step or after it
 
-    def upcoming(self, step: int) -> int | None:
-        """As the schedule says; a falling density goes on after it where the last decision was skipped."""
-        schedule = self.schedule
-        due = schedule.upcoming(step)
-        owes = due is None and self._owes()
-        return step + (schedule.last - step) % schedule.n if owes else due
-
-    def _owes(self) -> bool:
-        """Whether more units are held than at the end. What a window of steps collects ends with the schedule."""
-        method = self._method
-        if self._arrived or method.held is None or self.window > 1:
-            return False
-        sites = [site for pool in self._collect.pools for site in pool.sites]
-        held = sum(site.held // site.grid.size for site in sites)
-        return held > round(method.held(1.0) * sum(site.grid.units for site in sites))
-
-    def collects(self, step: int) -> bool:
+    def collects(self, step: int, due: int | None) -> bool:
         """Whether taps capture the backwards of a step."""
-        averages = self._collect.averages.active and step <= self.schedule.last
-        return averages or (self._method.looks and self._before_move(step))
+        averages = self._collect.averages.active and due is not None
+        return averages or (self._method.looks and self._looked_at(step, due))
 
-    def _before_move(self, step: int) -> bool:
+    def _looked_at(self, step: int, due: int | None) -> bool:
         """Whether a step is one of those that a coming move looks at."""
-        due = self.upcoming(step)
         return due is not None and due - step < self.window
 
-    def take(self, step: int) -> None:
+    def take(self, step: int, due: int | None) -> None:
         """Take in what a step showed."""
-        self._collect.take(step, looked_at=self._before_move(step), goes_on=step <= self.schedule.last)
+        self._collect.take(step, looked_at=self._looked_at(step, due), goes_on=due is not None)
 
     def proposals(self, step: int, active: Mapping[str, bool]) -> Iterator[Proposal]:
         """One a pool."""
@@ -75,10 +57,8 @@ class WeightDecider:
         total = target_of([site for mine in known for site in mine], method, 1.0 if ends else phase)
         phase = 1.0 if ends and method.settles else phase
         targets = apportion(held, max(total, sum(least)), least, held)  # a falling density is shared among the pools
-        self._arrived = ends
         for pool, mine, target in zip(self._collect.pools, known, targets, strict=True):
             plan = decide(mine, method, step=step, phase=phase, seed=seed, target=target)
-            self._arrived &= plan.skipped is None
             yield Proposal(plan, partial(check, accounts=mine, capacity=pool.capacity * pool.unit_size))
 
     def forget(self) -> None:

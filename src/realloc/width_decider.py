@@ -34,17 +34,12 @@ class WidthDecider:
         """Steps before a move, its own among them, whose effects are summed."""
         return self._method.window
 
-    def upcoming(self, step: int) -> int | None:
-        """As the schedule says."""
-        return self.schedule.upcoming(step)
-
-    def collects(self, step: int) -> bool:
+    def collects(self, step: int, due: int | None) -> bool:
         """Whether taps capture the backwards of a step."""
-        return self._method.looks and self.schedule.due(step)
+        return self._method.looks and step == due
 
-    def take(self, step: int) -> None:
+    def take(self, step: int, due: int | None) -> None:
         """Sum the effects of a step that a coming move looks at."""
-        due = self.schedule.upcoming(step)
         if "worth" in self._method.needs and due is not None and due - step < self.window:
             add_effects(self._pools)
 

@@ -145,6 +145,38 @@ def test_quotient_and_remainder_tell_every_id_apart() -> None:
         layer(torch.tensor([500]))
 
 
+def test_double_hashing_reads_the_product_of_two_rows() -> None:
+    layer = realloc.nn.DoubleHashing(None, 3, rows=40)
+    ids = torch.tensor([[0, 7, *LARGE], [5, 5, *LARGE]])
+    first = mixed(ids ^ mixed_plain(0))
+    expected = layer.weight[below(first, 40)] * layer.weight[below(mixed(first), 40)]
+    assert torch.equal(layer(ids), expected) and torch.equal(
+        layer(ids.clamp(max=2**31 - 1).int())[:, :2], expected[:, :2]
+    )
+    assert layer.held == layer.budget == 40 * 3 * 4 * 3 and layer.parked == 0
+    assert not torch.equal(layer(ids), layer(ids, table=1)), "columns that share the rows are told apart"
+    told = realloc.nn.DoubleHashing(2000, 3, rows="10%")(torch.arange(2000)).unique(dim=0).shape[0]
+    assert told > 1900, "200 rows tell some 20,000 ids apart"
+    sparing = realloc.nn.DoubleHashing(500, 4, rows="1kB", moments=0)
+    assert (len(sparing.weight), sparing.held, sparing.parked) == (62, 992, 8)
+    torch.autograd.gradcheck(lambda w: torch.func.functional_call(layer, {"weight": w}, (ids,)), layer.weight.double())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"num_ids": 0}, "num_ids is 0"), ({"dim": 0}, "dim is 0"), ({"moments": -1}, "moments is -1"),
+        ({"rows": 0}, "rows is 0"), ({"rows": 501}, "500 rows"), ({"rows": "10b"}, "a row of 3 numbers costs 36"),
+        ({"num_ids": None, "rows": "10%"}, "size is unknown"),
+    ],
+)  # fmt: skip
+def test_bad_double_hashing(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        realloc.nn.DoubleHashing(**({"num_ids": 500, "dim": 3, "rows": 40} | wrong))
+    with pytest.raises(ConfigError, match="an id is -1"):
+        realloc.nn.DoubleHashing(500, 3, 40)(torch.tensor([-1]))
+
+
 # the budget -------------------------------------------------------------------------------------------------------
 
 

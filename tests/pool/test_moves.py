@@ -18,7 +18,8 @@ from realloc.errors import StateError
 from realloc.kernels.gather import to_slots
 from realloc.ledger import check
 from realloc.plan import Change, Plan
-from realloc.pool.holdings import Holdings, find
+from realloc.pool.found import find
+from realloc.pool.holdings import Holdings
 from realloc.sites.grid import Grid
 
 

@@ -64,7 +64,10 @@ def test_the_same_bytes_hashed_full_tables_and_none(table: str) -> None:
     assert full.test_accuracy is not None and full.test_accuracy > 0.75  # ids are learnt: half would be by chance
 
 
-@pytest.mark.parametrize("method", ["rows", "hashed", "dense", "rigl", "columns", "importance", "rates", "small_dense"])
+@pytest.mark.parametrize(
+    "method",
+    ["rows", "hashed", "double_hashing", "dense", "rigl", "columns", "importance", "rates", "small_dense"],
+)
 def test_every_kind_of_method_stands_behind_tables(table: str, method: str) -> None:
     more = {"settings": {"k": "40%"}} if method == "columns" else {}
     asked = config(table, method, density=0.3, **more)
@@ -86,7 +89,7 @@ def test_the_scores_of_rows_are_settings(table: str, score: str) -> None:
     assert (done.tables["sketch_bytes"] > train(config(table)).tables["sketch_bytes"]) == (score == "conflict")  # type: ignore[index]
 
 
-@pytest.mark.parametrize("method", ["rows", "hashed", "dense"])
+@pytest.mark.parametrize("method", ["rows", "hashed", "double_hashing", "dense"])
 def test_a_run_that_is_cut_twice_ends_bit_equal(
     table: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,8 @@ def test_a_rating_is_predicted_in_its_own_unit(table: str) -> None:
         ({"rows": "10MB"}, ["rows 10MB is more than the full tables of 'user', 'film'", "lower --rows"]),
         ({"rows": 100_000}, ["rows 100000 is more than the full tables"]),
         ({"rows": "300b"}, ["300 bytes, too few for one shared row for each column", "take --rows", "or more"]),
+        ({"rows": "100b", "method": "double_hashing"}, ["100 bytes, too few for one row (192 bytes)", "raise --rows"]),
+        ({"rows": "10MB", "method": "double_hashing"}, ["rows 10MB is more than the full tables of 'user', 'film'"]),
         ({"rows": "300b", "method": "hashed"}, ["300 bytes, too few", "take --rows 3 (rows, 576 bytes) or more"]),
         ({"data": "digits"}, ["--method rows needs columns that are looked up, and 'digits' has none", "--ids"]),
         ({"data": "digits", "rows": "10%", "method": "hashed"}, ["--rows 10% needs columns"]),
@@ -187,7 +192,7 @@ def _fits(looked: tuple[Looked, ...], rows: int) -> bool:
 
 def test_which_arms_spend_rows(table: str) -> None:
     usual = [name for name in arms.names() if arms.budget_of_rows(config(table, name)) is not None]
-    assert usual == ["hashed", "rows"]
+    assert usual == ["hashed", "double_hashing", "rows"]
     asked = [name for name in arms.names() if arms.budget_of_rows(config(table, name, rows="10%")) is None]
     assert asked == ["dense"]
 

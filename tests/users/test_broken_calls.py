@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 import realloc
 from realloc import methods
 from realloc.errors import StateError
+from realloc.pool.found import find
 
 
 class Interrupts(nn.Module):
@@ -128,7 +129,8 @@ def test_gradients_within_a_forward_that_has_none():
     model, _, _ = attached()
     pool = dict(model.named_parameters())["realloc_pool0"]
     with torch.no_grad():
-        holdings = model.realloc_holdings
+        holdings = find(model)
+        assert holdings is not None
         holdings.open()
         with torch.enable_grad():
             model[0](torch.randn(8, 16)).sum().backward()

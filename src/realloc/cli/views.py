@@ -117,12 +117,12 @@ def _columns(found: Preview) -> list[str]:
 
 def _tables(tables: TablePlan) -> str:
     """How ids are looked up."""
-    split, full = tables.split, f"{tables.full_bytes:,} bytes with their moments"
-    if split is None:
+    budget, full = tables.budget, f"{tables.full_bytes:,} bytes with their moments"
+    if budget is None:
         return f"tables: full, {tables.ids:,} rows of {tables.costs.dim} numbers, {full}"
-    own = f", {split.own:,} to own, sketch {split.buckets * split.costs.bucket:,} bytes" if split.own else ""
-    share = split.budget / tables.full_bytes
-    return f"tables: {split.budget:,} bytes, {share:.1%} of {full}; {split.shared:,} shared rows{own}"
+    own = f", {tables.to_own:,} to own, sketch {tables.sketch_bytes:,} bytes" if tables.to_own else ""
+    own += ", two of them for each id" if tables.doubled else ""
+    return f"tables: {budget:,} bytes, {budget / tables.full_bytes:.1%} of {full}; {tables.shared:,} shared rows{own}"
 
 
 def _arm(found: Preview) -> list[str]:

@@ -6,7 +6,8 @@ import copy
 
 from torch import nn
 
-from realloc.pool.holdings import find, root_of
+from realloc.pool.found import all_of, root_of
+from realloc.pool.names import FIRST
 from realloc.pool.restore import densify
 from realloc.pool.rows import pools_of, take_out
 
@@ -25,15 +26,14 @@ def dense(model: nn.Module) -> nn.Module:
         >>> [name for name, _ in realloc.export.dense(model).named_parameters()]
         ['0.weight', '0.bias', '1.weight', '1.bias']
     """
-    source = find(model)
-    if source is not None:
+    for source in all_of(model):
         source.stamp()  # refuses a copy whose values and places do not belong together
     twin = copy.deepcopy(root_of(model))
-    holdings = find(twin)
-    if holdings is not None:
+    everything = all_of(twin)
+    for holdings in everything:
         densify(holdings)
-        for name in [n for n in twin._buffers if n.startswith("realloc_")]:
-            del twin._buffers[name]
+    for name in [n for n in twin._buffers if n.startswith(FIRST)] if everything else ():
+        del twin._buffers[name]
     for pool in pools_of(twin):
         pool.sure()
         take_out(pool, None, {})

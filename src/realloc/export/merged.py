@@ -8,7 +8,7 @@ from torch import nn
 
 from realloc.errors import ConfigError
 from realloc.export.dense import dense
-from realloc.pool.holdings import find
+from realloc.pool.found import find
 
 BESIDE: Final = ("rank", "delta")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import realloc.record.disk as disk
 from realloc.errors import ConfigError, nearest, plain
-from realloc.pool.holdings import find, root_of
+from realloc.pool.found import find, root_of
 from realloc.record.tensors import chunks
 from realloc.sites.rank import RankConv1D, Ranked, RankSite
 

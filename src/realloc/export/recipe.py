@@ -9,7 +9,7 @@ from torch import nn
 
 import realloc.record.disk as disk
 from realloc.errors import ConfigError
-from realloc.pool.holdings import find
+from realloc.pool.found import find
 from realloc.sites.rank import RankSite
 
 

@@ -142,6 +142,11 @@ class Method:
         return self.density if self.held is None else self.held(0.0)
 
     @property
+    def falls(self) -> bool:
+        """Whether its last decision is owed: the density falls, and only then ends where it was asked to."""
+        return self.held is not None
+
+    @property
     def looks(self) -> bool:
         """Whether a decision asks for gradients that only a backward shows: those of units that are not held."""
         needs = self.keep.needs | (self.want.needs if self.want else frozenset())

@@ -118,6 +118,11 @@ class RankMethod:
         return f"{what}, scale {self.scale}"
 
     @property
+    def falls(self) -> bool:
+        """Whether its last decision is owed: the share held changes over the run, or one cut ends it."""
+        return self.held is not None or self.last_only
+
+    @property
     def looks(self) -> bool:
         """Whether a decision asks for gradients of the frozen weights, which only a backward shows."""
         return self.want is not None and self.want.looks

@@ -82,6 +82,11 @@ class WidthMethod:
         return self.keep.needs | wanted | more
 
     @property
+    def falls(self) -> bool:
+        """Whether its last decision is owed: the widths end narrower than they began."""
+        return self.held is not None
+
+    @property
     def looks(self) -> bool:
         """Whether a decision asks for what only a backward shows."""
         return bool({"outputs", "products"} & self.needs)

@@ -19,7 +19,7 @@ class Averages:
     def __init__(self, holdings: Holdings, decay: float | None) -> None:
         self._holdings = holdings
         self._decay = decay
-        self._names = {name: f"realloc_average{i}" for i, name in enumerate(holdings.sites)}
+        self._names = {name: f"{holdings.prefix}average{i}" for i, name in enumerate(holdings.sites)}
         if decay is not None:
             for name, site in holdings.sites.items():
                 if self._names[name] not in holdings.owner._buffers:

@@ -34,7 +34,7 @@ class CandidateSums:
     def __init__(self, holdings: Holdings, pool: FlatPool | MaskedPool, number: int, candidates: Candidates) -> None:
         self._owner = holdings.owner
         self._sites: Sequence[PackedSite | MaskedSite] = pool.sites
-        self._names = {part: f"realloc_{part}{number}" for part in PARTS}
+        self._names = {part: f"{holdings.prefix}{part}{number}" for part in PARTS}
         if self._names["candidates"] in self._owner._buffers:  # registered before, so that a checkpoint could be loaded
             return
         units = sum(site.grid.units for site in pool.sites)

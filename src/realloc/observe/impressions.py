@@ -18,7 +18,6 @@ from realloc.sites.masked import MaskedSite
 from realloc.sites.packed import PackedSite
 
 NEVER: Final = float("-inf")  # the impression of a unit that was never held through a step
-FOLDED: Final = "realloc_folded"
 
 
 @final
@@ -34,19 +33,23 @@ class Impressions:
         self._holdings = holdings
         self.active = active
         self._pools = [pool for pool in holdings.pools if isinstance(pool, FlatPool | MaskedPool)] if active else []
-        self._sites = {name: f"realloc_impressions{i}" for i, name in enumerate(holdings.sites)}
+        self._sites = {name: f"{holdings.prefix}impressions{i}" for i, name in enumerate(holdings.sites)}
+        self._folded = f"{holdings.prefix}folded"
         owner = holdings.owner
-        if not active or FOLDED in owner._buffers:  # registered before, so that a checkpoint could be loaded
+        if not active or self._folded in owner._buffers:  # registered before, so that a checkpoint could be loaded
             return
         for number, pool in enumerate(self._pools):
             like = pool.sites[0].values()
             dtype = like.dtype if like.element_size() >= 4 else torch.float32
             sums = torch.zeros(pool.capacity * pool.unit_size, dtype=dtype, device=like.device)
-            owner.register_buffer(f"realloc_entry{number}", sums)
+            owner.register_buffer(self._entry(number), sums)
             for site in pool.sites:
                 never = torch.full((site.grid.units,), NEVER, dtype=torch.float64, device=like.device)
                 owner.register_buffer(self._sites[site.name], never)
-        owner.register_buffer(FOLDED, torch.zeros(2, dtype=torch.int64))
+        owner.register_buffer(self._folded, torch.zeros(2, dtype=torch.int64))
+
+    def _entry(self, number: int) -> str:
+        return f"{self._holdings.prefix}entry{number}"
 
     def _buffer(self, name: str) -> Tensor:
         found = self._holdings.owner._buffers[name]
@@ -61,7 +64,7 @@ class Impressions:
     def add(self) -> None:
         """Take in the gradient of one step, as the optimizer got it."""
         for number, pool in enumerate(self._pools):
-            sums, first = self._buffer(f"realloc_entry{number}"), 0
+            sums, first = self._buffer(self._entry(number)), 0
             for site in pool.sites:
                 last = first + site.held
                 gradient = site.gradient_of_held()
@@ -69,23 +72,23 @@ class Impressions:
                     sums[first:last].add_(gradient.flatten())
                 first = last
         if self._pools:
-            self._buffer(FOLDED)[1:].add_(1)
+            self._buffer(self._folded)[1:].add_(1)
 
     @torch.no_grad()
     def fold(self, step: int) -> None:
         """Before the decision at a step: turn the sums of those that were new into impressions, and begin anew."""
-        if not self.active or not int(self._buffer(FOLDED)[1]):
+        if not self.active or not int(self._buffer(self._folded)[1]):
             return
-        since = int(self._buffer(FOLDED)[0])
+        since = int(self._buffer(self._folded)[0])
         for number, pool in enumerate(self._pools):
-            sums, first = self._buffer(f"realloc_entry{number}"), 0
+            sums, first = self._buffer(self._entry(number)), 0
             for site in pool.sites:
                 last = first + site.held
                 size = sums[first:last].view(-1, site.grid.size).double().abs().sum(1)
                 self._better(site, standard(size), since)
                 first = last
             sums.zero_()
-        self._buffer(FOLDED).copy_(torch.tensor([step, 0]))
+        self._buffer(self._folded).copy_(torch.tensor([step, 0]))
 
     def _better(self, site: PackedSite | MaskedSite, score: Tensor, since: int) -> None:
         """Keep the better of the old impressions and these, of the units that entered at the last decision."""
@@ -96,8 +99,8 @@ class Impressions:
     def unregister(self) -> None:
         """Take the buffers off the model."""
         if self.active:
-            sums = [f"realloc_entry{number}" for number in range(len(self._pools))]
-            for name in (FOLDED, *sums, *self._sites.values()):
+            sums = [self._entry(number) for number in range(len(self._pools))]
+            for name in (self._folded, *sums, *self._sites.values()):
                 self._holdings.owner._buffers.pop(name, None)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from realloc.errors import RecordError
 from realloc.kernels.dispatch import choose_compute
 from realloc.kernels.rows import places_of, write_rows
+from realloc.pool.names import FIRST
 from realloc.pool.split import SplitPool
 from realloc.sites.grid import Grid
 from realloc.sites.packed import PackedSite, Stored
@@ -35,9 +36,15 @@ class FlatPool(SplitPool):
     lasting = ("columns", "born")
 
     def __init__(
-        self, owner: nn.Module, number: int, names: Sequence[str], grids: Sequence[Grid], storage: Stored = "packed"
+        self,
+        owner: nn.Module,
+        number: int,
+        names: Sequence[str],
+        grids: Sequence[Grid],
+        storage: Stored = "packed",
+        prefix: str = FIRST,
     ) -> None:
-        super().__init__(owner, number, (*self.placement, "born"))
+        super().__init__(owner, number, (*self.placement, "born"), prefix)
         self.storage = storage
         self.unit_size = grids[0].size
         seats = enumerate(zip(names, grids, strict=True))

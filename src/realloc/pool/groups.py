@@ -62,11 +62,16 @@ def replace(
 
 
 def sort_groups(optimizer: torch.optim.Optimizer, wanted: Sequence[Tensor]) -> None:
-    """Bring the parameters of every group into the order of ``wanted``: an optimizer's state is saved by position."""
+    """Bring the parameters of every group into the order of ``wanted``: an optimizer's state is saved by position.
+
+    What is not wanted stays where it is.
+    """
     position = {id(p): i for i, p in enumerate(wanted)}
     for group in optimizer.param_groups:
         params = group["params"]
-        order = sorted(range(len(params)), key=lambda i: position.get(id(params[i]), len(position)))
+        known = [i for i, p in enumerate(params) if id(p) in position]
+        sorted_ = iter(sorted(known, key=lambda i: position[id(params[i])]))
+        order = [next(sorted_) if id(p) in position else i for i, p in enumerate(params)]
         for key in ("params", "param_names"):
             if group.get(key) is not None:
                 group[key][:] = [group[key][i] for i in order]

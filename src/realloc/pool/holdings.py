@@ -1,4 +1,4 @@
-"""All that one model holds: its pools, its masks, its book. Found on the model itself, so copies bring their own."""
+"""All that one method holds on a model: its pools, its masks, its book."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from realloc.errors import RecordError, StateError
 from realloc.kernels.digest import digest
+from realloc.plan import StartPlan
 from realloc.pool.book import Book
 from realloc.pool.compact import compact
 from realloc.pool.flat import FlatPool, check_placement
 from realloc.pool.masked import MaskedPool, check_masks
+from realloc.pool.names import FIRST
 from realloc.pool.ranks import RankPool, check_ranks
 from realloc.pool.widths import WidePool, check_widths
 from realloc.sites.masked import MaskedSite
@@ -23,10 +25,8 @@ from realloc.sites.packed import PackedSite
 from realloc.sites.rank import RankSite
 from realloc.sites.wide import WideSite
 
-ATTRIBUTE = "realloc_holdings"
-KEY: Final = "realloc_book"
-FIELDS: Final = ("format", "seed", "steps", "moves", "units_moved", "skipped", "stamp", "budget")
-FORMAT: Final = 1
+FIELDS: Final = ("format", "seed", "steps", "moves", "units_moved", "skipped", "owed", "stamp", "budget")
+FORMAT: Final = 2
 DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
 MIXED = (
     "this copy of the model got the placement of its source without its values (an averaged copy that missed a move "
@@ -45,16 +45,23 @@ Flat = FlatPool | RankPool | WidePool
 
 @final
 class Holdings:
-    """What `prepare` put on a model."""
+    """What `prepare` put on a model for one method."""
 
     def __init__(
-        self, owner: nn.Module, flats: tuple[Flat, ...], masked: MaskedPool | None, frozen: tuple[str, ...] = ()
+        self,
+        owner: nn.Module,
+        flats: tuple[Flat, ...],
+        masked: MaskedPool | None,
+        frozen: tuple[str, ...] = (),
+        prefix: str = FIRST,
     ) -> None:
         self.owner = owner
+        self.prefix = prefix  # of everything that stands on the owner for them
+        self.start: StartPlan | None = None  # what `prepare` did, and for which method
         self.flats = flats
         self.masked = masked
         self.frozen = frozen  # parameters that `prepare` froze; `detach` lets them train again
-        self.book = Book(owner, KEY, FIELDS, FORMAT)
+        self.book = Book(owner, f"{prefix}book", FIELDS, FORMAT)
         self._seen: Tensor | None = None  # the book, and its version, when it was last compared with the stamp
         self._version = -1
         self._stamp = 0  # the placement that the values belong to
@@ -148,7 +155,7 @@ class Holdings:
         Raises:
             StateError: someone wrote another model's placement over this one's, without its values.
         """
-        book = self.owner._buffers[KEY]
+        book = self.owner._buffers[self.book.key]
         if book is None or book is not self._seen or (self._version >= 0 and book._version != self._version):
             with MOVING:  # a move that another thread is making ends first; one that was interrupted never does
                 if self.cut:
@@ -182,7 +189,7 @@ class Holdings:
         Raises:
             RecordError: it belongs to another model, budget or layout, or was tampered with.
         """
-        names = [KEY, *self._placement(), *(flat.key for flat in self.flats)]
+        names = [self.book.key, *self._placement(), *(flat.key for flat in self.flats)]
         missing = [name for name in names if prefix + name not in state]
         plain = [name for name in self.sites if prefix + name in state]
         if plain and len(missing) == len(names):
@@ -196,9 +203,9 @@ class Holdings:
             raise RecordError(
                 f"{prefix}{missing[0]} is missing: values never travel without their places; load the whole state"
             )
-        book = state[prefix + KEY]
+        book = state[prefix + self.book.key]
         if not self.book.fits(book):
-            raise RecordError(f"{prefix}{KEY}: not the book of this version of realloc (format {FORMAT})")
+            raise RecordError(f"{prefix}{self.book.key}: not the book of this version of realloc (format {FORMAT})")
         numbers, mine = self.book.named(book), self.book.read("budget")
         budget = numbers["budget"]
         compacted = budget < mine
@@ -256,28 +263,3 @@ def rewriting(*everyone: Holdings) -> Iterator[None]:
         yield
         for holdings in everyone:
             holdings.restamp()
-
-
-def find(model: nn.Module) -> Holdings | None:
-    """The holdings of a model, also under DDP, torch.compile or an averaged copy."""
-    found = root_of(model).__dict__.get(ATTRIBUTE)
-    return found if isinstance(found, Holdings) else None
-
-
-def root_of(model: nn.Module) -> nn.Module:
-    """The user's own model below wrappers."""
-    while ATTRIBUTE not in model.__dict__:
-        wrapped = model._modules.get("_orig_mod") or (model._modules.get("module") if _wraps(model) else None)
-        if wrapped is None:
-            return model
-        model = wrapped
-    return model
-
-
-def _wraps(model: nn.Module) -> bool:
-    return type(model).__name__ in {
-        "DistributedDataParallel",
-        "DataParallel",
-        "AveragedModel",
-        "FullyShardedDataParallel",
-    }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import RecordError
+from realloc.pool.names import FIRST
 from realloc.sites.grid import Grid
 from realloc.sites.masked import MaskedSite
 
@@ -26,8 +27,10 @@ class MaskedPool:
         grids: Sequence[Grid],
         holders: Sequence[tuple[nn.Module, str]],
         capacity: int,
+        prefix: str = FIRST,
     ) -> None:
         self.owner = owner
+        self._prefix = prefix
         self.unit_size = grids[0].size
         self.capacity = capacity
         rows = zip(names, grids, holders, strict=True)
@@ -36,11 +39,11 @@ class MaskedPool:
     @property
     def buffer_names(self) -> tuple[str, ...]:
         """Names of the masks on the owner."""
-        return tuple(f"realloc_mask{i}" for i in range(len(self.sites)))
+        return tuple(f"{self._prefix}mask{i}" for i in range(len(self.sites)))
 
     def mask(self, index: int) -> Tensor:
         """Bool, flat, of one site."""
-        found = self.owner._buffers[f"realloc_mask{index}"]
+        found = self.owner._buffers[self.buffer_names[index]]
         assert found is not None
         return found
 
@@ -55,22 +58,22 @@ class MaskedPool:
 
     def born(self, index: int) -> Tensor | None:
         """int32 [units of the site], the step at which each unit was acquired; only where young units are damped."""
-        return self.owner._buffers.get(f"realloc_maskborn{index}")
+        return self.owner._buffers.get(f"{self._prefix}maskborn{index}")
 
     def register(self, ages: bool) -> None:
         """Put empty masks on the owner."""
         for index, site in enumerate(self.sites):
             mask = torch.zeros(site.parameter.numel(), dtype=torch.bool, device=site.parameter.device)
-            self.owner.register_buffer(f"realloc_mask{index}", mask)
+            self.owner.register_buffer(self.buffer_names[index], mask)
             if ages:
                 born = torch.zeros(site.grid.units, dtype=torch.int32, device=mask.device)
-                self.owner.register_buffer(f"realloc_maskborn{index}", born)
+                self.owner.register_buffer(f"{self._prefix}maskborn{index}", born)
 
     def unregister(self) -> None:
         """Take the masks off again."""
         for index, name in enumerate(self.buffer_names):
             del self.owner._buffers[name]
-            self.owner._buffers.pop(f"realloc_maskborn{index}", None)
+            self.owner._buffers.pop(f"{self._prefix}maskborn{index}", None)
 
     def write(self, places: Sequence[Tensor]) -> None:
         """Write the placement in place."""

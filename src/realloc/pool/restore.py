@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from realloc.pool.flat import FlatPool
+from realloc.pool.found import ignore_in_ddp, take_off
 from realloc.pool.groups import Part
-from realloc.pool.holdings import ATTRIBUTE, Holdings
+from realloc.pool.holdings import Holdings
 from realloc.pool.ranks import RankPool
 from realloc.pool.widths import WidePool
 from realloc.sites.delta import Delta, base_of, drop_delta
@@ -15,12 +16,10 @@ from realloc.sites.packed import PackedLinear, PackedSite, unpack
 from realloc.sites.rank import Ranked, drop_ranks, frozen_weight
 from realloc.sites.wide import Wide, WideSite, settle
 
-ADDED = (ATTRIBUTE, "realloc_hooks", "realloc_start", "realloc_link", "_ddp_params_and_buffers_to_ignore")
-
 
 @torch.no_grad()
 def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
-    """Make the model plain again. Returns each pool's parameter and the dense weights that came out of it.
+    """Make the model plain again, as far as these go. Returns each pool's parameter and the weights that come of it.
 
     Ranks and deltas are added to the weights they stood beside, and what `prepare` froze may train again.
     """
@@ -35,9 +34,14 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
             parts = [_dense(pool, site) for site in pool.sites]
         taken.append((pool.parameter, parts))
         by_site.update({id(s): p for s, p in zip(pool.sites, parts, strict=True)})
+    mine = {id(site) for flat in holdings.flats for site in flat.sites}
     for module in list(holdings.owner.modules()):
         if isinstance(module, Wide):
+            if any(id(site) not in mine for site in module.realloc_sites.values()):
+                continue
             settle(module, {key: by_site[id(site)].parameter for key, site in module.realloc_sites.items()})
+            continue
+        if not isinstance(module, PackedLinear | Ranked | Delta) or id(module.realloc_site) not in mine:
             continue
         if isinstance(module, PackedLinear):
             unpack(module, by_site[id(module.realloc_site)].parameter)
@@ -54,10 +58,11 @@ def densify(holdings: Holdings) -> list[tuple[nn.Parameter, list[Part]]]:
     for known in holdings.pools:
         known.unregister()
     holdings.book.unregister()
-    for hook in holdings.owner.__dict__["realloc_hooks"]:
-        hook.remove()
-    for name in ADDED:
-        holdings.owner.__dict__.pop(name, None)
+    if take_off(holdings):
+        for hook in holdings.owner.__dict__.pop("realloc_hooks"):
+            hook.remove()
+        holdings.owner.__dict__.pop("realloc_link", None)
+    ignore_in_ddp(holdings.owner)
     return taken
 
 

@@ -14,6 +14,7 @@ from realloc.errors import RecordError, StateError
 from realloc.kernels.cut import cut
 from realloc.kernels.taps import Tap
 from realloc.kernels.team import DAMAGED
+from realloc.pool.names import FIRST
 
 Situation = tuple[int, int, bool, bool]
 
@@ -29,11 +30,11 @@ class SplitPool:
     placement: ClassVar[tuple[str, ...]] = ()  # parts whose buffers say where units lie
     lasting: tuple[str, ...] = ()  # parts whose buffers are as long as the pool, and are cut with it
 
-    def __init__(self, owner: nn.Module, number: int, parts: tuple[str, ...]) -> None:
+    def __init__(self, owner: nn.Module, number: int, parts: tuple[str, ...], prefix: str = FIRST) -> None:
         self.owner = owner
         self.number = number
-        self.key = f"realloc_pool{number}"  # name of the parameter on the owner
-        self._names = {part: f"realloc_{part}{number}" for part in parts}
+        self.key = f"{prefix}pool{number}"  # name of the parameter on the owner
+        self._names = {part: f"{prefix}{part}{number}" for part in parts}
         self._split: tuple[Situation, tuple[Tensor, ...]] | None = None
         self._depth = 0
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from realloc.allocate.width_costs import Axis, Currency, Space
 from realloc.errors import RecordError
 from realloc.kernels.gather import gather_slots, to_slots
+from realloc.pool.names import FIRST
 from realloc.pool.split import SplitPool, check_shapes
 from realloc.sites.wide import WideSite
 
@@ -42,8 +43,9 @@ class WidePool(SplitPool):
         members: Sequence[int],
         start: Sequence[int],
         currency: Currency,
+        prefix: str = FIRST,
     ) -> None:
-        super().__init__(owner, number, self.placement + self.by_unit + self.lasting)
+        super().__init__(owner, number, self.placement + self.by_unit + self.lasting, prefix)
         self.unit_size = 1
         self.space = space
         self.currency = currency

@@ -30,7 +30,7 @@ from realloc.schedule import every as fire_every
 from realloc.train.columns import RULE
 from realloc.train.config import RunConfig, refuse_flag
 from realloc.train.dataset import Dataset
-from realloc.train.id_tables import DIRECTIONS, OWN, IdTables, TablePlan, full_tables, shared_rows
+from realloc.train.id_tables import DIRECTIONS, OWN, IdTables, TablePlan, doubled_rows, full_tables, shared_rows
 from realloc.train.length import Length
 from realloc.train.loop import Trainee
 from realloc.train.prune_after import cut, turn
@@ -43,7 +43,9 @@ CONTROLS = {
     "small_dense": "the narrowest dense net with at least as many trainable parameters as the sparse one",
     "prune_after": "half the run dense, one global magnitude cut to the budget, the other half for what is left",
     "hashed": "a dense net whose ids hash to shared rows, within the bytes that rows would have; nothing moves",
+    "double_hashing": "the same, but each id reads the product of two hashed rows: the best of all at equal bytes",
 }
+STILL = ("hashed", "double_hashing")  # that spend a budget of rows, and move none
 FIRST = "fc1"  # the layer that sees the inputs
 ROWS = "10%"  # of the full tables' bytes, where a budget of rows is spent and none is named
 
@@ -139,7 +141,7 @@ def method_of(config: RunConfig) -> AnyMethod | None:
 def resolve(config: RunConfig, data: Dataset) -> Arm:
     """Work out what an arm builds: its model, its method, its budget. Builds the full model once and drops it."""
     method, name = method_of(config), config.method
-    moves_itself = isinstance(method, HotRowMethod) or name == "hashed"
+    moves_itself = isinstance(method, HotRowMethod) or name in STILL
     beside = None if moves_itself or budget_of_rows(config) is None else hot_rows()
     tables = tables_of(config, data, method if isinstance(method, HotRowMethod) else beside)
     model = build(config.model, config, data, tables)
@@ -167,7 +169,7 @@ def budget_of_rows(config: RunConfig) -> int | str | None:
     """What tables may take: what was asked for, 10 % where rows are all that is spent; None: they are full."""
     if config.method == "dense":
         return None
-    usual = ROWS if config.method == "hashed" or moves_rows(config.method) else None
+    usual = ROWS if config.method in STILL or moves_rows(config.method) else None
     return usual if config.rows is None else config.rows
 
 
@@ -185,6 +187,8 @@ def tables_of(config: RunConfig, data: Dataset, mover: HotRowMethod | None) -> T
         asked = f"--rows {config.rows}" if config.rows is not None else f"--method {config.method}"
         named = f"write --ids {plain(data.columns.hints[0])}" if data.columns.hints else "name some by --ids"
         raise ConfigError(f"{asked} needs columns that are looked up, and '{data.name}' has none ({RULE}); {named}")
+    if config.method == "double_hashing":
+        return doubled_rows(looked, rows, moments=moments)
     directions = DIRECTIONS if mover is not None and mover.score.needs_directions else 0
     return shared_rows(looked, rows, moments=moments, own=0.0 if mover is None else OWN, directions=directions)
 

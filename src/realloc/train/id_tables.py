@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from realloc.errors import ConfigError, plain
 from realloc.nn.budget import Costs, Split, bytes_of, split_of
+from realloc.nn.double_hashing import DoubleHashing
 from realloc.nn.embedding import Embedding
 from realloc.nn.rows import Rows
 from realloc.train.columns import Looked
@@ -29,9 +30,11 @@ START: Final = 0.1  # spread of the first values: beside numbers of spread 1, to
 @final
 @dataclass(frozen=True)
 class TablePlan:
-    """How columns are looked up. ``split`` is None for full tables, which have a row for each id of the training rows.
+    """How columns are looked up: in full tables, which have a row for each id of the training rows, or within a budget.
 
-    Bytes are those of the rows with the moments that the optimizer keeps of them, and of the sketch.
+    ``split`` says how a budget is spent on rows that ids share and own. It is None for full tables, and where ids read
+    the product of two hashed rows, of which there are ``doubled``. Bytes are those of the rows, with the moments that
+    the optimizer keeps of them, and of the sketch.
     """
 
     columns: tuple[Looked, ...]
@@ -39,6 +42,29 @@ class TablePlan:
     rows: int | str | None = None  # the budget, as it was asked for
     own: float = 0.0
     split: Split | None = None
+    doubled: int = 0
+
+    @property
+    def budget(self) -> int | None:
+        """In bytes; None for full tables."""
+        if self.rows is None:
+            return None
+        return self.split.budget if self.split is not None else bytes_of(self.rows, self.costs, self.ids)
+
+    @property
+    def shared(self) -> int:
+        """Rows that ids share."""
+        return self.doubled if self.split is None else self.split.shared
+
+    @property
+    def to_own(self) -> int:
+        """Rows that ids may own."""
+        return 0 if self.split is None else self.split.own
+
+    @property
+    def sketch_bytes(self) -> int:
+        """Of what knows the hot ids."""
+        return 0 if self.split is None else self.split.buckets * self.costs.bucket
 
     @property
     def ids(self) -> int:
@@ -53,7 +79,7 @@ class TablePlan:
     @property
     def parameters(self) -> int:
         """Trainable numbers: of full tables those of ids that training has not, too, which stay zero."""
-        rows = self.ids + len(self.columns) if self.split is None else self.split.rows
+        rows = self.ids + len(self.columns) if self.rows is None else self.shared + self.to_own
         return rows * self.costs.dim
 
     @property
@@ -63,15 +89,13 @@ class TablePlan:
 
     def as_json(self) -> dict[str, Any]:
         """What a dry run and a result say of it."""
-        split = self.split
+        full = self.rows is None
         return {
             "columns": {column.name: column.ids for column in self.columns},
             "unknown": {column.name: column.unknown for column in self.columns},
             "dim": self.costs.dim, "full_bytes": self.full_bytes,
-            "budget": None if split is None else split.budget,
-            "shared_rows": None if split is None else split.shared,
-            "own_rows": None if split is None else split.own,
-            "sketch_bytes": None if split is None else split.buckets * split.costs.bucket,
+            "budget": self.budget, "shared_rows": None if full else self.shared,
+            "own_rows": None if full else self.to_own, "sketch_bytes": None if full else self.sketch_bytes,
         }  # fmt: skip
 
 
@@ -101,10 +125,7 @@ def shared_rows(
     try:
         budget = bytes_of(rows, costs, full.ids)
     except ConfigError:
-        raise ConfigError(
-            f"rows {rows} is more than the full tables of {names}, {full.full_bytes:,} bytes for {full.ids:,} ids: "
-            "nothing would be shared; lower --rows, or leave it out for full tables"
-        ) from None
+        raise _too_many(rows, names, full) from None
     split = _split(budget, costs, own)
     if split is None or split.shared < len(columns):
         least = next(
@@ -116,6 +137,32 @@ def shared_rows(
             f"{' beside a row to own' if own else ''}; {enough if least <= full.ids else 'leave --rows out'}"
         )
     return TablePlan(tuple(columns), costs, rows, own, split)
+
+
+def doubled_rows(columns: Sequence[Looked], rows: int | str, *, moments: int) -> TablePlan:
+    """Rows that all columns share by double hashing, within a budget.
+
+    Raises:
+        ConfigError: more than the full tables, or less than one row.
+    """
+    plan = TablePlan(tuple(columns), Costs(DIM, FLOAT, moments, 0), rows)
+    names = ", ".join(f"'{plain(column.name)}'" for column in columns)
+    try:
+        budget = bytes_of(rows, plan.costs, plan.ids)
+    except ConfigError:
+        raise _too_many(rows, names, plan) from None
+    if budget < plan.costs.row:
+        raise ConfigError(
+            f"rows {rows} is {budget:,} bytes, too few for one row ({plan.costs.row:,} bytes); raise --rows"
+        )
+    return replace(plan, doubled=budget // plan.costs.row)
+
+
+def _too_many(rows: int | str, names: str, full: TablePlan) -> ConfigError:
+    return ConfigError(
+        f"rows {rows} is more than the full tables of {names}, {full.full_bytes:,} bytes for {full.ids:,} ids: nothing "
+        "would be shared; lower --rows, or leave it out for full tables"
+    )
 
 
 def _split(budget: int, costs: Costs, own: float) -> Split | None:
@@ -138,6 +185,20 @@ class FullTable(nn.Embedding):
 
 
 @final
+class OfColumn(nn.Module):
+    """A column of ids whose rows are by double hashing, beside other columns of the same rows."""
+
+    def __init__(self, store: DoubleHashing, number: int) -> None:
+        super().__init__()
+        self.store, self.number = store, number
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up ids ``[...]``."""
+        found: Tensor = self.store(input, self.number)
+        return found
+
+
+@final
 class IdTables(nn.Module):
     """Looks the ids up, and puts what it finds beside the numbers."""
 
@@ -145,8 +206,12 @@ class IdTables(nn.Module):
         super().__init__()
         costs = plan.costs
         made: list[nn.Module]
+        start = START
         if plan.rows is None:
             made = [FullTable(column.ids, costs.dim) for column in plan.columns]
+        elif plan.doubled:
+            both, start = DoubleHashing(plan.ids, costs.dim, plan.rows, moments=costs.moments), START**0.5
+            made = [OfColumn(both, number) for number in range(len(plan.columns))]
         else:
             store = Rows(
                 costs.dim, plan.rows, num_ids=plan.ids, own=plan.own, candidates=CANDIDATES,
@@ -157,7 +222,7 @@ class IdTables(nn.Module):
             self.add_module(name, table)
         with torch.no_grad():
             for weight in self.parameters():
-                weight.mul_(START)
+                weight.mul_(start)
 
     def forward(self, cells: Cells) -> Tensor:
         """float32 ``[n, features + width]``."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from realloc.handle import Handle
 from realloc.hot_row_handle import HotRowHandle
+from realloc.nn.double_hashing import DoubleHashing
 from realloc.nn.rows import Rows
 from realloc.rate_handle import RateHandle
 from realloc.visits import Visits
@@ -66,7 +67,7 @@ def of_visits(visits: Visits) -> Spent:
 
 def of_stores(model: nn.Module) -> Spent:
     """Rows that ids share and none owns: bytes, held from the start; nothing where a model has no such rows."""
-    stores = [module for module in model.modules() if isinstance(module, Rows)]
+    stores = [module for module in model.modules() if isinstance(module, Rows | DoubleHashing)]
     if not stores:
         return Spent()
     budget, held = sum(store.budget for store in stores), sum(store.held for store in stores)

@@ -1,0 +1,79 @@
+"""What stands on a model, found on the model itself, so that copies bring their own: one `Holdings` a method."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Final
+
+from torch import nn
+
+from realloc.pool.holdings import Holdings
+from realloc.pool.names import FIRST, prefix
+
+ATTRIBUTE: Final = "realloc_holdings"
+IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: what decides is equal on all ranks already
+
+
+def all_of(model: nn.Module) -> tuple[Holdings, ...]:
+    """All holdings of a model, also under DDP, torch.compile or an averaged copy, the oldest first."""
+    known: dict[str, Holdings] = root_of(model).__dict__.get(ATTRIBUTE, {})
+    return tuple(known.values())
+
+
+def find(model: nn.Module, named: str | None = None) -> Holdings | None:
+    """Its first holdings, or those with a prefix; None where there are none."""
+    return next((one for one in all_of(model) if named in (None, one.prefix)), None)
+
+
+def free_prefix(root: nn.Module) -> str:
+    """The first prefix that no method on a model has."""
+    known = {one.prefix for one in all_of(root)}
+    return next(name for name in map(prefix, count()) if name not in known)
+
+
+def put_on(holdings: Holdings) -> None:
+    """Let them be found on their owner."""
+    holdings.owner.__dict__.setdefault(ATTRIBUTE, {})[holdings.prefix] = holdings
+
+
+def take_off(holdings: Holdings) -> bool:
+    """Take them off their owner again; says whether they were the last."""
+    known = holdings.owner.__dict__[ATTRIBUTE]
+    del known[holdings.prefix]
+    if not known:
+        del holdings.owner.__dict__[ATTRIBUTE]
+    return not known
+
+
+def ignore_in_ddp(root: nn.Module) -> None:
+    """Let DDP neither broadcast nor compare our buffers; names that others have put there stay."""
+    theirs = [name for name in root.__dict__.pop(IGNORED, []) if not name.startswith(FIRST)]
+    names = [*theirs, *(name for name in root._buffers if name.startswith(FIRST))]
+    if names:
+        root.__dict__[IGNORED] = names
+
+
+def movers(root: nn.Module) -> dict[str, str]:
+    """The names of all sites of a model, each with the method that moves its units."""
+    return {
+        name: "another method" if one.start is None else one.start.method for one in all_of(root) for name in one.sites
+    }
+
+
+def root_of(model: nn.Module) -> nn.Module:
+    """The user's own model below wrappers."""
+    while ATTRIBUTE not in model.__dict__:
+        wrapped = model._modules.get("_orig_mod") or (model._modules.get("module") if _wraps(model) else None)
+        if wrapped is None:
+            return model
+        model = wrapped
+    return model
+
+
+def _wraps(model: nn.Module) -> bool:
+    return type(model).__name__ in {
+        "DistributedDataParallel",
+        "DataParallel",
+        "AveragedModel",
+        "FullyShardedDataParallel",
+    }
