@@ -3,7 +3,7 @@
     python benchmarks/units/rates.py run      # tunes each rate, then five paired seeds; resumes run by run
     python benchmarks/units/rates.py table
 
-minilm: MiniLM on three of CLINC150's domains, 45 intents, 20 training texts each, 2 epochs; its six layers and a head
+minilm: MiniLM on two of CLINC150's domains, 30 intents, 10 training texts each, 2 epochs; its six layers and a head
 train, the embeddings do not. cnn: two convolutions and two linear layers on the first 10,000 images of Fashion-MNIST, 3
 epochs. AdamW, cosine. Rates by the accuracy on held-out rows of seed 0. Three controls: `uniform` at the rate of the
 method, `uniform` at its own best, and the method's shares, each on another layer, at the rate of the method.
@@ -34,12 +34,12 @@ from realloc.methods.rate_method import RateMethod
 from realloc.train import fashion_mnist, models
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-DOMAINS, PER_INTENT, TOKENS = 3, 20, 32
-TEXTS, IMAGES = 32, 100  # in a batch
+DOMAINS, PER_INTENT, TOKENS = 2, 10, 32
+TEXTS, IMAGES = 16, 100  # in a batch
 EPOCHS = {"minilm": 2, "cnn": 3}
 RATES = {"minilm": (5e-4, 1e-3, 2e-3), "cnn": (2e-3, 4e-3, 8e-3)}
-NAMES = {"minilm": "MiniLM on 45 intents of CLINC150", "cnn": "A small convolutional net on Fashion-MNIST"}
-DECISIONS, WINDOW, WARM = 15, 3, 0.1  # of a run: times that rates are shared, steps measured for each, share before it
+NAMES = {"minilm": "MiniLM on 30 intents of CLINC150", "cnn": "A small convolutional net on Fashion-MNIST"}
+DECISIONS, WINDOW, WARM = 8, 3, 0.1  # of a run: times that rates are shared, steps measured for each, share before it
 METHODS: Mapping[str, Callable[[], RateMethod]] = {
     "llrd": methods.llrd,
     "auto_rgn": lambda: methods.auto_rgn(window=WINDOW),

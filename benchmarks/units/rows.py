@@ -35,7 +35,7 @@ RATES = (4e-3, 8e-3)
 ID = 8  # bytes: rows that are kept by their ids need the ids
 SCORES = ("frequency", "gradient", "product", "conflict", "random")
 CONTROLS = ("hashing", "frequency")
-ARMS = ("full", "hashing", "quotient-remainder", "pruned", *SCORES)
+ARMS = ("full", "hashing", "quotient-remainder", "double hashing", "pruned", *SCORES)
 HEAD = ("bytes", "arm", "rate", "RMSE", "minus hashing, 95 %", "minus frequency, 95 %", "AUC %",
         "minus hashing, 95 %", "minus frequency, 95 %", "bytes held", "of", "owned", "seconds")  # fmt: skip
 
@@ -80,6 +80,8 @@ def table_of(arm: str, ids: int, percent: float) -> nn.Module:
         table = Pruned(ids, bytes_of(rows, Costs(DIM, 4, 2, 0), ids))
     elif arm == "quotient-remainder":
         table, spread = realloc.nn.QuotientRemainder(ids, DIM, rows), START**0.5  # of two factors
+    elif arm == "double hashing":
+        table, spread = realloc.nn.DoubleHashing(ids, DIM, rows), START**0.5
     else:
         own, directions = (0.0, 0) if arm == "hashing" else (0.5, 8 * (arm == "conflict"))
         table = realloc.nn.Embedding(ids, DIM, rows, own=own, directions=directions)
@@ -96,7 +98,7 @@ def bytes_held(arm: str, table: Any, ids: int, percent: float) -> dict[str, int]
     budget = bytes_of(f"{percent:g}%", costs, ids)
     if arm == "pruned":
         return {"budget": budget, "held_bytes": table.most * (costs.row + ID), "while_training": ids * costs.row}
-    store = table if arm == "quotient-remainder" else table.store
+    store = table if arm in ("quotient-remainder", "double hashing") else table.store
     assert store.budget == budget == store.held + store.parked
     return {"budget": budget, "held_bytes": store.held}
 
