@@ -26,7 +26,7 @@ def seen(run: Run) -> int:
 
 
 def attached(layer: nn.Module, optimizer: torch.optim.Optimizer, every: int = 2, **settings: Any) -> Any:
-    method = methods.rows(**settings)
+    method = methods.rows(**{"score": "gradient"} | settings)
     return realloc.attach(layer, optimizer, method, schedule=realloc.every(every, total=40))
 
 
@@ -508,7 +508,7 @@ def test_a_table_outside_the_attached_module_takes_part_by_number() -> None:
     """Tables share rows: one that `attach` cannot see among the modules still competes, and the ledger knows it."""
     net, plain = Net(), Run(every=2, total=40)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    handle = realloc.attach(net.users, optimizer, methods.rows(), schedule=realloc.every(2, total=40), seed=3)
+    handle = realloc.attach(net.users, optimizer, methods.rows("gradient"), schedule=realloc.every(2, total=40), seed=3)
     for number in range(14):
         users, items, target = batch(number)
         optimizer.zero_grad()

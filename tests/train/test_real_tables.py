@@ -74,12 +74,14 @@ def test_adults_columns_are_told_apart(adult: str) -> None:
     assert "age" in foretold["columns"]["inputs"] and "gender=Male" in foretold["columns"]["inputs"]
 
 
+@pytest.mark.parametrize("method", [None, "rows"])
 @pytest.mark.parametrize("rows", ["25%", "150kB"])
-def test_films(films: str, rows: str, tmp_path: Path) -> None:
+def test_films(films: str, rows: str, method: str | None, tmp_path: Path) -> None:
     words = ["--data", films, "--label", "rating", "--task", "regression", "--ids", "user_id,movie_id"]
-    words += ["--rows", rows, "--lr", "3e-3"]
+    words += ["--rows", rows, "--lr", "3e-3", *(["--method", method] if method else [])]
     foretold, done = call(*words, "--dry-run", *SHORT), call(*words, *SHORT)
-    assert done["method"] == "rows" and done["currency"] == "bytes" and done["moves"] > 0
+    assert done["method"] == (method or "double_hashing") and done["currency"] == "bytes"
+    assert done["moves"] is None if method is None else done["moves"] > 0
     assert done["tables"].items() >= foretold["tables"].items() and done["held"] + done["parked"] == done["budget"]
     assert done["budget"] <= (0.25 * done["tables"]["full_bytes"] if rows == "25%" else 150_000)
     assert list(done["tables"]["columns"]) == ["user_id", "movie_id"] and done["tables"]["unknown"]["movie_id"] > 0

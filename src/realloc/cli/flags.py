@@ -41,7 +41,7 @@ RowBudget = Annotated[
     str | None,
     typer.Option(
         "--rows", metavar="BUDGET", help="what tables may take: 10% of the full tables' bytes, 200kB, or so many "
-        "rows; ids share them, hot ones own one. The method is rows, where none is named", show_default="full tables",
+        "rows, which ids share. Where no method is named it is double_hashing", show_default="full tables",
     ),
 ]  # fmt: skip
 Model = Annotated[
@@ -127,8 +127,8 @@ def check_budgets(config: RunConfig, density: str | None, rows: str | None) -> N
         raise ConfigError(f"{config.method} holds no share of all weights and takes no --density; see: realloc methods")
     if rows is not None and arms.budget_of_rows(config) is None:
         raise ConfigError(
-            f"{config.method} has no budget and takes no --rows; leave --method out to move rows, or --rows for full "
-            "tables"
+            f"{config.method} has no budget and takes no --rows; take --method rows or double_hashing, or leave "
+            "--rows out for full tables"
         )
 
 

@@ -26,7 +26,7 @@ from realloc.train.result import RunResult
 from realloc.train.run import resume as resume_run
 from realloc.train.run import train as train_run
 
-ROWS = "rows"  # the method where a budget of rows is named and no method is
+ROWS = "double_hashing"  # where a budget of rows is named and no method is: the best at equal bytes
 Folder = Annotated[Path, typer.Argument(help="the folder that --out named", show_default=False)]
 
 
