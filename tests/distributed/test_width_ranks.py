@@ -117,10 +117,35 @@ def _refused(rank: int) -> Any:
         return told
 
 
+def _normed(rank: int) -> Any:
+    """Running statistics on each rank: of plain torch, of widths that hold still, and of widths that moved."""
+    found = []
+    for method in (None, methods.uniform_widths(), methods.width(drop=0.4, mature=0)):
+        torch.manual_seed(0)
+        first, second = nn.Linear(8, 20), nn.Linear(20, 12)
+        model = nn.Sequential(first, nn.BatchNorm1d(20), nn.ReLU(), second, nn.ReLU(), nn.Linear(12, 3)).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if method is None:
+                model = DistributedDataParallel(model)
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            else:
+                model, optimizer, _ = _start(method, True, model)
+            for step in range(5):
+                optimizer.zero_grad()
+                x, y = batch(step, rank, torch.float64)
+                cross_entropy(model(x), y).backward()
+                optimizer.step()
+            model(batch(5, 0, torch.float64)[0])  # the same on both: what they differed in was before it
+        plain = model.module if method is None else realloc.export.dense(model)
+        found.append(torch.cat([plain[1].running_mean, plain[1].running_var]))
+    return found
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = Path(tmp_path_factory.mktemp("widths"))
-    return Ranks(folder, all=(_all, ()), switched=(_switched, ()), refused=(_refused, ()))
+    return Ranks(folder, all=(_all, ()), switched=(_switched, ()), refused=(_refused, ()), normed=(_normed, ()))
 
 
 def test_two_processes_decide_alike(ranks: Ranks) -> None:
@@ -150,3 +175,9 @@ def test_what_ranks_do_not_share_is_refused(ranks: Ranks) -> None:
     one, two = ranks.of("refused")
     assert "compact() changes shapes, which DDP cannot see" in one[0] and one[0] == two[0]
     assert "ranks decided differently at step 2" in one[1] and one == two  # on both, so that none waits for the other
+
+
+def test_running_statistics_are_those_of_the_first_rank_as_in_plain_ddp(ranks: Ranks) -> None:
+    one, two = ranks.of("normed")
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert torch.allclose(one[0], one[1], rtol=0, atol=1e-12)

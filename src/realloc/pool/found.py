@@ -46,9 +46,12 @@ def take_off(holdings: Holdings) -> bool:
 
 
 def ignore_in_ddp(root: nn.Module) -> None:
-    """Let DDP neither broadcast nor compare our buffers; names that others have put there stay."""
+    """Let DDP neither broadcast nor compare our buffers; names that others have put there stay.
+
+    Running statistics of norms are the model's own, in a pool or not: DDP gives every rank those of the first.
+    """
     theirs = [name for name in root.__dict__.pop(IGNORED, []) if not name.startswith(FIRST)]
-    names = [*theirs, *(name for name in root._buffers if name.startswith(FIRST))]
+    names = [*theirs, *(name for name in root._buffers if name.startswith(FIRST) and "running_" not in name)]
     if names:
         root.__dict__[IGNORED] = names
 
