@@ -54,16 +54,22 @@ class Net(nn.Module):
         return self.head(torch.cat([self.users(users), self.items(items)], 1)).squeeze(1)
 
 
+def double(count: int, dim: int) -> nn.Module:
+    """A tenth of the rows for each table, by double hashing."""
+    return realloc.nn.DoubleHashing(count, dim, "10%")
+
+
 class Arm:
     """A model in training."""
 
-    def __init__(self, size: Size, rows: str | None, method: object = None) -> None:
+    def __init__(self, size: Size, rows: str | None, method: object = None, doubled: bool = False) -> None:
         torch.manual_seed(0)
         if rows is None:
             self.model = Net(size, lambda count: nn.Embedding(count, size.dim))
         else:
             store = realloc.nn.Rows(size.dim, rows, num_ids=size.users + size.items, directions=8)
-            self.model = Net(size, lambda count: realloc.nn.Embedding(count, size.dim, store))
+            make = double if doubled else lambda count, dim: realloc.nn.Embedding(count, dim, store)
+            self.model = Net(size, lambda count: make(count, size.dim))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.seconds: list[float] = []
         if method is not None:
@@ -96,9 +102,9 @@ def batches_of(size: Size, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 def table(size: Size, rounds: int) -> None:
     """One line for each arm."""
     arms = {
-        "nn.Embedding": Arm(size, None), "hashing": Arm(size, "10%"),
-        **{f"rows({s!r})": Arm(size, "10%", methods.rows(s)) for s in ("gradient", "frequency", "product", "conflict")},
-        **{f"rows('gradient', look={n})": Arm(size, "10%", methods.rows(look=n)) for n in (1, 4)},
+        "nn.Embedding": Arm(size, None), "hashing": Arm(size, "10%"), "double hashing": Arm(size, "10%", doubled=True),
+        **{f"rows({s!r})": Arm(size, "10%", methods.rows(s)) for s in ("product", "gradient", "frequency", "conflict")},
+        **{f"rows('product', look={n})": Arm(size, "10%", methods.rows(look=n)) for n in (1, 4)},
     }  # fmt: skip
     for turn in range(rounds + 1):
         batches = batches_of(size, turn)
