@@ -215,6 +215,17 @@ def test_the_buffers_are_what_is_paid_for() -> None:
     assert store.held + store.parked == store.budget
 
 
+@pytest.mark.parametrize("moments", [0, 2])
+def test_double_hashing_counts_the_bytes_of_its_dtype(moments: int) -> None:
+    layer = realloc.nn.DoubleHashing(1000, 8, "10.05kB", moments=moments)
+    parked = layer.parked
+    for dtype, size in ((torch.float16, 2), (torch.float64, 8), (torch.float32, 4)):
+        turned = layer.to(dtype)
+        assert turned.held == turned.weight.numel() * size * (1 + moments) == turned.budget - parked
+        (account,) = realloc.accounts(turned)
+        assert (account.held, account.parked) == (turned.held, parked)
+
+
 def test_bytes_in_words_buy_what_as_many_rows_do() -> None:
     for words, rows in (("19.2kB", 100), ("0.0192 MB", 100), ("19.3kB", 100), ("192 b", 1)):
         found, same = bytes_of(words, Costs(16, 4, 2, 0), 1000), bytes_of(rows, Costs(16, 4, 2, 0), None)

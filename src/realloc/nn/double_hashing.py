@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,20 @@ class DoubleHashing(nn.Module):
             raise ConfigError(
                 f"rows buys {self.budget:,} bytes, and a row of {dim} numbers costs {costs.row:,}; raise it"
             )
-        self.num_ids, self.dim, self.held = num_ids, dim, count * costs.row
+        self.num_ids, self.dim, self.moments = num_ids, dim, moments
         self.weight = nn.Parameter(torch.empty(count, dim))
         self.reset_parameters()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DoubleHashing:
+        before = self.held
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.budget += self.held - before  # the same rows of another dtype, as `Rows` counts them
+        return self
+
+    @property
+    def held(self) -> int:
+        """Bytes of the rows and their moments."""
+        return self.weight.numel() * self.weight.element_size() * (1 + self.moments)
 
     @property
     def parked(self) -> int:
