@@ -93,6 +93,17 @@ def test_a_budget_that_falls_arrives(name: str, resumed: bool) -> None:
     assert all(torch.equal(mine[key], its[key]) for key in mine), "a resume goes on bit for bit"
 
 
+def test_that_nothing_moved_is_said_when_nothing_is_owed_any_more() -> None:
+    model, optimizer, handle = made(methods.para(rank=2))
+    for number in range(11):
+        step_on(model, optimizer, number)
+    with pytest.warns(realloc.errors.ReallocWarning, match=r"RA001") as said:
+        broken(model, optimizer, 11)
+        for number in range(12, 20):
+            step_on(model, optimizer, number)
+    assert handle.moves == 1 and len(said) == 1, [str(one.message) for one in said]
+
+
 @pytest.mark.filterwarnings(r"ignore:\[RA00[13]\]")
 @pytest.mark.parametrize("name", LEVEL)
 def test_a_budget_that_stays_owes_nothing(name: str) -> None:
