@@ -10,6 +10,7 @@ from torch import nn
 from realloc.nn.double_hashing import DoubleHashing
 from realloc.nn.rows import Rows
 from realloc.pool.found import all_of, root_of
+from realloc.pool.rows import pools_of
 
 SAME: Final = {"weights": "parameters"}  # a weight is a parameter: what both are counted in
 
@@ -36,8 +37,9 @@ def accounts(model: nn.Module) -> tuple[Account, ...]:
         model: any module, wrapped or not.
 
     Returns:
-        One account for each currency, in the order in which they first occur: "parameters" (weights, ranks, widths),
-        "FLOPs" of one example's forward, "bytes" (rows of `realloc.nn.Embedding`, their moments and the sketch).
+        One account for each currency, in the order in which they first occur: "parameters" (weights, ranks, widths,
+        rows of `methods.touched_rows`), "FLOPs" of one example's forward, "bytes" (rows of `realloc.nn.Embedding` and
+        `realloc.nn.DoubleHashing`, their moments and the sketch).
 
     Example:
         >>> import torch, realloc
@@ -59,4 +61,7 @@ def accounts(model: nn.Module) -> tuple[Account, ...]:
     for module in root_of(model).modules():
         if isinstance(module, Rows | DoubleHashing):
             add("bytes", module.budget, module.held)
+    for pool in pools_of(root_of(model)):
+        width = pool.parameter.shape[1]
+        add("parameters", pool.capacity * width, pool.held * width)
     return tuple(found.values())

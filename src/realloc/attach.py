@@ -42,12 +42,13 @@ from realloc.methods.row_method import RowMethod
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
-from realloc.pool.found import root_of
+from realloc.pool.found import refuse_own_names, root_of
 from realloc.pool.groups import inner
 from realloc.prepare import build, describe, plan_start
 from realloc.prepare_widths import build_widths, describe_widths, plan_widths
 from realloc.rate_handle import RateHandle
 from realloc.record.events import EventLog
+from realloc.record.shared import log_of
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, required
@@ -80,6 +81,7 @@ def prepare(
         StateError: the model is prepared already.
     """
     _check_model(model, method, seed)
+    refuse_own_names(root_of(model))
     if isinstance(method, LayerMethod | RateMethod | HotRowMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
     root = root_of(model)
@@ -241,6 +243,7 @@ def _attach_slots(
     if schedule is None and not isinstance(method, Method) and not method.moves:
         schedule = Schedule(1, 0, 1, 1)
     schedule, unnamed = required(schedule), isinstance(method, ColumnMethod) and method.layer is None
+    refuse_own_names(root)
     holdings, method = waiting_for(root, method)
     refuse_taken(optimizer, root=root)
     if holdings is None:
@@ -289,7 +292,7 @@ def _check_model(model: nn.Module, method: object, seed: int) -> None:
 
 def _sink_of(record: Sink | str | Path | None, model: nn.Module) -> Sink | None:
     if isinstance(record, (str, Path)):
-        record = EventLog(Path(record))
+        record = log_of(root_of(model), record)
     if isinstance(record, EventLog) and not ranks_of(model).first:
         return None  # one line for each decision, not one for each rank
     if record is not None and not callable(getattr(record, "decision", None)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -15,7 +15,7 @@ from realloc.bind import check_optimizer_state
 from realloc.choose_columns import method_over
 from realloc.decider import Decider
 from realloc.engine import Engine
-from realloc.errors import ConfigError, StateError
+from realloc.errors import ConfigError, RecordError, StateError
 from realloc.handle import Handle
 from realloc.links import Hook, Link
 from realloc.methods.column_method import ColumnMethod
@@ -28,7 +28,7 @@ from realloc.observe.upstream import FirstLook
 from realloc.plan import StartPlan
 from realloc.pool.found import all_of, ignore_in_ddp
 from realloc.pool.groups import carry_out, replace, sort_groups
-from realloc.pool.holdings import Holdings
+from realloc.pool.holdings import SAME, Holdings, books_of, plain_names
 from realloc.pool.restore import densify
 from realloc.rank_decider import RankDecider
 from realloc.record.sink import Sink
@@ -86,6 +86,9 @@ def _before_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
 
 def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     everything = all_of(module)
+    unknown = books_of(state, prefix) - {holdings.book.key for holdings in everything}
+    if unknown:
+        raise RecordError(f"{prefix}{min(unknown)} is of a method that this model has not: {SAME}")
     budgets = [holdings.check_state(state, prefix) for holdings in everything]
     for holdings, budget in zip(everything, budgets, strict=True):
         if budget is None:
@@ -120,13 +123,7 @@ def hook_model(
     """
     holdings, known = all_of(root)[-1], PREPARED.of(root) or {}
     holdings.start = table
-    shared: list[Tensor | str] = next((one.order for one in known.values() if one.order), [])
-    if shared:
-        gone = {id(reference()): name for name, reference in old.items()}
-        shared[:] = [entry if isinstance(entry, str) else gone.get(id(entry), entry) for entry in shared]
-    else:
-        shared = list(order)
-    known[holdings.prefix] = Prepared(old, shared)
+    known[holdings.prefix] = Prepared(old, _joined(root, known.values(), old, order))
     PREPARED.put(root, known)
     ignore_in_ddp(root)
     if "realloc_hooks" in root.__dict__:
@@ -140,6 +137,33 @@ def hook_model(
     ]
 
 
+def _joined(
+    root: nn.Module,
+    before: Iterable[Prepared],
+    old: dict[str, weakref.ref[nn.Parameter]],
+    order: Sequence[Tensor | str],
+) -> list[Tensor | str]:
+    """The list that all methods of a model share, once another one comes.
+
+    What the optimizer was given since, and what another optimizer has, stands behind what is known. Where a method was
+    prepared before there was an optimizer, there is no list: its parameters were those of the model.
+    """
+    first = next(iter(before), None)
+    if first is None:
+        return list(order)
+    shared, gone = first.order, {id(reference()): name for name, reference in old.items()}
+    if not shared:
+        return shared
+    shared[:] = [entry if isinstance(entry, str) else gone.get(id(entry), entry) for entry in shared]
+    pools = {id(flat.parameter) for one in all_of(root) for flat in one.flats}
+    known = {entry if isinstance(entry, str) else id(entry) for entry in shared}
+    for entry in order:
+        mark = entry if isinstance(entry, str) else id(entry)
+        if mark not in known and mark not in pools:
+            shared.append(entry)
+    return shared
+
+
 Slots = Method | RankMethod | DeltaMethod | WidthMethod
 
 
@@ -151,9 +175,15 @@ def waiting_for(root: nn.Module, method: Slots | ColumnMethod) -> tuple[Holdings
         StateError: nothing waits for it, and it moves units of this model already.
     """
     waiting = [one for one in all_of(root) if engine_of(one) is None]
-    for one in waiting:
-        if one.start is not None and (one.start.method, one.start.asked) == (method.name, method.asked):
+    alike = [one for one in waiting if _prepared_for(one, method)]
+    for one in alike:
+        if _over(one, method):
             return one, method_over(root, method, one) if isinstance(method, ColumnMethod) else method
+    if alike:
+        raise ConfigError(
+            f"the model was prepared for {method.name} at {method.asked} over {plain_names(alike[0].sites)}, attach "
+            "got it for other layers; pass the same method to both"
+        )
     if waiting and waiting[0].start is not None:
         table = waiting[0].start
         raise ConfigError(
@@ -162,6 +192,17 @@ def waiting_for(root: nn.Module, method: Slots | ColumnMethod) -> tuple[Holdings
         )
     refuse_twice(root, method, "attached already; detach() the first handle before attaching again")
     return None, method_over(root, method, None) if isinstance(method, ColumnMethod) else method
+
+
+def _prepared_for(one: Holdings, method: Slots | ColumnMethod) -> bool:
+    return one.start is not None and (one.start.method, one.start.asked) == (method.name, method.asked)
+
+
+def _over(one: Holdings, method: Slots | ColumnMethod) -> bool:
+    """Whether the layers that something was prepared for were named as those of a method are."""
+    if isinstance(method, ColumnMethod):
+        return method.layer is None or f"{method.layer}.weight".removeprefix(".") in one.sites
+    return one.start is not None and one.start.where == (method.where.layers, method.where.exclude)
 
 
 def refuse_twice(root: nn.Module, method: Slots | ColumnMethod, already: str) -> None:
@@ -173,8 +214,7 @@ def refuse_twice(root: nn.Module, method: Slots | ColumnMethod, already: str) ->
     layers = method.layer if isinstance(method, ColumnMethod) else method.where.layers
     for one in all_of(root):
         alone = isinstance(method, RankMethod | DeltaMethod) or any(f.storage in ("rank", "delta") for f in one.flats)
-        known = one.start is not None and (one.start.method, one.start.asked) == (method.name, method.asked)
-        if alone or (known and layers is None):
+        if alone or (_prepared_for(one, method) and layers is None):
             raise StateError(f"this model is {already}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
@@ -66,8 +66,8 @@ def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str,
     if lazy is not None:
         raise ConfigError(f"{lazy} is lazy and has no shape yet; run one batch through the model before attach")
     named = None if where.layers is None else _matched(weights, where.layers, moved)
-    excluded = _matched(weights, where.exclude, moved)
-    last = next((w.name for w in reversed(weights) if w.linear), None)
+    excluded = _matched(weights, [p for p in where.exclude if _gone(p, moved) is None], moved)
+    last = _classifier(root, weights, moved)
     chosen: list[Chosen] = []
     dense: list[tuple[str, str]] = []
     for weight in weights:
@@ -94,6 +94,16 @@ def choose(root: nn.Module, where: Where) -> tuple[list[Chosen], list[tuple[str,
     return chosen, dense
 
 
+def _classifier(root: nn.Module, weights: list[_Weight], moved: Mapping[str, str]) -> str | None:
+    """The last linear weight; None where another method has one behind it in a pool."""
+    last = next((w for w in reversed(weights) if w.linear), None)
+    if last is None:
+        return None
+    linear = [name for name, module in root.named_modules() if isinstance(module, nn.Linear)]
+    behind = linear[linear.index(last.module) + 1 :]
+    return None if any(f"{name}.weight" in moved for name in behind) else last.name
+
+
 def _weights(root: nn.Module) -> Iterator[_Weight]:
     seen: dict[int, tuple[str, str, nn.Parameter, list[Holder]]] = {}
     for module_name, module in root.named_modules():
@@ -106,13 +116,13 @@ def _weights(root: nn.Module) -> Iterator[_Weight]:
         yield _Weight(full, module_name, parameter, tuple(holders))
 
 
-def _matched(weights: list[_Weight], patterns: tuple[str, ...], moved: Mapping[str, str]) -> set[str]:
+def _matched(weights: list[_Weight], patterns: Sequence[str], moved: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ConfigError(f"layer pattern {pattern!r} is no string; use names such as 'fc1' or 'encoder.*'")
         hits = {w.name for w in weights if _hit(w, pattern)}
-        gone = next((name for name in moved if pattern in (name, name.rpartition(".")[0])), None)
+        gone = _gone(pattern, moved)
         if not hits and gone is not None:
             raise ConfigError(f"{plain(gone)} is moved by {moved[gone]} already; name other layers")
         if not hits:
@@ -120,6 +130,12 @@ def _matched(weights: list[_Weight], patterns: tuple[str, ...], moved: Mapping[s
             raise ConfigError(f"pattern {plain(pattern)!r} matches no layer{nearest(pattern, names)}")
         found |= hits
     return found
+
+
+def _gone(pattern: object, moved: Mapping[str, str]) -> str | None:
+    """The first weight of another method that a pattern means; such a weight may be in a pool, and no weight now."""
+    parts = ((name, part) for name in moved for part in (name, name.rpartition(".")[0]))
+    return next((name for name, part in parts if isinstance(pattern, str) and fnmatchcase(part, pattern)), None)
 
 
 def _hit(weight: _Weight, pattern: str) -> bool:

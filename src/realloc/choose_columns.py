@@ -11,7 +11,9 @@ from realloc.choose import LINEAR
 from realloc.errors import ConfigError, nearest, plain
 from realloc.methods.column_method import ColumnMethod
 from realloc.methods.method import Method
+from realloc.pool.found import movers
 from realloc.pool.holdings import Holdings
+from realloc.pool.names import FIRST
 
 # they scale each input by itself, so that a column behind them is still one input of the model
 APART: Final = (nn.LayerNorm, nn.RMSNorm)
@@ -57,10 +59,18 @@ def _named(root: nn.Module, name: str) -> nn.Linear:
 
 def _first(root: nn.Module) -> tuple[str, nn.Linear]:
     """The first layer with weights that the model declares, if it is linear."""
+    moved = movers(root)
     for name, module in root.named_modules():
+        theirs = next((site for site in moved if site.rpartition(".")[0] == name), None)
+        if theirs is not None and isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"{plain(theirs)} sees the input of the model, and {moved[theirs]} moves it already; detach() that "
+                "handle, or name another layer: method.on(...)"
+            )
         if isinstance(module, nn.Linear) and type(module) in LINEAR:
             return name, module
-        mixes = any(parameter is not None and parameter.ndim > 1 for parameter in module._parameters.values())
+        own = (parameter for key, parameter in module._parameters.items() if not key.startswith(FIRST))
+        mixes = any(parameter is not None and parameter.ndim > 1 for parameter in own)
         if mixes and not isinstance(module, APART):
             raise ConfigError(_why(root, name, module))
     raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
@@ -39,11 +39,17 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
         ConfigError: no group, a pattern without a match, or one that names a dimension which cannot move, and why not.
     """
     every = _dimensions(root, method)
-    found, others = _free(root, every)
+    moved = movers(root)
+    found, others = _free(root, every, moved)
     names = [one.name for one in found]
     where = method.where
     for pattern in (*(where.layers or ()), *where.exclude):
         if not any(_named(name, pattern) for name in (*names, *(name for name, _ in others))):
+            gone = next((name for name in moved if fnmatchcase(name.rpartition(".")[0], pattern)), None)
+            if gone is not None and pattern in where.exclude:
+                continue
+            if gone is not None:
+                raise ConfigError(f"{plain(gone)} is moved by {moved[gone]} already; name other layers")
             raise ConfigError(f"no hidden dimension matches {plain(pattern)!r}{nearest(pattern, names)}")
     for pattern in where.layers or ():
         stuck = next((pair for pair in others if _named(pair[0], pattern)), None)
@@ -73,12 +79,13 @@ def choose_widths(root: nn.Module, method: WidthMethod) -> Chosen:
     return Chosen(space, tuple(one.width for one in taken), tuple(others))
 
 
-def _free(root: nn.Module, every: Dimensions) -> tuple[list[Found], Others]:
-    """Those in which no other method moves a weight; and the rest, with the reason."""
-    moved, names = movers(root), {module: name for name, module in root.named_modules()}
+def _free(root: nn.Module, every: Dimensions, moved: Mapping[str, str]) -> tuple[list[Found], Others]:
+    """Those in which no other method moves a parameter; and the rest, with the reason."""
+    names = {module: name for name, module in root.named_modules()}
     found, others = [], [*every.others]
     for one in every.found:
-        theirs = next((name for side in one.sides if (name := f"{names[side.module]}.weight") in moved), None)
+        sides = [f"{names[side.module]}.{key}" for side in one.sides for key in ("weight", "bias")]
+        theirs = next((name for name in sides if name in moved), None)
         if theirs is None:
             found.append(one)
         else:

@@ -130,6 +130,7 @@ class StartPlan:
     dense: tuple[tuple[str, str], ...]  # (parameter, why it stays dense)
     notes: tuple[str, ...] = ()
     asked: str = ""  # what the method was asked for, in words
+    where: tuple[tuple[str, ...] | None, tuple[str, ...]] = (None, ())  # layers that it named, and that it excluded
 
     def __str__(self) -> str:
         width = max([4, *(len(s.name) for s in self.sites)])

@@ -124,7 +124,8 @@ def describe(start: Start, method: Method) -> StartPlan:
     if len(keys) > 1:
         notes.append(f"{len(keys)} separate pools (by storage, unit size, dtype, device): no unit moves between them")
     budget = sum(line.held for line in lines)
-    return StartPlan(method.name, method.density, budget, tuple(lines), start.dense, tuple(notes), method.asked)
+    where = method.where.layers, method.where.exclude
+    return StartPlan(method.name, method.density, budget, tuple(lines), start.dense, tuple(notes), method.asked, where)
 
 
 def _scatters(chosen: Chosen, places: Tensor) -> bool:
@@ -162,9 +163,8 @@ def build(
             parts.append(taken)
     holdings = Holdings(root, tuple(flats), masked, prefix=prefix)
     budget = sum(p.numel() * c.grid.size for c, p in zip(start.chosen, start.places, strict=True))
-    holdings.book.register({"seed": seed, "budget": budget})
+    holdings.open_book(seed, budget)
     put_on(holdings)
-    holdings.restamp()
     Averages(holdings, method.average)  # its buffers, so that a prepared model loads what an attached one saved
     sums_of(holdings, method.candidates)
     Impressions(holdings, method.impressions)

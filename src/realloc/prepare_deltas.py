@@ -121,7 +121,10 @@ def describe_deltas(root: nn.Module, start: DeltaStart, method: DeltaMethod) -> 
     if len({_zone(layer, None) for layer in start.choice.layers}) > 1:
         notes.append("layers of several dtypes or devices: weights do not move between them")
     budget, room = sum(line.held for line in lines), sum(line.capacity for line in lines)
-    return StartPlan(method.name, budget / room, budget, tuple(lines), start.choice.others, tuple(notes), method.asked)
+    where = method.where.layers, method.where.exclude
+    return StartPlan(
+        method.name, budget / room, budget, tuple(lines), start.choice.others, tuple(notes), method.asked, where
+    )  # fmt: skip
 
 
 def _zone(layer: Layer, group: GroupKey | None) -> Hashable:
@@ -147,9 +150,8 @@ def build_deltas(root: nn.Module, start: DeltaStart, *, seed: int, group: GroupK
             add_delta(layer.module, site)
         pools.append(pool)
     holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
-    holdings.book.register({"seed": seed, "budget": sum(mine.numel() for mine in start.places)})
+    holdings.open_book(seed, sum(mine.numel() for mine in start.places))
     put_on(holdings)
-    holdings.restamp()
     Averages(holdings, start.rule.average)
     sums_of(holdings, start.rule.candidates)
     return holdings

@@ -173,9 +173,11 @@ def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> Sta
     if len({_zone(layer, None) for layer in start.choice.layers}) > 1:
         notes.append("layers of several dtypes or devices: ranks do not move between them")
     whole = sum(s.shape[0] * s.shape[1] for s in start.seats)
+    where = method.where.layers, method.where.exclude
     return StartPlan(
-        method.name, start.final / whole, start.capacity, tuple(lines), start.choice.others, tuple(notes), method.asked
-    )
+        method.name, start.final / whole, start.capacity, tuple(lines), start.choice.others, tuple(notes),
+        method.asked, where,
+    )  # fmt: skip
 
 
 def _words(count: int, cap: int, moved: float | None) -> str:
@@ -214,9 +216,8 @@ def build_ranks(
                 layer.adopted.unwrap()
         pools.append(pool)
     holdings = Holdings(root, tuple(pools), None, freeze_others(root, start.choice))
-    holdings.book.register({"seed": seed, "budget": start.capacity})
+    holdings.open_book(seed, start.capacity)
     put_on(holdings)
-    holdings.restamp()
     Averages(holdings, None)
     return holdings
 

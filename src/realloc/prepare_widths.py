@@ -95,7 +95,7 @@ def describe_widths(start: WidthStart, method: WidthMethod) -> StartPlan:
     notes.append("under torch.compile these layers run eagerly: their shapes really change")
     return StartPlan(
         method.name, method.share_at(1.0), sum(line.held for line in lines), tuple(lines), start.chosen.others,
-        tuple(notes), method.asked,
+        tuple(notes), method.asked, (method.where.layers, method.where.exclude),
     )  # fmt: skip
 
 
@@ -120,9 +120,8 @@ def build_widths(
         if mine:
             widen(module, mine)
     holdings = Holdings(root, tuple(pools), None, prefix=prefix)
-    holdings.book.register({"seed": seed, "budget": start.budget})
+    holdings.open_book(seed, start.budget)
     put_on(holdings)
-    holdings.restamp()
     return holdings, parts
 
 

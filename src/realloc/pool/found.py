@@ -7,10 +7,12 @@ from typing import Final
 
 from torch import nn
 
+from realloc.errors import ConfigError, plain
 from realloc.pool.holdings import Holdings
 from realloc.pool.names import FIRST, prefix
 
 ATTRIBUTE: Final = "realloc_holdings"
+OTHERS: Final = ("realloc_layer", "realloc_rate", "realloc_row")  # of methods without pools
 IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: what decides is equal on all ranks already
 
 
@@ -56,10 +58,30 @@ def ignore_in_ddp(root: nn.Module) -> None:
         root.__dict__[IGNORED] = names
 
 
+def refuse_own_names(root: nn.Module) -> None:
+    """What a method keeps on a model would replace what the model itself has under such a name.
+
+    Raises:
+        ConfigError: a parameter or a buffer of the model is called so.
+    """
+    if ATTRIBUTE in root.__dict__:
+        return  # asked before; what is there is ours
+    own = (*root._parameters, *root._buffers)
+    name = next((name for name in own if name.startswith(FIRST) and not name.startswith(OTHERS)), None)
+    if name is not None:
+        raise ConfigError(
+            f"{type(root).__name__} has {plain(name)!r} of its own, and names with realloc_ are for what methods keep "
+            "on a model; rename it"
+        )
+
+
 def movers(root: nn.Module) -> dict[str, str]:
-    """The names of all sites of a model, each with the method that moves its units."""
+    """The names of all sites of a model, each with the method that moves its units; also where a part was attached."""
     return {
-        name: "another method" if one.start is None else one.start.method for one in all_of(root) for name in one.sites
+        f"{part}.{name}" if part else name: "another method" if one.start is None else one.start.method
+        for part, module in root.named_modules()
+        for one in module.__dict__.get(ATTRIBUTE, {}).values()
+        for name in one.sites
     }
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from threading import RLock
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from realloc.errors import RecordError, StateError
+from realloc.errors import RecordError, StateError, plain
 from realloc.kernels.digest import digest
 from realloc.plan import StartPlan
 from realloc.pool.book import Book
@@ -25,13 +26,14 @@ from realloc.sites.packed import PackedSite
 from realloc.sites.rank import RankSite
 from realloc.sites.wide import WideSite
 
-FIELDS: Final = ("format", "seed", "steps", "moves", "units_moved", "skipped", "owed", "stamp", "budget")
+FIELDS: Final = ("format", "seed", "steps", "moves", "units_moved", "skipped", "owed", "sites", "stamp", "budget")
 FORMAT: Final = 2
 DAMAGED = "the placement does not match its digest: the state is damaged, was cut or was written by hand"
 MIXED = (
     "this copy of the model got the placement of its source without its values (an averaged copy that missed a move "
     "mixes units): call handle.follow(copy) right after making it, and average parameters only, not integer buffers"
 )
+SAME: Final = "attach the methods that it was saved with, to the same layers, in the same order"
 UNDER_WAY: Final = -1  # the stamp of no placement
 MOVING: Final = RLock()  # held while a placement is written; a thread that computes meanwhile waits for it
 CUT = (
@@ -84,6 +86,16 @@ class Holdings:
     def sites(self) -> dict[str, Site]:
         """Sites by name."""
         return {site.name: site for pool in self.pools for site in pool.sites}
+
+    def open_book(self, seed: int, budget: int) -> None:
+        """Begin to count, when pools and masks are there."""
+        self.book.register({"seed": seed, "budget": budget, "sites": self._names()})
+        self.restamp()
+
+    def _names(self) -> int:
+        """What tells the names of the sites, in their order, from those of other methods, 63 bits."""
+        names = "\n".join(self.sites).encode("utf-8", "surrogatepass")
+        return int.from_bytes(blake2b(names, digest_size=8).digest(), "big") >> 1
 
     @property
     def currency(self) -> str:
@@ -191,10 +203,12 @@ class Holdings:
         """
         names = [self.book.key, *self._placement(), *(flat.key for flat in self.flats)]
         missing = [name for name in names if prefix + name not in state]
-        plain = [name for name in self.sites if prefix + name in state]
-        if plain and len(missing) == len(names):
+        dense = [name for name in self.sites if prefix + name in state]
+        if dense and len(missing) == len(names):
+            if books_of(state, prefix):
+                raise RecordError(f"{prefix}{dense[0]} is a dense weight in this state, and others move: {SAME}")
             raise RecordError(
-                f"{prefix}{plain[0]} is a dense weight: this state comes from a plain model. "
+                f"{prefix}{dense[0]} is a dense weight: this state comes from a plain model. "
                 "Load it before prepare() or attach()"
             )
         if len(missing) == len(names):
@@ -207,6 +221,8 @@ class Holdings:
         if not self.book.fits(book):
             raise RecordError(f"{prefix}{self.book.key}: not the book of this version of realloc (format {FORMAT})")
         numbers, mine = self.book.named(book), self.book.read("budget")
+        if numbers["sites"] != self._names():
+            raise RecordError(f"{prefix}{self.book.key} is not that of {plain_names(self.sites)}: {SAME}")
         budget = numbers["budget"]
         compacted = budget < mine
         for flat in self.flats:
@@ -247,6 +263,18 @@ class Holdings:
             for parameter in self.parameters:
                 parameter.grad = None
         self._see()
+
+
+def books_of(state: Iterable[str], prefix: str) -> set[str]:
+    """The books in a state, by their names on the owner, one for each method that it was saved with."""
+    names = (key.removeprefix(prefix) for key in state if key.startswith(prefix))
+    return {name for name in names if name.startswith(FIRST) and name.endswith("book") and "." not in name}
+
+
+def plain_names(names: Iterable[str]) -> str:
+    """The first of some names, for an error."""
+    first, *rest = map(plain, names)
+    return first + (f" and {len(rest)} more" if rest else "")
 
 
 @contextmanager
