@@ -145,7 +145,7 @@ def test_a_state_of_more_or_fewer_methods_is_refused_before_anything_is_copied(s
 # who has what ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["realloc_pool0", "realloc_mine"])
+@pytest.mark.parametrize("name", ["realloc_pool0", "realloc_rows0", "realloc_mine"])
 @pytest.mark.parametrize("buffer", [False, True])
 def test_a_name_of_ours_on_a_users_model_is_refused_and_stays(name: str, buffer: bool) -> None:
     model = net()

@@ -12,7 +12,7 @@ from realloc.pool.holdings import Holdings
 from realloc.pool.names import FIRST, prefix
 
 ATTRIBUTE: Final = "realloc_holdings"
-OTHERS: Final = ("realloc_layer", "realloc_rate", "realloc_row")  # of methods without pools
+OTHERS: Final = ("realloc_layer", "realloc_rate")  # of methods without pools
 IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: what decides is equal on all ranks already
 
 
