@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from realloc.errors import ConfigError, StateError, nearest, plain
 from realloc.plan import Note, StartPlan
-from realloc.pool.found import find
+from realloc.pool.found import everywhere
 from realloc.pool.holdings import Holdings, Site
 from realloc.pool.pairing import check_average
 from realloc.schedule import Schedule, required
@@ -209,8 +209,9 @@ class Handle:
         """
         self._engine.tie.require()
         check_average(average, "placement")
-        found = find(average, self._holdings.prefix)
-        if found is None or [*found.sites] != [*self.sites]:
+        mine = self._holdings.prefix, [*self.sites]
+        found = next((one for _, one in everywhere(average) if (one.prefix, [*one.sites]) == mine), None)
+        if found is None:
             raise ConfigError("the copy does not hold the same sites; make it by copying the attached model")
         if found.owner is self._holdings.owner:
             raise ConfigError("the model cannot follow itself; give the averaged copy")

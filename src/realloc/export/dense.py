@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from realloc.pool.found import all_of, root_of
+from realloc.pool.found import everywhere, root_of
 from realloc.pool.names import FIRST
 from realloc.pool.restore import densify
 from realloc.pool.rows import pools_of, take_out
@@ -26,14 +26,14 @@ def dense(model: nn.Module) -> nn.Module:
         >>> [name for name, _ in realloc.export.dense(model).named_parameters()]
         ['0.weight', '0.bias', '1.weight', '1.bias']
     """
-    for source in all_of(model):
+    for _, source in everywhere(model):
         source.stamp()  # refuses a copy whose values and places do not belong together
     twin = copy.deepcopy(root_of(model))
-    everything = all_of(twin)
-    for holdings in everything:
+    for holdings in [one for _, one in everywhere(twin)]:
         densify(holdings)
-    for name in [n for n in twin._buffers if n.startswith(FIRST)] if everything else ():
-        del twin._buffers[name]
+        buffers = holdings.owner._buffers
+        for name in [name for name in buffers if name.startswith(FIRST)]:
+            del buffers[name]
     for pool in pools_of(twin):
         pool.sure()
         take_out(pool, None, {})

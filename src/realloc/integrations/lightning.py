@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 import lightning
+from torch import nn
 
 from realloc.errors import ConfigError, StateError
 from realloc.integrations.plan import AnyHandle, AnyMethod, Terms, epoch_over
@@ -15,6 +16,10 @@ from realloc.record.sink import Sink
 @final
 class ReallocCallback(lightning.Callback):  # type: ignore[misc]
     """Let a budget move inside an unchanged Lightning ``Trainer``.
+
+    What is attached is the model inside the module, where the module is a shell around one: its only part with
+    parameters. Names are then those of a loop of one's own, and so are random choices, which follow names. Where the
+    method's patterns begin with the name of that part (``on("model.*")``), the module itself is attached.
 
     The module is prepared in ``setup``, before its optimizers are configured and before a checkpoint is restored, so
     that ``fit(ckpt_path=...)`` needs no extra call. ``handle`` is what `realloc.attach` returns.
@@ -55,15 +60,27 @@ class ReallocCallback(lightning.Callback):  # type: ignore[misc]
                 "handle.detach() and give the Trainer a new ReallocCallback, or go on from a checkpoint: a new module, "
                 "a new callback and fit(ckpt_path=...)"
             )
-        self.terms.prepare(pl_module)
+        self.terms.prepare(_inside(pl_module, self.terms.method))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Optimizer and checkpoint are there: hook them."""
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"the module has {len(trainer.optimizers)} optimizers; one budget needs one optimizer")
         total = trainer.estimated_stepping_batches
-        self.handle = self.terms.attach(pl_module, trainer.optimizers[0], total, trainer.train_dataloader)
+        model = _inside(pl_module, self.terms.method)
+        self.handle = self.terms.attach(model, trainer.optimizers[0], total, trainer.train_dataloader)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Whether a cache pays is judged by whole epochs."""
         epoch_over(self.handle, trainer.train_dataloader)
+
+
+def _inside(module: nn.Module, method: AnyMethod) -> nn.Module:
+    """The only part of a module with parameters, or the module itself."""
+    parts = [(name, part) for name, part in module.named_children() if next(part.parameters(), None) is not None]
+    if len(parts) != 1 or any(parameter is not None for parameter in module._parameters.values()):
+        return module
+    (name, part), where = parts[0], getattr(method, "where", None)
+    patterns = [*(getattr(where, "layers", None) or ()), *(getattr(where, "exclude", None) or ())]
+    patterns += [*(getattr(where, "train", None) or ()), *(getattr(method, "tables", None) or ())]
+    return module if any(str(pattern).startswith(f"{name}.") for pattern in patterns) else part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
@@ -20,6 +21,13 @@ def all_of(model: nn.Module) -> tuple[Holdings, ...]:
     """All holdings of a model, also under DDP, torch.compile or an averaged copy, the oldest first."""
     known: dict[str, Holdings] = root_of(model).__dict__.get(ATTRIBUTE, {})
     return tuple(known.values())
+
+
+def everywhere(model: nn.Module) -> Iterator[tuple[str, Holdings]]:
+    """All holdings of a model and of parts that were attached by themselves, each with the name of its part."""
+    for part, module in root_of(model).named_modules():
+        for one in module.__dict__.get(ATTRIBUTE, {}).values():
+            yield part, one
 
 
 def find(model: nn.Module, named: str | None = None) -> Holdings | None:
@@ -79,8 +87,7 @@ def movers(root: nn.Module) -> dict[str, str]:
     """The names of all sites of a model, each with the method that moves its units; also where a part was attached."""
     return {
         f"{part}.{name}" if part else name: "another method" if one.start is None else one.start.method
-        for part, module in root.named_modules()
-        for one in module.__dict__.get(ATTRIBUTE, {}).values()
+        for part, one in everywhere(root)
         for name in one.sites
     }
 
