@@ -60,7 +60,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "full": ("full", (), "full"),
 }
 RATES = {
-    "peft lora r8": (5e-4, 1e-3, 3e-3), "top-2": (5e-4, 1e-3, 2e-3), "peft adalora": (3e-3, 6e-3, 1.2e-2),
+    "peft lora r8": (5e-4, 1e-3, 2e-3, 3e-3), "top-2": (5e-4, 1e-3, 2e-3), "peft adalora": (3e-3, 6e-3, 1.2e-2),
     "adalora": (3e-3, 6e-3, 1.2e-2),     "full": (1e-4, 3e-4, 6e-4),
 }  # fmt: skip
 
