@@ -58,6 +58,8 @@ ARMS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "peft adalora": ("peft_adalora", (), "peft adalora"),
     "para": ("para", (), "peft lora r8"),
     "full": ("full", (), "full"),
+    **{name: (name, (), "full") for name in ("lisa", "badam", "autofreeze", "egeria", "layer_gradient")},
+    **{name: (name, (), "peft lora r8") for name in ("eva", "gora", "spiel")},
 }
 RATES = {
     "peft lora r8": (5e-4, 1e-3, 2e-3, 3e-3), "top-2": (5e-4, 1e-3, 2e-3), "peft adalora": (3e-3, 6e-3, 1.2e-2),

@@ -182,7 +182,7 @@ def test_what_ranks_must_not_do_is_refused_on_each(ranks: Ranks) -> None:
     for found in ranks.of("refused"):
         assert "use one seed on all ranks" in found["seeds"]
         assert "one process" in found["compact"]
-        assert "prepared already" in found["wrapped"]
+        assert "before DistributedDataParallel wraps it" in found["wrapped"]
         assert "before DistributedDataParallel wraps it" in found["too late"]
 
 
