@@ -29,8 +29,10 @@ def dense(model: nn.Module) -> nn.Module:
     for _, source in everywhere(model):
         source.stamp()  # refuses a copy whose values and places do not belong together
     twin = copy.deepcopy(root_of(model))
-    for holdings in [one for _, one in everywhere(twin)]:
+    everything = [one for _, one in everywhere(twin)]
+    for holdings in everything:
         densify(holdings)
+    for holdings in everything:  # what collected for decisions goes when all pools are gone
         buffers = holdings.owner._buffers
         for name in [name for name in buffers if name.startswith(FIRST)]:
             del buffers[name]
