@@ -245,3 +245,13 @@ def test_copies_and_pickles_bring_both() -> None:
     x = torch.randn(5, 2, 6, 6, dtype=torch.float64)
     assert torch.equal(twin.eval()(x), model.eval()(x))
     assert len(realloc.accounts(twin)) == 1 and realloc.accounts(twin) == realloc.accounts(model)
+
+
+def test_what_a_part_holds_is_seen_from_the_whole() -> None:
+    """As Lightning's callback attaches the model inside a module."""
+    whole = nn.ModuleDict({"model": net()})
+    realloc.prepare(whole["model"], methods.lora(rank=2).on("body.*", train=("tail",)))
+    (account,) = realloc.accounts(whole)
+    assert account.held == account.budget > 0
+    merged = realloc.export.merged(whole)
+    assert [*merged.state_dict()] == [f"model.{name}" for name in net().state_dict()]

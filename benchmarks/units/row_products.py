@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from realloc.kernels.seek import hashed
 from realloc.nn.budget import Costs, bytes_of
-from rows import BATCH, DIM, EPOCHS, START, Net, judged
+from rows import BATCH, DIM, EPOCHS, START, Net, judged, one_epoch
 
 KINDS = ("hashing", "double hashing", "double hashing, added", "quotient-remainder", "quotient-remainder, added")
 SHARES, SIZES, SKETCH = (0.0, 0.25, 0.5), (10, 2), 0.08
@@ -81,12 +81,7 @@ def run(data: str, percent: int, kind: str, share: float, rate: float, seed: int
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * -(-len(found.train) // BATCH))
     order, best = torch.Generator().manual_seed(seed), (float("inf"), float("inf"))
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(found.train), generator=order).split(BATCH):
-            loss = nn.functional.mse_loss(net(found.pairs[found.train[batch]]), found.values[found.train[batch]])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            falling.step()
+        one_epoch(net, found, order, optimizer, falling)
         best = min(best, tuple(judged(net, found, part)["rmse"] for part in (found.held, found.test)))
     return best
 

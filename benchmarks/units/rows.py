@@ -103,6 +103,16 @@ def bytes_held(arm: str, table: Any, ids: int, percent: float) -> dict[str, int]
     return {"budget": budget, "held_bytes": store.held}
 
 
+def one_epoch(net: nn.Module, found: Ratings, order: torch.Generator, optimizer: Any, falling: Any) -> None:
+    """Every training rating once, in an order that is drawn."""
+    for batch in torch.randperm(len(found.train), generator=order).split(BATCH):
+        loss = nn.functional.mse_loss(net(found.pairs[found.train[batch]]), found.values[found.train[batch]])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        falling.step()
+
+
 @dataclass(frozen=True)
 class Case:
     data: str
@@ -131,12 +141,7 @@ class Case:
         best: dict[str, float] = {"held": WORST, "test": float("nan")}
         began, spent = time.perf_counter(), 0.0
         for epoch in range(EPOCHS):
-            for batch in torch.randperm(len(found.train), generator=order).split(BATCH):
-                loss = nn.functional.mse_loss(net(found.pairs[found.train[batch]]), found.values[found.train[batch]])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                falling.step()
+            one_epoch(net, found, order, optimizer, falling)
             spent, paused = spent + time.perf_counter() - began, self.arm == "pruned" and epoch + 1 < PRUNED_AFTER
             if self.arm == "pruned" and epoch + 1 == PRUNED_AFTER:
                 net.table.prune()

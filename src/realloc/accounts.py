@@ -9,7 +9,7 @@ from torch import nn
 
 from realloc.nn.double_hashing import DoubleHashing
 from realloc.nn.rows import Rows
-from realloc.pool.found import all_of, root_of
+from realloc.pool.found import everywhere, root_of
 from realloc.pool.rows import pools_of
 
 SAME: Final = {"weights": "parameters"}  # a weight is a parameter: what both are counted in
@@ -56,7 +56,7 @@ def accounts(model: nn.Module) -> tuple[Account, ...]:
         known = found.get(currency, Account(currency, 0, 0))
         found[currency] = Account(currency, known.budget + budget, known.held + held)
 
-    for holdings in all_of(model):
+    for _, holdings in everywhere(model):
         add(SAME.get(holdings.currency, holdings.currency), holdings.budget, holdings.held)
     for module in root_of(model).modules():
         if isinstance(module, Rows | DoubleHashing):

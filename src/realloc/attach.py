@@ -81,10 +81,10 @@ def prepare(
         StateError: the model is prepared already.
     """
     _check_model(model, method, seed)
-    refuse_own_names(root_of(model))
+    root = root_of(model)
+    refuse_own_names(root)
     if isinstance(method, LayerMethod | RateMethod | HotRowMethod):
         raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
-    root = root_of(model)
     if not isinstance(method, RowMethod):
         refuse_twice(root, method, "prepared already; attach() it, or detach() its handle first")
     if root is not model:

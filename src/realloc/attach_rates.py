@@ -11,7 +11,7 @@ from realloc.errors import ConfigError, StateError, plain
 from realloc.links import Link, refuse_taken
 from realloc.methods.rate_method import RateMethod
 from realloc.observe.ranks import ranks_of
-from realloc.pool.found import all_of
+from realloc.pool.found import everywhere
 from realloc.pool.probe import scales
 from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Terms
 from realloc.rate_handle import RateHandle
@@ -86,7 +86,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _refuse_pools(root: nn.Module) -> None:
-    shared = next((pool for one in all_of(root) for pool in one.pools if len(pool.sites) > 1), None)
+    shared = next((pool for _, one in everywhere(root) for pool in one.pools if len(pool.sites) > 1), None)
     if shared is not None:
         first, second = (plain(site.name) for site in shared.sites[:2])
         raise ConfigError(

@@ -30,9 +30,9 @@ def everywhere(model: nn.Module) -> Iterator[tuple[str, Holdings]]:
             yield part, one
 
 
-def find(model: nn.Module, named: str | None = None) -> Holdings | None:
-    """Its first holdings, or those with a prefix; None where there are none."""
-    return next((one for one in all_of(model) if named in (None, one.prefix)), None)
+def find(model: nn.Module) -> Holdings | None:
+    """The first holdings of a model or of a part of it; None where there are none."""
+    return next((one for _, one in everywhere(model)), None)
 
 
 def free_prefix(root: nn.Module) -> str:
