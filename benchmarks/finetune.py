@@ -6,9 +6,10 @@
     python benchmarks/finetune.py run --beside   # accuracies beside other work: the table has no seconds of those
     python benchmarks/finetune.py run --epochs 5 --arms "peft lora r8" top-2 focus --tasks clinc150 sst2
 
-2,000 training texts and 2,000 test texts a task (SST-2 has 1,821), 2 epochs. Each run is a process of its own, arms
-interleaved seed by seed, so that times can be compared. REALLOC_DATA names the folder of clinc150.json and sst2-*.txt.
-What a run found is kept in benchmarks/results/finetune/, with the machine it ran on: times of two machines do not mix.
+2,000 training texts and 2,000 test texts a task, 2 epochs; SST-2 has 1,821 test texts, "shuffled" trains on all of its
+6,920. Each run is a process of its own, arms interleaved seed by seed, so that times can be compared. REALLOC_DATA
+names the folder of clinc150.json and sst2-*.txt. What a run found is kept in benchmarks/results/finetune/, with the
+machine it ran on: times of two machines do not mix.
 An arm's seconds stand beside LoRA's of the same machine; `run --here` runs again what was timed on others only.
 """
 
@@ -31,13 +32,15 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "finetune"
-TASKS = ("department", "rating", "clinc150", "sst2", "domains", "shuffled")
+TASKS = ("department", "rating", "clinc150", "sst2", "domains", "shuffled", "recommended")
 FOUND = Path(__file__).resolve().parent / "results" / "finetune"
 KEPT = (
     "used", "settings", "why", "steps", "epochs", "held", "test", "train_seconds", "trainable", "optimizer_bytes",
     "peak_bytes", "cached_bytes", "layers", "predicted_lora_seconds", "threads",
 )  # fmt: skip
 TEXTS = 2000
+ALL_OF_SST2 = 6920
+ROWS = {"shuffled": ALL_OF_SST2}  # 2,000 texts teach no arm that task
 RIVAL = "peft lora r8"
 TIE = 1.01
 HERE = machine.describe().split(",")[0]  # the processor
@@ -69,7 +72,7 @@ RATES = {
 
 def texts(task: str) -> list[str]:
     """Flags that name the task's data."""
-    if task in ("department", "rating"):
+    if task in ("department", "rating", "recommended"):
         return ["--data", f"reviews:{task}"]
     folder = RUNS / "data"
     train, test = folder / f"{task}-train.csv", folder / f"{task}-test.csv"
@@ -129,6 +132,19 @@ class Case:
         return finetuned(words)
 
 
+def case(
+    task: str,
+    arm: str,
+    seed: int,
+    rate: float,
+    epochs: float = 2,
+    seconds: float | None = None,
+    rows: int | None = None,
+) -> Case:
+    """A run on as many texts as its task has here, unless said otherwise."""
+    return Case(task, arm, seed, rate, epochs, seconds, ROWS.get(task, TEXTS) if rows is None else rows)
+
+
 def finetuned(words: list[str]) -> dict:
     """What one run of the command line found, with the machine it ran on."""
     command = [sys.executable, "-m", "realloc.cli.main", "finetune", *words, "--json"]
@@ -142,7 +158,7 @@ def finetuned(words: list[str]) -> dict:
 class Bench:
     """Runs, each made once and kept."""
 
-    def __init__(self, file: Path, tuning: Path | None = None, case: Any = Case, arms: Any = ARMS, rates: Any = RATES):
+    def __init__(self, file: Path, tuning: Path | None = None, case: Any = case, arms: Any = ARMS, rates: Any = RATES):
         self.case, self.arms, self.rates = case, arms, rates
         self.tuning = None if tuning is None else Bench(tuning, None, case, arms, rates)
         self.file = file
@@ -197,13 +213,16 @@ def cpu(record: dict) -> str:
 
 
 def runs(
-    bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool, beside: bool, here: bool, epochs: float
-) -> dict:
+    bench: Bench, tasks: list[str], names: list[str], seeds: int, *, run: bool, beside: bool, here: bool, epochs: float,
+    rows: int | None = None,
+) -> dict:  # fmt: skip
     found: dict = {}
     for seed in range(seeds):
         for task in tasks:
             for arm in names:
                 rate = bench.rate(task, arm, run=run)
+                if rate is None:
+                    continue
                 seconds = None
                 if arm == "peft lora, focus's seconds":
                     focus = found.get((task, "focus", seed))
@@ -212,11 +231,13 @@ def runs(
                     seconds = focus["train_seconds"]
                     if not run:  # what was timed beside an earlier run of focus stands until it is made again
                         kept = [one["train_seconds"] for one in focus["records"]]
-                        seconds = next((s for s in kept if bench.all(Case(task, arm, seed, rate, epochs, s))), seconds)
-                case = None if rate is None else Case(task, arm, seed, rate, epochs, seconds)
-                one = None if case is None else bench.get(case, run=run, beside=beside, here=here)
+                        seconds = next(
+                            (s for s in kept if bench.all(case(task, arm, seed, rate, epochs, s, rows))), seconds
+                        )
+                asked = case(task, arm, seed, rate, epochs, seconds, rows)
+                one = bench.get(asked, run=run, beside=beside, here=here)
                 if one is not None:
-                    records = bench.all(case)
+                    records = bench.all(asked)
                     timed = {each["machine"]: each["train_seconds"] for each in records if not each["beside"]}
                     found[task, arm, seed] = one | {"rate": rate, "timed": timed, "records": records[::-1]}
     return found
@@ -286,6 +307,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=_whole, default=2)
+    parser.add_argument("--rows", type=int, help="training texts; the rates stay those of the task's usual ones")
     parser.add_argument("--beside", action="store_true", help="other work runs beside: seconds are not to be kept")
     parser.add_argument("--here", action="store_true", help="run again what has no seconds of this machine")
     parser.add_argument("--out", type=Path, default=FOUND / "runs.jsonl")
@@ -305,6 +327,7 @@ def main() -> None:
         beside=args.beside,
         here=args.here,
         epochs=args.epochs,
+        rows=args.rows,
     )
     table(found, args.tasks, args.arms, args.seeds)
 
