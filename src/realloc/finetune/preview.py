@@ -95,13 +95,13 @@ def _mb(value: int) -> str:
 
 def preview(config: FinetuneConfig, timing: Callable[[], None] = lambda: None) -> Preview:
     """Load, decide, time a few steps, and say so; raises ConfigError where a run would. ``timing``: told before it."""
-    with threads(config.threads):
+    with threads(config.threads), torch.random.fork_rng(devices=[]):  # loading seeds them
         return _measured(prepared(config), timing)
 
 
 def _measured(scene: Scene, timing: Callable[[], None]) -> Preview:
     config = scene.config
-    with torch.random.fork_rng(devices=[]), Peak() as peak:
+    with Peak() as peak:
         clock = Clock()
         clock.start()
         decided = decide(scene)
