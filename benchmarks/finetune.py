@@ -169,8 +169,10 @@ class Bench:
             self.known.setdefault(json.dumps(case), []).append(found)
 
     def get(self, case: Any, *, run: bool = True, beside: bool = True, here: bool = False) -> dict | None:
-        """What a run found, last. One made beside other work is made again where its seconds are wanted."""
+        """What a run found, last. One made beside other work, or for tuning, is made again for its seconds."""
         records = self.all(case)
+        if beside and self.tuning is not None and not records:
+            records.extend(self.tuning.all(case))
         enough = [one for one in records if (beside or not one["beside"]) and (not here or cpu(one) == HERE)]
         if run and not enough:
             found = case.run() | {"beside": beside}

@@ -21,9 +21,11 @@ from made_texts import rows, write
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import realloc.finetune.arms.layers as layers
 import realloc.finetune.focus as focus
 import realloc.finetune.session as session_module
 import realloc.finetune.watch as watch
+from realloc.allocate.layer_costs import CostTable
 from realloc.allocate.prefix import depths_of
 from realloc.errors import ConfigError, RecordError
 from realloc.finetune.config import FinetuneConfig, finetune_config
@@ -123,6 +125,36 @@ def test_a_run_that_is_cut_again_and_again_ends_bit_equal(
         for name in ("straight", "cut")
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")
+def test_a_budget_in_microseconds_keeps_its_first_table(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By it the two lowest layers fit, which FLOPs do not pay for; by that of the other machine none but the lowest."""
+    settings = {"currency": "microseconds", "share": 0.8}
+    asked = config(tiny, table, judging, "layer_gradient", settings=settings)
+    monkeypatch.setattr(layers, "cost_table", lambda *_: CostTable((1,) * 3, (1,) * 3, (300, 300, 400)))
+    straight = finetune(asked, tmp_path / "straight")
+    plain = finetune(config(tiny, table, judging, "layer_gradient", settings={"share": 0.8}), tmp_path / "plain")
+    assert straight.layers != plain.layers
+    monkeypatch.setattr(watch, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(watch, "SAVE_SHARE", 0)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_at(5, patch)
+        finetune(asked, tmp_path / "cut")
+    monkeypatch.setattr(layers, "cost_table", lambda *_: CostTable((1,) * 3, (1,) * 3, (9, 9000, 9000)))
+    assert facts(resume(tmp_path / "cut")) == facts(straight)
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")
+def test_a_real_cost_table_is_timed_where_microseconds_are_the_budget(
+    tiny: Path, table: Path, judging: Path, tmp_path: Path
+) -> None:
+    settings = {"currency": "microseconds", "share": 0.9}
+    finetune(config(tiny, table, judging, "layer_gradient", settings=settings), tmp_path / "run")
+    attached = next(line for line in read(tmp_path / "run" / "events.jsonl").lines if line.get("unit"))
+    assert attached["unit"] == "microseconds a step"
 
 
 @pytest.mark.parametrize("method", ["lora", "peft_lora", "spiel", "topk"])

@@ -23,9 +23,11 @@ from realloc.methods.random_layers import random_layers
 from realloc.methods.topk import topk
 from realloc.schedule import Schedule, every
 from realloc.sites.blocks import blocks_of
+from realloc.time_layers import cost_table
 from realloc.train.config import Setting
 
 TURNS: Final = 20  # choices of layers in a run
+CURRENCY: Final = "currency"  # of a share of a step, in the settings
 TESTS: Final = 60  # the same, of a method that tests one layer some times before it chooses
 
 Recipe = Callable[[Mapping[str, Any], Cache | None], LayerMethod]
@@ -37,6 +39,9 @@ def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]
     def make(loaded: Loaded, order: Order) -> Arm:
         optimizer = optimizer_of(loaded, order.rate)
         chosen = recipe(order.settings, order.cache)
+        if order.settings.get(CURRENCY) == "microseconds":  # a resume takes the table that the checkpoint holds
+            batch, _ = order.batches.at(0)
+            chosen = chosen.costing(cost_table(loaded.model, batch))
         rows = touched(loaded, optimizer, order) if ROWS in order.settings else None
 
         def moments(steps: int) -> Schedule | None:
@@ -90,11 +95,11 @@ LAYERS: Final[Mapping[str, Kind]] = {
         {"tolerance": 0.2, "tests": 3, ROWS: True}, moves=True,
     ),
     "layer_gradient": Kind(
-        layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6}, moves=True
+        layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6, CURRENCY: "FLOPs"}, moves=True,
     ),
     "lisa": Kind(layers(lambda s, _: lisa(s["layers"])), 3e-4, {"layers": 2, ROWS: True}, moves=True),
     "random_layers": Kind(
-        layers(lambda s, _: random_layers(s["share"])), 1e-3, {"share": 0.6}, moves=True
+        layers(lambda s, _: random_layers(s["share"])), 1e-3, {"share": 0.6, CURRENCY: "FLOPs"}, moves=True
     ),
     "topk": Kind(layers(lambda s, cache: topk(s["k"], cache=cache)), 1e-3, {"k": 2}, topk_within),
 }  # fmt: skip

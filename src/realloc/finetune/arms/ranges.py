@@ -49,7 +49,9 @@ NUMBERS: Final[Mapping[str, Range]] = {
     "tolerance": Range(0, 1, "()"),
     "trial": Range(0, 0.25),  # the second of two begins a quarter of the run after the first
 }
-WORDS: Final[Mapping[str, tuple[str, ...]]] = {"by": tuple(PLACE), "order": get_args(Order)}
+WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "by": tuple(PLACE), "currency": ("FLOPs", "microseconds"), "order": get_args(Order),
+}  # fmt: skip
 
 
 def check_range(method: str, key: str, value: Setting) -> None:
