@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import realloc
 from realloc.errors import ConfigError, RecordError
 from realloc.kernels.mixing import below, mixed, mixed_plain
+from realloc.kernels.seek import hashed, two_rows
 from realloc.nn.budget import Costs, bytes_of, split_of
 from realloc.pool.hot_rows import HotRows
 
@@ -162,6 +163,27 @@ def test_double_hashing_reads_the_product_of_two_rows() -> None:
     torch.autograd.gradcheck(lambda w: torch.func.functional_call(layer, {"weight": w}, (ids,)), layer.weight.double())
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**63 - 1), max_size=9), st.integers(0, 2**20), st.integers(1, 2**40))
+def test_two_rows_of_the_kernel_are_those_of_plain_torch(found: list[int], table: int, rows: int) -> None:
+    ids = torch.tensor(found, dtype=torch.int64)
+    assert all(
+        torch.equal(a, b) for a, b in zip(two_rows(ids, table, rows), hashed(ids, table, rows, rows), strict=True)
+    )
+
+
+def test_double_hashing_in_a_graph_on_meta_and_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, ids = realloc.nn.DoubleHashing(None, 3, rows=40), torch.arange(6000).view(2, 3000)
+    whole = layer(ids)
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="eager")(ids), whole)
+    assert torch.equal(torch.func.vmap(layer)(ids), whole)
+    assert torch.equal(torch.stack([layer(row) for row in ids.t()], 1), whole), "ids that do not lie in a row"
+    assert realloc.nn.DoubleHashing(None, 3, rows=40).to("meta")(ids.to("meta")).shape == (2, 3000, 3)
+    assert layer(ids[:, :0]).shape == (2, 0, 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(layer(ids), whole)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -175,6 +197,8 @@ def test_bad_double_hashing(wrong: dict[str, Any], words: str) -> None:
         realloc.nn.DoubleHashing(**({"num_ids": 500, "dim": 3, "rows": 40} | wrong))
     with pytest.raises(ConfigError, match="an id is -1"):
         realloc.nn.DoubleHashing(500, 3, 40)(torch.tensor([-1]))
+    with pytest.raises(ConfigError, match=r"ids are torch\.float32"):
+        realloc.nn.DoubleHashing(500, 3, 40)(torch.ones(1))
 
 
 # the budget -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ KERNELS: Final[dict[str, Callable[[Any], None]]] = {
     "best": sets.best,
     "insert": insert.insert,
     "seek": hashing.seek,
+    "pair": hashing.pair,
     "tally": hashing.tally,
 }
 _TYPES: Final = {torch.float32: types.float32, torch.float64: types.float64}

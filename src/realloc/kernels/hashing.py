@@ -61,6 +61,23 @@ def seek(task: Any) -> None:
         v.put(out, i, row)
 
 
+def pair(task: Any) -> None:
+    """OUT int64 [2, SAMPLES]: two of UNITS rows for each id X int64 [SAMPLES], by the salt BIAS. FAULT as in `seek`."""
+    word = v.words(task)
+    count, units, salt = v.get(word, w.SAMPLES), v.get(word, w.UNITS), v.get(word, w.BIAS)
+    ids, out = v.long_integers(v.get(word, w.X)), v.long_integers(v.get(word, w.OUT))
+    part, parts = part_of(word)
+    start, stop = even(count, part, parts)
+    for i in range(start, stop):
+        key = v.get(ids, i)
+        if key < 0:
+            v.put(word, w.FAULT, 1)
+            return
+        first, second = hashed(key, salt, units, units)
+        v.put(out, i, first)
+        v.put(out, count + i, second)
+
+
 def tally(task: Any) -> None:
     """Occurrences by id, in the order of their first ones; ids below 0 are left out.
 

@@ -32,7 +32,9 @@ def check_ids(ids: Tensor) -> None:
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"ids are {ids.dtype}; pass int64 (a float cannot tell large ids apart)")
-    if not torch.compiler.is_compiling() and ids.numel() and int(ids.min()) < 0:
+    if torch.compiler.is_compiling() or ids.is_meta or _transforming() is not None:
+        return  # nothing can be read there
+    if ids.numel() and int(ids.min()) < 0:
         raise ConfigError(
             f"an id is {int(ids.min())}; ids are 0 and more: give missing values an id of their own, or padding_idx"
         )
@@ -42,6 +44,24 @@ def hashed(ids: Tensor, table: int, shared: int, buckets: int) -> tuple[Tensor, 
     """The shared row and the bucket of int64 ids ``[n]``, salted by table; the bucket is 0 where there is none."""
     first = mixed(ids ^ mixed_plain(table))
     return below(first, shared), below(mixed(first), max(1, buckets))
+
+
+def two_rows(ids: Tensor, table: int, shared: int) -> tuple[Tensor, Tensor]:
+    """Two hashed rows of each id ``[n]``, int64; `hashed` with as many buckets as rows, by a kernel on the CPU.
+
+    Raises:
+        ConfigError: ids that are negative, or no integers of 32 or 64 bits.
+    """
+    plain = torch.compiler.is_compiling() or ids.device.type != "cpu" or _transforming() is not None
+    if plain or ids.dtype not in (torch.int64, torch.int32):
+        check_ids(ids)
+        return hashed(ids.long(), table, shared, shared)
+    ids = ids.long().contiguous()
+    rows, count = ids.new_empty(2, len(ids)), len(ids)
+    words: w.Words = {w.X: ids, w.SAMPLES: count, w.OUT: rows, w.UNITS: shared, w.BIAS: mixed_plain(table)}
+    if not fits("pair", torch.float32, words, 8 * count):
+        check_ids(ids)
+    return rows[0], rows[1]
 
 
 def owned_rows(ids: Tensor, keys: Tensor, tables: Tensor, owned: Tensor, table: int, shared: int) -> Tensor:

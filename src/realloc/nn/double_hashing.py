@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError
-from realloc.kernels.seek import check_ids, hashed
+from realloc.kernels.seek import two_rows
 from realloc.nn.budget import Costs, bytes_of
 from realloc.nn.checks import whole
 
@@ -82,8 +82,7 @@ class DoubleHashing(nn.Module):
 
     def forward(self, input: Tensor, table: int = 0) -> Tensor:
         """Look up ids ``[...]``; ids of several columns that share the rows are told apart by the number of a table."""
-        check_ids(input)
-        first, second = hashed(input.reshape(-1).long(), table, len(self.weight), len(self.weight))
+        first, second = two_rows(input.reshape(-1), table, len(self.weight))
         found = nn.functional.embedding(first, self.weight) * nn.functional.embedding(second, self.weight)
         return found.view(*input.shape, self.dim)
 
