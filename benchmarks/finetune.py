@@ -250,7 +250,7 @@ HEAD = ("arm", "rate", "test accuracy %", "minus LoRA, 95 %", "seconds", "of LoR
 
 
 def table(found: dict, tasks: list[str], names: list[str], seeds: int) -> None:
-    print(f"`{machine.command()}`\n\n{machine.describe()}\n")
+    print(f"`{machine.command()}`\n\n{_made_on(found)}\n")
     for task in tasks:
         print(f"### {task}\n\n| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
         for arm in names:
@@ -259,6 +259,14 @@ def table(found: dict, tasks: list[str], names: list[str], seeds: int) -> None:
             if mine:
                 print("| " + " | ".join(_cells(arm, mine, rival)) + " |")
         print()
+
+
+def _made_on(found: dict) -> str:
+    """Processors, threads and commits of the runs that are shown: not of the process that prints them."""
+    parts = [one["machine"].split(", ") for one in found.values()]
+    cpus, threads, commits = (sorted({part[place] for part in parts}) for place in (0, 1, -1))
+    commits = sorted({commit.removeprefix("commit ") for commit in commits})
+    return f"Runs of {' and '.join(cpus)}; {' or '.join(threads)}; commits {', '.join(commits)}."
 
 
 def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]:

@@ -15,6 +15,7 @@ from realloc.errors import ConfigError, nearest, plain
 from realloc.kernels.finite import all_finite
 from realloc.methods.beside import Beside
 from realloc.sites.adopt import Adopted, adopted_layers
+from realloc.sites.quantised import quantised
 from realloc.sites.turned import is_linear, turned, upright
 
 PLAIN = (nn.Linear, NonDynamicallyQuantizableLinear)
@@ -90,7 +91,7 @@ def choose_layers(root: nn.Module, where: Beside, what: str = "ranks") -> Choice
         else:
             others.append((plain(name), reason))
     if not layers:
-        why = "; ".join(f"{n}: {r}" for n, r in others[:4]) or "there is no nn.Linear"
+        why = "; ".join(f"{n}: {r}" for n, r in others[:4]) or f"there is no nn.Linear{quantised(root)}"
         raise ConfigError(
             f'no layer of this {type(root).__name__} may hold {what} ({why}); name layers with method.on("*"), or take '
             "a model with nn.Linear layers"

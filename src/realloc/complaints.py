@@ -7,7 +7,9 @@ from typing import final
 
 from torch import nn
 
-from realloc.errors import Once
+from realloc.errors import Once, plain
+from realloc.observe.silence import LONG, Silence
+from realloc.pool.holdings import Holdings
 from realloc.sites.packed import half_frozen
 from realloc.sites.wide import half_frozen_widths
 
@@ -16,8 +18,10 @@ from realloc.sites.wide import half_frozen_widths
 class Complaints:
     """Warnings of one attached model, each code at most once. ``old``: the dense weights that `attach` replaced."""
 
-    def __init__(self, old: dict[str, weakref.ref[nn.Parameter]]) -> None:
+    def __init__(self, old: dict[str, weakref.ref[nn.Parameter]], holdings: Holdings) -> None:
         self._old = old
+        self._holdings = holdings
+        self._silence = Silence(holdings)
         self._once = Once()
         self.looked = False
 
@@ -32,6 +36,23 @@ class Complaints:
             f"no unit has moved in {steps} steps: no place is free, the drop fraction times the units of each site is "
             "below one, or every decision was skipped; see handle.explain(site)",
         )
+
+    def unheard(self) -> None:
+        """Before an update that has no gradient for anything that is held."""
+        self._silence.note()
+        self.passed_by()
+
+    def passed_by(self) -> None:
+        """Training has long reached nothing of what is held."""
+        steps = self._silence.length
+        if steps >= LONG:
+            name, *rest = self._holdings.sites
+            self._once.say(
+                "RA008",
+                f"no gradient has reached {plain(name)}" + f" or any of {len(rest)} more" * bool(rest) + f" in {steps} "
+                "steps: is this the model you train, and do its layers run with gradients on? give the loop the "
+                "attached model (a copy made after attach is another one), or attach the one that trains",
+            )
 
     def look(self, root: nn.Module) -> None:
         """Look for a captured dense weight (once) and for a half-frozen layer."""

@@ -63,7 +63,7 @@ class Engine:
         self.tie = Tie()
         self._guard = Guard(method.young)
         self._decider = decider
-        self.complaints = Complaints(old)
+        self.complaints = Complaints(old, target.holdings)
         self._active: dict[str, bool] = {}
         self._quiet = 0
         self._plain = False  # whether a step in which every site had its one backward needs no look before its update
@@ -151,6 +151,8 @@ class Engine:
         if not everyone:
             updated = self._updated()
             self._guard.before(target.holdings.flats, updated, target.optimizer)
+            if not any(updated.values()):
+                self.complaints.unheard()
         for site in self._masked:
             site.settle(elsewhere=self._several and updated[site.name])
         if self.method.young:
@@ -260,8 +262,10 @@ class Engine:
     # rare acts --------------------------------------------------------------------------------------------------
 
     def complain(self) -> None:
-        """Promise P6: say it once when the schedule has run and nothing moved."""
+        """Promise P6: say it once when training passes by, and when the schedule has run and nothing moved."""
         steps = self.holdings.book.read("steps") if self.tie.attached else 0
+        if steps:
+            self.complaints.passed_by()
         if self.method.moves and steps >= self.schedule.last and not self.holdings.book.read("moves"):
             self.complaints.nothing_moved(steps)
 

@@ -88,14 +88,23 @@ def check_budget(engine: LayerEngine) -> None:
 
 
 def check_optimizer(engine: LayerEngine, chosen: Iterable[int]) -> None:
-    """Refuse an optimizer that lacks a layer which is to train, or everything.
+    """Refuse an optimizer that lacks a layer which is to train, what trains above the layers, or everything.
 
     Raises:
-        ConfigError: as `check_held`; or it holds no parameter of the model.
+        ConfigError: as `check_held`; a parameter above the layers that is not frozen is missing; or it holds none of
+            the model.
     """
     check_held(engine, range(len(engine.blocks)) if engine.method.moves else chosen)
-    if not held_by(engine.optimizer) & {id(p) for p in engine.owner.parameters()}:
+    held = held_by(engine.optimizer)
+    if not held & {id(p) for p in engine.owner.parameters()}:
         raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
+    missing = next((p for p in engine.blocks.above if p.requires_grad and id(p) not in held), None)
+    if missing is not None:
+        names = {id(p): key for key, p in engine.owner.named_parameters()}
+        raise ConfigError(
+            f"the optimizer does not hold {plain(names[id(missing)])!r} above the layers, which always trains; make "
+            "the optimizer from all parameters of the model, or freeze that one: requires_grad_(False)"
+        )
 
 
 def check_held(engine: LayerEngine, layers: Iterable[int]) -> None:
@@ -128,7 +137,9 @@ def check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) ->
         ConfigError: a batch norm that updates or mixes examples lies below the frozen end; layers skip at random.
     """
     lowest = 0 if method.embeddings == "always" else min(chosen, default=len(blocks))
-    if method.cache is None or not (lowest or method.moves) or blocks.base is None:
+    if method.moves and method.embeddings != "always":  # the frozen end may rise until the highest layer is left
+        lowest = len(blocks) - 1
+    if method.cache is None or not lowest or blocks.base is None:
         return
     names = {id(m): name for name, m in blocks.base.named_modules()}
     for module in blocks.base.modules():

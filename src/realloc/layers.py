@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from realloc.cache.passage import Passage
+from realloc.cache.store import Sealed
+from realloc.cache.unasked import Unasked
 from realloc.decide_layers import LayerLedger, after, decide_layers, plan_for
 from realloc.errors import Once, StateError
 from realloc.links import Tie
@@ -24,7 +26,6 @@ from realloc.schedule import Schedule
 from realloc.sites.blocks import Blocks
 
 QUIET: Final = 10  # steps without any gradient: a schedule may be stepped before training, but not so often
-SEALED: Final = ("examples", "tokens", "digest")
 OFF: Final = "uncached"
 
 
@@ -59,6 +60,7 @@ class LayerEngine:
         self.ledger = LayerLedger(blocks, rights, method, reads=passage is not None, embeddings=bool(self.below))
         if passage is not None:
             passage.say = self.once.say
+        self._unasked = Unasked(passage)
         self._looking = self._felt = False  # felt: whether the gradients of a first step were looked at
         self.trying = False  # a trial runs: nothing of it is kept
 
@@ -99,6 +101,8 @@ class LayerEngine:
         if silent and self.rights.book.read("steps") < QUIET:
             return
         self._felt = True
+        if silent:  # nor does the cache hear of that model
+            self._unasked = Unasked(None)
         if deaf:
             self.once.say(
                 "RA105",
@@ -112,6 +116,7 @@ class LayerEngine:
         if skipped(self.optimizer):
             return
         step = self.rights.book.count()
+        self._unasked.after_step()
         if step == 1 and self.sink is not None and self.rights.costs is not None:
             self.sink.decision(costs_of(self.rights.costs, self.blocks.names))
         if self.schedule is None or not self.method.moves:
@@ -196,13 +201,12 @@ class LayerEngine:
                 lower = self.blocks.lower(count) if count else ()
                 self.passage.freeze(end, lower)
             if loaded:
-                examples, tokens, digest = (self.rights.book.read(name) for name in SEALED)
-                self.passage.unseal((examples, tokens, digest))
+                self.passage.unseal(Sealed(*(self.rights.book.read(name) for name in Sealed._fields)))
 
     def seal(self) -> None:
         """Before the model's state is taken: what the cache's file holds."""
         if self.passage is not None:
-            for name, number in zip(SEALED, self.passage.seal(), strict=True):
+            for name, number in self.passage.seal()._asdict().items():
                 self.rights.book.write(name, number)
             self.rights.book.write(OFF, int(self.passage.off))
 

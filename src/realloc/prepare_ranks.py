@@ -42,7 +42,8 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
     """Choose layers and share the budget. Changes nothing.
 
     Raises:
-        ConfigError: no layer, a pattern without a match, a budget below one rank or above what the caps allow.
+        ConfigError: no layer, a pattern without a match, a budget below one rank or above what the caps allow, or a cap
+            that leaves nothing to move.
     """
     if method.probe is not None:
         raise ConfigError(
@@ -76,6 +77,7 @@ def plan_ranks(root: nn.Module, method: RankMethod) -> RankStart:
                 "nothing could move; raise its rank or budget, or take a method that cuts, such as adalora"
             )
         return RankStart(choice, tuple(seats), counts, capacity, budget, final)
+    _check_cut(method, seats, start - final)
     return RankStart(choice, tuple(seats), _uniform(seats, start), capacity, budget, final)
 
 
@@ -88,7 +90,7 @@ def seats_of(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
     """The layers with the most ranks that each may hold; where no cap is given, as many as the budget needs.
 
     Raises:
-        ConfigError: a rank that no layer has.
+        ConfigError: a rank that no layer has, or an adapter of more ranks than the cap.
     """
     shapes = [tuple(layer.weight.shape) for layer in layers]
     if method.rank is not None and not any(layer.adopted for layer in layers):
@@ -104,6 +106,11 @@ def seats_of(method: RankMethod, layers: Sequence[Layer]) -> list[RankSeat]:
     seats = []
     for layer, shape in zip(layers, shapes, strict=True):
         found = layer.adopted
+        if found is not None and method.cap is not None and len(found.a) > method.cap:
+            raise ConfigError(
+                f"the adapter of {plain(layer.name)} has rank {len(found.a)}, and a layer may hold cap={method.cap}; "
+                f"raise cap to {len(found.a)}, or give a plain model: merge_and_unload()"
+            )
         most_here = min(cap, *shape) if found is None else max(found.a.shape[0], min(cap, *shape))
         scale = method.scale if found is None else found.scale
         seats.append(RankSeat(layer.name, (shape[0], shape[1]), most_here, scale))
@@ -152,6 +159,16 @@ def _check_budget(method: RankMethod, seats: Sequence[RankSeat], budget: int) ->
         )
 
 
+def _check_cut(method: RankMethod, seats: Sequence[RankSeat], surplus: int) -> None:
+    """Refuse a cap that brings the start of a method that only cuts down to what it is to keep."""
+    only_cuts = method.want is None and method.share(1.0) < method.share(0.0)
+    if method.cap and only_cuts and surplus < min(s.cost for s in seats) and any(s.cap < min(s.shape) for s in seats):
+        raise ConfigError(
+            f"cap={method.cap} leaves {method.name} nothing to cut: with at most {method.cap} ranks a layer it starts "
+            "with what is kept at the end; raise cap, lower rank or budget, or take lora, which never moves"
+        )
+
+
 def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> StartPlan:
     """The table that `prepare` returns."""
     jumps = {name: jump(method.rows[name], b, method.scale) for name, b in method.rows_b.items() if name in method.rows}
@@ -165,6 +182,11 @@ def describe_ranks(root: nn.Module, start: RankStart, method: RankMethod) -> Sta
         notes.append(
             f"the start is not the model as it was: {len(jumps)} weights change by {math.hypot(*jumps.values()):.3g} "
             "in all (Frobenius norm); detach() keeps that"
+        )
+    asked = round(start.budget * max(method.share(0.0), method.share(1.0)))
+    if method.cap and start.capacity < asked:
+        notes.append(
+            f"cap {method.cap} leaves room for {start.capacity:,} of the {asked:,} parameters of {method.name}"
         )
     if start.capacity > held:
         notes.append(f"{start.capacity - held:,} parameters are parked at the start")

@@ -61,7 +61,7 @@ def test_rows_of_equal_weights_are_read_after_a_load(tmp_path: Path) -> None:
     model(X)
     model.load_state_dict(state_of(model))
     model(X)
-    assert handle.hits == 1.0
+    assert handle.hits == 0.5, "looked up twice, found the second time"
 
 
 @pytest.mark.parametrize("hidden", [False, True])

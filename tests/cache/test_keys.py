@@ -79,8 +79,13 @@ def test_the_width_of_the_integers_does_not_count(dtype):
 @pytest.mark.parametrize(
     ("ids", "mask", "word"),
     [
-        (torch.ones(2, 3, 4), None, r"shape \(2, 3, 4\)"),
+        (torch.ones(2, 3, 4), None, r"shape \(2, 3, 4\).*pass rows of tokens, or train with cache=None"),
         (torch.ones(2, 3), torch.ones(2, 4), "mask has shape"),
+        (
+            torch.ones(2, 4),
+            torch.ones(2, 1, 4, 4),
+            r"\(2, 1, 4, 4\).*no plain padding mask; pass a mask of.*cache=None",
+        ),
         (torch.ones(2, 3), torch.tensor([[1, 1, 1], [1, 0, 1]]), "mask of row 1 is no plain padding"),
         (torch.ones(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "row 1 of the batch has no token"),
         (torch.ones(1, 0), None, "row 0 of the batch has no token"),

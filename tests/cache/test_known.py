@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -69,6 +70,42 @@ def test_what_was_known_before_a_weight_changed_is_let_go() -> None:
         model(**batch(texts()[0], list(range(12, 20))))
     model(**batch(texts()[0], list(range(8))))
     assert handle.hits == 0.0 and len(known) == 0
+
+
+def test_what_overflows_is_left_out_and_computed_each_time() -> None:
+    """As a cache does it: a number too large for float16 is not infinite by itself."""
+    example = {"input_ids": torch.tensor([[5, 6], [7, 8], [9, 5], [6, 7]])}
+    depth = torch.ones(4, 2, 3)
+    depth[1, 0, 2], depth[2, 1, 1], depth[3, 0, 0] = -7e4, float("inf"), float("nan")
+    known = Known(ROOM)
+    known.add(example, [depth, depth, depth * 0, depth])
+    assert len(known.take(1)) == 3, "what is infinite by itself, or no number, stays"
+    known.add(example, [depth, depth, torch.ones_like(depth), depth])
+    assert len(known.take(2)) == 4, "it fits at another depth"
+    wide = Known(ROOM, torch.bfloat16)
+    wide.add(example, [depth, depth, depth])
+    assert len(wide.take(1)) == 4
+
+
+def test_large_activations_that_were_known_train_as_without_a_cache() -> None:
+    losses = []
+    for known in (Known(ROOM), None):
+        model, optimizer = fresh(bert)
+        with torch.no_grad():
+            model.bert.encoder.layer[LAYERS - 3].output.LayerNorm.weight.mul_(1e5)
+        words = batch(texts()[0], list(range(8)))
+        if known is not None:
+            pooled_depths(model, [words], known=known)
+            assert len(known.take(LAYERS - 2)) == 0
+            pooled_depths(model, [words], known=known)
+        cache = None if known is None else Cache(known=known)
+        handle = realloc.attach(model, optimizer, methods.topk(2, cache=cache))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            losses.append([float(model(**words).logits.square().mean().detach()) for _ in range(2)])
+        assert sum("RA104" in str(one.message) for one in said) == (known is not None)
+        assert not handle.hits
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,19 @@ def test_a_batch_norm_that_updates_is_refused_and_one_that_does_not_is_welcome()
     assert torch.equal(model[1].running_mean, before)
 
 
+@pytest.mark.parametrize(
+    "method", [methods.autofreeze(), methods.egeria(), methods.layer_gradient(0.9, cache=Cache())], ids=lambda m: m.name
+)
+def test_a_batch_norm_that_may_come_to_lie_below_is_refused_too(method: LayerMethod) -> None:
+    model, optimizer = fresh(lambda: stack(noise=nn.BatchNorm1d(16)))
+    schedule = realloc.every(3, total=30)
+    with pytest.raises(ConfigError, match=r"'1'.*BatchNorm1d.*\.eval\(\)"):
+        realloc.attach(model, optimizer, method, schedule=schedule)
+    realloc.attach(model, optimizer, method.on(cache=None), schedule=schedule).detach()
+    model[1].eval()
+    realloc.attach(model, optimizer, method, schedule=schedule)
+
+
 def test_masks_that_are_no_padding_are_refused() -> None:
     model, _, _ = attached()
     rows, _ = texts()
@@ -299,6 +313,29 @@ def test_a_weight_changed_behind_its_version_is_noticed_within_a_round() -> None
         train(model, optimizer, 60, first=3)
 
 
+@pytest.mark.parametrize("how", ["compiled", "forward", "eval"])
+def test_a_cache_that_is_never_asked_says_so_once(how: str) -> None:
+    model, optimizer = fresh(stack)
+    realloc.attach(model, optimizer, methods.topk(1))
+    called: Any = (
+        torch.compile(model, backend="eager") if how == "compiled" else model.forward if how == "forward" else model
+    )
+    model.train(how != "eval")
+    with pytest.warns(ReallocWarning, match="RA106") as said:
+        for _ in range(25):
+            called(torch.randn(6, 6)).sum().backward()
+            optimizer.step()
+    assert [str(one.message).count("RA106") for one in said] == [1]
+
+
+def test_a_cache_that_is_asked_late_says_nothing() -> None:
+    model, optimizer = fresh(stack)
+    realloc.attach(model, optimizer, methods.topk(1))
+    for number in range(25):
+        (model.forward if number < 9 else model)(torch.randn(6, 6)).sum().backward()
+        optimizer.step()
+
+
 def test_it_switches_itself_off_where_nothing_is_found_again() -> None:
     model, _, handle = attached(method=methods.topk(2, cache=Cache(epoch=24)))
     draw = torch.Generator().manual_seed(0)
@@ -373,8 +410,36 @@ def test_resume_in_the_middle_of_an_epoch(kept: bool, tmp_path: Path) -> None:
     its.load_state_dict(half["optimizer"])
     found = train(again, its, 9, first=4)
     assert found == (losses if kept else pytest.approx(losses, abs=1e-4))
-    assert handle.hits == (1.0 if kept else pytest.approx(16 / 40))
+    assert handle.hits == pytest.approx(48 / 72 if kept else 16 / 40), "counted on, or anew"
     assert handle.steps == 9
+
+
+def test_a_resumed_run_finds_out_at_the_same_step_that_reading_does_not_pay(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randint(5, 60, (8, 5), generator=draw) for _ in range(9)]
+
+    def go(model: nn.Module, first: int) -> list[float]:
+        losses = []
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for number, ids in enumerate(batches[first:], first):
+                losses.append(float(model(ids).logits.square().sum()))
+                if any("RA103" in str(one.message) for one in said):
+                    return [*losses, float(number)]
+        return losses
+
+    straight, _, first = attached(method=methods.topk(2, cache=Cache(epoch=24, file=tmp_path / "a")))
+    whole = go(straight, 0)
+    first.detach()
+    assert whole[-1] == 5.0, "the second epoch ends in the sixth batch"
+    cut, _, first = attached(method=methods.topk(2, cache=Cache(epoch=24, file=tmp_path / "b")))
+    for ids in batches[:4]:
+        cut(ids)
+    half = copy.deepcopy(cut.state_dict())
+    first.detach()
+    again, _, _ = attached(method=methods.topk(2, cache=Cache(epoch=24, file=tmp_path / "b")))
+    again.load_state_dict(half)
+    assert go(again, 4) == whole[4:]
 
 
 @pytest.mark.parametrize("harm", ["table", "index", "nonsense"])
@@ -386,8 +451,12 @@ def test_a_damaged_file_is_left_alone(harm: str, tmp_path: Path) -> None:
     first.detach()
     victim = path if harm == "table" else path.with_name("rows.index")
     data = bytearray(victim.read_bytes())
-    data[70] ^= 1
+    data[70 if harm == "table" else -8] ^= 1
     victim.write_bytes(b"?" if harm == "nonsense" else bytes(data))
+    if harm == "nonsense":  # it may be somebody else's
+        with pytest.raises(ConfigError, match=r"rows\.index' is no index of a cache \(or a damaged one\).*delete it"):
+            attached(method=methods.topk(2, cache=Cache(file=path)))
+        victim.unlink()
     again, its, handle = attached(method=methods.topk(2, cache=Cache(file=path)))
     again.load_state_dict(half["model"])
     its.load_state_dict(half["optimizer"])

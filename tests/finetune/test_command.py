@@ -75,6 +75,9 @@ def test_a_dry_run_of_ranks_shows_every_layer_that_holds_some(common: list[str])
     words[words.index("topk")] = "lora"
     numbers = last(call(*words, "--dry-run", "--json").stdout)
     assert set(numbers["layers"].values()) == {"trains"} and numbers["trainable"] < numbers["parameters"]
+    words[words.index("lora")] = "adalora"
+    shown = call(*words, "--set", "rank=4", "--set", "cap=5", "--dry-run")
+    assert shown.exit_code == 0 and "rank=4, cap=5" in shown.stdout, shown.output
 
 
 def test_a_folder_holds_the_run_and_every_command_reads_it(common: list[str], tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ def test_focus_drops_the_layers_that_know_less_and_a_resume_does_too(
     with_head(base, tmp_path / "a" / "model")
 
 
+def test_the_cache_takes_as_much_as_is_said(tiny: Path, table: Path) -> None:
+    whole = run(tiny, table, method="topk", settings={"k": 1})
+    assert 60_000 < whole.cached_bytes <= 10**9
+    assert 0 < run(tiny, table, method="topk", settings={"k": 1}, cache="60kB").cached_bytes <= 60_000
+
+
 def test_a_model_may_be_asked_for_fewer_layers(tiny: Path, table: Path, tmp_path: Path) -> None:
     found = run(tiny, table, tmp_path / "a", method="lora", layers=2)
     assert found.parameters < run(tiny, table, method="lora").parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from realloc import methods
 from realloc.errors import ConfigError
 from realloc.finetune.arms.ranges import NUMBERS, WORDS
 from realloc.finetune.config import finetune_config
+from realloc.finetune.preview import preview
 from realloc.finetune.run import finetune
 
 KNOWN = {name: kind.settings for name, kind in arms.KINDS.items()} | {arms.FOCUS: arms.check(arms.FOCUS, {})}
@@ -80,6 +82,43 @@ def test_what_the_model_does_not_have_is_refused(
     with pytest.raises(ConfigError, match=says):
         finetune(asked, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+CAPPED = ("adalora", "eva", "gora", "para", "random_ranks", "rank_gradient")
+
+
+@pytest.mark.filterwarnings("ignore:.RA003")
+@pytest.mark.parametrize("name", CAPPED)
+@pytest.mark.parametrize("budget", [None, "6k"])
+def test_no_layer_is_saved_with_more_ranks_than_the_cap(
+    name: str, budget: str | None, tiny: Path, table: Path, tmp_path: Path
+) -> None:
+    """6k are 4.7 ranks a layer, beside the head."""
+    ranks = {} if budget else {"rank": 4}
+    asked = {"model": str(tiny), "data": str(table), "method": name, "budget": budget, "epochs": 1}
+    config = finetune_config(asked | {"settings": {**ranks, "cap": 5}})
+    told, found = preview(config), finetune(config, tmp_path / "out")
+    assert told.settings == found.settings and found.settings["cap"] == 5
+    adapter = json.loads((tmp_path / "out" / "model" / "adapter_config.json").read_text())
+    assert max([adapter["r"], *adapter["rank_pattern"].values()]) <= 5
+    assert told.ledger is not None and found.ledger is not None and told.ledger["budget"] == found.ledger["budget"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "budget", "says"),
+    [
+        ("random_ranks", {"cap": 4}, None, "cap=4 is below rank=8; raise cap"),
+        ("adalora", {"cap": 8}, None, "cap=8 leaves adalora nothing to cut: with at most 8 ranks a layer"),
+        ("para", {"cap": 2}, "9k", "with at most 2 ranks each hold .*; raise cap, .* or lower the budget"),
+        ("lora", {"cap": 8}, None, "setting 'cap' is unknown: 'lora' takes rank"),
+    ],
+)
+def test_a_cap_that_cannot_be(
+    method: str, settings: dict[str, Any], budget: str | None, says: str, tiny: Path, table: Path
+) -> None:
+    asked = {"model": str(tiny), "data": str(table), "method": method, "settings": settings, "budget": budget}
+    with pytest.raises(ConfigError, match=says):
+        finetune(finetune_config(asked))
 
 
 def test_layers_with_fewer_ranks_are_told_of(table: Path, tiny: Path, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_the_largest_budgets_are_foretold(budget: str, common: list[str]) -> Non
         (["--tokens", "2"], "; take --tokens 3 or more"),
         (["--layers", "4"], "--layers 4 is more than the 3 layers of "),
         (["--layers", "4"], "leave --layers out to keep them all, or lower it"),
+        (["--cache", "much"], "cache limit is 'much'; it is a number of bytes above 0, or words such as '500MB'"),
         (["--budget", "0.00001%"], "the budget leaves 0 parameters beside the head"),
         (["--budget", "1" + "0" * 400 + "k"], "is no budget; write seconds (60s, 2m)"),
     ],
@@ -67,6 +68,11 @@ def test_a_refusal_names_the_flag_that_was_given(words: list[str], said: str, co
     done = call(*common, *words, "--dry-run")
     assert done.exit_code == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert said in done.stderr, done.stderr
+
+
+def test_a_cache_is_refused_where_the_method_has_none(tiny: Path, table: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'lora' keeps none; leave --cache out, or take one of focus, .*topk"):
+        preview(finetune_config({"model": str(tiny), "data": str(table), "method": "lora", "cache": "1GB"}))
 
 
 def test_the_fewest_tokens_that_are_told_are_enough(common: list[str]) -> None:

@@ -281,3 +281,71 @@ def test_lightning_without_an_end_needs_no_schedule_or_says_so() -> None:
     still, callback = lit("topk", -1, max_time="00:00:00:01")
     still.fit(Module(), loader())
     assert callback.handle is not None and callback.handle.steps > 0
+
+
+# a second train() with one callback ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["random_ranks", "lisa", "width"])
+def test_a_second_train_from_the_start_is_refused_where_something_moves(name: str, tmp_path: Path) -> None:
+    made, callback = trainer(name, tmp_path)
+    made.train()
+    assert callback.handle is not None
+    moves, before = callback.handle.moves, weights(made.model)
+    with pytest.raises(StateError, match=r"through 12 steps of an earlier run.*resume_from_checkpoint.*new Trainer"):
+        made.train()
+    assert callback.handle.steps == STEPS and callback.handle.moves == moves > 0
+    assert all(torch.equal(value, before[key]) for key, value in weights(made.model).items())
+    callback.handle.detach()
+    with pytest.raises(StateError, match=r"its handle was detached; .* make a new Trainer"):
+        made.train()
+    fresh = TrainerCallback(METHODS[name](), every=every(name))
+    Sequential(model=made.model, args=arguments(tmp_path), train_dataset=Texts(), callbacks=[fresh]).train()
+    assert fresh.handle is not None and fresh.handle.steps == STEPS and fresh.handle.moves > 0
+
+
+@pytest.mark.parametrize("name", ["random_ranks", "lisa"])
+def test_a_resume_with_the_same_callback_moves_by_the_new_length(name: str, tmp_path: Path) -> None:
+    """As a new Trainer with a new callback does: 12 steps, and from their last checkpoint 12 more."""
+    made, callback = trainer(name, tmp_path / "a", save_strategy="steps", save_steps=STEPS)
+    made.train()
+    assert callback.handle is not None
+    before = callback.handle.moves
+    made.args.num_train_epochs = 4
+    made.train(resume_from_checkpoint=True)
+    assert callback.handle.steps == 2 * STEPS and callback.handle.moves > before
+    again, second = trainer(name, tmp_path / "a")
+    again.args.num_train_epochs = 4
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{STEPS}"))
+    assert second.handle is not None
+    alike(second.handle.state(), callback.handle.state())
+    for (key, mine), theirs in zip(weights(again.model).items(), weights(made.model).values(), strict=True):
+        assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
+
+
+def test_what_never_moves_trains_on(tmp_path: Path) -> None:
+    made, callback = trainer("topk", tmp_path)
+    made.train()
+    made.train()
+    assert callback.handle is not None and callback.handle.steps == 2 * STEPS
+    made.optimizer = None
+    with pytest.raises(StateError, match=r"hangs on the optimizer of that one"):
+        made.train()
+
+
+def test_a_smaller_batch_after_the_memory_ran_out_makes_a_longer_schedule(tmp_path: Path) -> None:
+    """``auto_find_batch_size`` begins the run anew; where no step was taken yet, the moves follow its length."""
+    made, callback = trainer("random_ranks", tmp_path, auto_find_batch_size=True)
+    compute, calls = made.compute_loss, []
+
+    def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 1:
+            raise RuntimeError("CUDA out of memory.")
+        return compute(*args, **kwargs)
+
+    made.compute_loss = out_of_memory
+    made.train()
+    steps = made.state.max_steps
+    assert callback.handle is not None and callback.handle.steps == steps > STEPS
+    assert callback.handle._engine.schedule.total == steps  # type: ignore[union-attr]

@@ -395,3 +395,17 @@ def test_what_is_taken_over_comes_back_in_stock_peft(settings, tmp_path):
         for found in (model, again, realloc.export.merged(model)):
             assert torch.allclose(found(tokens()).logits, wanted, rtol=0, atol=1e-5)
         assert not torch.allclose(bert()(tokens()).logits, wanted, rtol=0, atol=1e-2)
+
+
+def test_an_adapter_of_more_ranks_than_the_cap_is_refused():
+    model = wrapped(bert, r=6, rank_pattern={"layer.1.attention.self.value": 7})
+    keys, held = [*model.state_dict()], [*trainable(model)]
+    for method in (methods.random_ranks(rank=4, cap=6), methods.adalora(rank=5, cap=6), methods.para(rank=5, cap=6)):
+        says = (
+            r"adapter of \S*layer\.1\.attention\.self\.value\S* has rank 7, and a layer may hold cap=6; raise cap to 7"
+        )
+        with pytest.raises(ConfigError, match=says):
+            realloc.prepare(model, method)
+    assert [*model.state_dict()] == keys and len(held) == len(trainable(model))
+    table = realloc.prepare(model, methods.random_ranks(rank=7, cap=7))
+    assert {line.capacity // sum(line.shape) for line in table.sites} == {7}

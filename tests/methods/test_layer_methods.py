@@ -298,6 +298,14 @@ def test_an_optimizer_that_lacks_a_layer_is_refused() -> None:
     model[8].requires_grad_(False)
     with pytest.raises(ConfigError, match=r"'8' is frozen"):
         realloc.attach(model, torch.optim.AdamW(model.parameters()), methods.topk(2))
+    model = net()
+    headless = torch.optim.AdamW(model[:9].parameters())
+    for method, schedule in ((methods.topk(1), None), (methods.badam(), realloc.every(4, total=20))):
+        with pytest.raises(ConfigError, match=r"does not hold '10\.weight' above the layers.*requires_grad_\(False\)"):
+            realloc.attach(model, headless, method, schedule=schedule)
+    assert not any(key.startswith("realloc") for key in model.state_dict())
+    model[10].requires_grad_(False)
+    realloc.attach(model, headless, methods.topk(1))
     stranger = torch.optim.AdamW(net().parameters())
     with pytest.raises(ConfigError, match="no parameter of this model"):
         realloc.attach(net(), stranger, methods.topk(0))
@@ -352,3 +360,23 @@ def test_a_foreign_state_is_refused() -> None:
     realloc.attach(other, torch.optim.SGD(other.parameters()), methods.topk(2))
     with pytest.raises(RecordError, match="realloc_layers"):
         model.load_state_dict(other.state_dict(), strict=False)
+
+
+@pytest.mark.parametrize("make", [methods.autofreeze, methods.egeria])
+def test_a_plan_says_of_what_freezes_later_that_its_dropout_goes_off(make: Any) -> None:
+    *_, handle = start(make())
+    assert any("freezes later" in note and "dropout off" in note for note in handle.start.notes)
+    *_, handle = start(make().on(prefix_dropout="keep"))
+    assert any("keeps its dropout" in note for note in handle.start.notes)
+    *_, handle = start(methods.badam())
+    assert not any("later" in note for note in handle.start.notes)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize")
+def test_a_quantised_model_is_called_so() -> None:
+    model = torch.ao.quantization.quantize_dynamic(net().float(), {nn.Linear}, dtype=torch.qint8)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    with pytest.raises(ConfigError, match=r"'0' is a Linear, quantised: load the model unquantised"):
+        realloc.attach(model, optimizer, methods.topk(1))
+    with pytest.raises(ConfigError, match=r"'0' is a Linear, quantised: load the model unquantised"):
+        realloc.prepare(model, methods.lora(2))

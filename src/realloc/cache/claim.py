@@ -11,7 +11,9 @@ import weakref
 from pathlib import Path
 from typing import Final, final
 
-from realloc.errors import ConfigError, plain
+import torch
+
+from realloc.errors import ConfigError, StateError, plain
 
 if sys.platform != "win32":
     import fcntl
@@ -23,6 +25,8 @@ _OURS: set[tuple[int, int]] = set()  # device and inode of what this process hol
 @final
 class Claim:
     """Holds a file, which it makes, until `release`, until nobody has the claim, or until its process ends.
+
+    Nothing is written to it here: whether it may be is another question (`realloc.cache.mark`).
 
     The lock is an flock on the file itself. On a system or a disk that has none, nothing keeps two apart.
 
@@ -41,7 +45,7 @@ class Claim:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise ConfigError(
                 f"the cache file {plain(str(path))!r} cannot be opened: {error.strerror}; name another one"
@@ -57,6 +61,17 @@ class Claim:
         self._end = weakref.finalize(self, _release, self._file, identity, os.getpid())
 
     @property
+    def descriptor(self) -> int:
+        """Of the open file.
+
+        Raises:
+            StateError: it was let go.
+        """
+        if not self._end.alive:
+            raise StateError(f"the cache file {plain(str(self.path))!r} was let go; attach() the model again")
+        return self._file
+
+    @property
     def stands(self) -> bool:
         """Whether the path still names the file that is held: a user may delete it at any time."""
         try:
@@ -67,6 +82,14 @@ class Claim:
     def release(self) -> None:
         """Let go; twice does no harm."""
         self._end()
+
+
+def own(file: Path) -> Path:
+    """The file of this process: two that wrote into one would read each other's rows. Rank 0 has the name as it is."""
+    rank = (
+        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    )
+    return file.with_name(f"{file.name}.rank{rank}") if rank else file
 
 
 def _lock(file: int, path: Path, identity: tuple[int, int]) -> None:

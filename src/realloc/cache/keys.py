@@ -55,11 +55,18 @@ def examples_of(
     (2, 3, False)
     """
     if ids.ndim != 2:
-        raise StateError(f"token ids have shape {tuple(ids.shape)}; the cache takes [batch, tokens]")
+        raise StateError(
+            f"token ids have shape {tuple(ids.shape)}; the cache takes [batch, tokens]: pass rows of tokens, or train "
+            "with cache=None"
+        )
     parts = {"mask": mask, "types": types, "positions": positions}
     for name, part in parts.items():
         if part is not None and part.shape != ids.shape:
-            raise StateError(f"{name} has shape {tuple(part.shape)}, the token ids {tuple(ids.shape)}")
+            why = "it is no plain padding mask; pass a mask" if name == "mask" else f"pass {name}"
+            raise StateError(
+                f"{name} has shape {tuple(part.shape)}, the token ids {tuple(ids.shape)}: {why} of rows and tokens, or "
+                "train with cache=None"
+            )
     bounds = [(0, ids.shape[1])] * ids.shape[0] if mask is None else _runs(mask)
     columns = torch.arange(ids.shape[1]).expand_as(ids) if positions is None else positions
     tokens = _numbers(ids)
@@ -105,6 +112,6 @@ def _runs(mask: Tensor) -> list[tuple[int, int]]:
     if not torch.equal(run, flags):
         row = int((run != flags).any(1).nonzero()[0])
         raise StateError(
-            f"the mask of row {row} is no plain padding: it leaves out tokens between others; train without the cache"
+            f"the mask of row {row} is no plain padding: it leaves out tokens between others; train with cache=None"
         )
     return [(int(a), int(a + n)) for a, n in zip(first, counts, strict=True)]

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from realloc.cache.keys import Example, examples_of
+from realloc.cache.rows import fits
 
 
 @final
 class Known:
     """Rows of a few examples at each depth, as a cache would keep them: without padding, rounded to its dtype.
+
+    An example that overflows it at some depth is left out there: it is computed each time, as in a cache.
 
     What was computed for a decision need not be computed again for the training that follows it, as long as no weight
     has changed between.
@@ -43,14 +46,17 @@ class Known:
             depths: ``[b, t, width]`` of each: what enters the lowest block, and what leaves each.
         """
         examples = examples_of(batch["input_ids"], batch.get("attention_mask"))
+        sure = [bool(examples) and _within(one, torch.finfo(self.dtype).max) for one in depths[1:-1]]
         for row, example in enumerate(examples):
             size = example.length * sum(one.shape[-1] for one in depths[1:-1]) * self.dtype.itemsize
             if self._bytes + size > self.limit:
                 return
-            self._bytes += size
             for depth, one in enumerate(depths[1:-1], 1):
-                kept = one[row, example.first : example.last].to(self.dtype, copy=True)
-                self._found.setdefault(depth, []).append((example, kept))
+                part = one[row, example.first : example.last]
+                kept = part.to(self.dtype, copy=True)
+                if sure[depth - 1] or fits(kept, part):
+                    self._found.setdefault(depth, []).append((example, kept))
+                    self._bytes += kept.nbytes
 
     def __len__(self) -> int:
         """Examples."""
@@ -64,3 +70,9 @@ class Known:
         """Hand over the examples of a depth with their rows ``[tokens, width]``, and let go of everything."""
         found, self._found = self._found.get(depth, []), {}
         return found
+
+
+def _within(found: Tensor, most: float) -> bool:
+    """Whether no number is larger, nor NaN; one look at a batch is cheaper than one at each row."""
+    lowest, highest = found.aminmax()
+    return -most <= float(lowest) and float(highest) <= most

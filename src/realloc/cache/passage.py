@@ -14,7 +14,7 @@ from realloc.cache.inputs import Call, call_of
 from realloc.cache.keys import Example
 from realloc.cache.prefix import Prefix, lowered
 from realloc.cache.settings import TOLD, Cache
-from realloc.cache.store import Store
+from realloc.cache.store import Sealed, Store
 from realloc.cache.watch import Watch
 from realloc.errors import StateError, warn
 from realloc.kernels.digest import digest
@@ -41,6 +41,7 @@ class Passage:
         self.resumed = False  # and the epoch in which it was is not over
         self._before = 0  # rows that were looked up before the first whole epoch
         self.off = False  # for good: too few examples were found again
+        self.asked = False  # whether a call ever came that could be looked up
         self.prefix = Prefix()
         self._dropout = dropout
         self.say: Callable[[str, str], None] = warn
@@ -89,17 +90,17 @@ class Passage:
         """What was computed of it."""
         return self.prefix.store
 
-    def seal(self) -> tuple[int, int, int]:
-        """For a checkpoint: examples, tokens and digest of what a file holds now; zeros where there is no file."""
+    def seal(self) -> Sealed:
+        """For a checkpoint: what a file holds now; zeros where there is no file."""
         store = self.store
         if store is None or store.rows.file is None:
-            return self.prefix.sealed if store is None else (0, 0, 0)
+            return self.prefix.sealed if store is None else Sealed()
         if self.prefix.watch.changed() or self._made() != store.rows.made:
             self._drop()
-            return (0, 0, 0)
-        return store.rows.seal()
+            return Sealed()
+        return store.seal()
 
-    def unseal(self, sealed: tuple[int, int, int]) -> None:
+    def unseal(self, sealed: Sealed) -> None:
         """After a load: the table goes back to what the checkpoint had, or starts anew."""
         self._close_store()
         self.prefix.store, self.prefix.sealed, self.prefix.sure = None, sealed, False
@@ -125,7 +126,7 @@ class Passage:
         self.prefix.low = {}
         if self.cache is not None and self.cache.known is not None:
             self.cache.known.only(0)
-        self.unseal((0, 0, 0))
+        self.unseal(Sealed())
 
     def _made(self) -> int:
         """A digest of what rows in a file are made with."""
@@ -146,6 +147,7 @@ class Passage:
                     module.training = False
         if self.paused or not self.prefix.reading or torch.compiler.is_compiling():
             return None
+        self.asked = True
         call = call_of(self.base, args, kwargs)
         if call.refusal is not None:
             self.say("RA101", f"the frozen layers were computed, not read: {call.refusal}; nothing is gained so")
@@ -192,6 +194,12 @@ class Passage:
                     f"activations are too large for {store.rows.dtype}: such examples are computed each time, not "
                     "cached; scale the inputs, or take Cache(dtype='bfloat16')",
                 )
+        if store.rows.refusal:
+            self.say(
+                "RA107",
+                f"the cache file has no more room on its disk ({store.rows.refusal}): what is there stays, the other "
+                "examples are computed each time; make room and attach again, or name a file on another disk",
+            )
         self.prefix.sure = True
         return store.batch(examples, call.columns, missing, found, self._like)
 

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from realloc.cache.store import Store
+from realloc.cache.store import Sealed, Store
 from realloc.cache.watch import Watch
 
 
@@ -23,7 +23,7 @@ class Prefix:
     watch: Watch = field(default_factory=lambda: Watch(nn.Identity(), ()))
     reading: bool = False  # whether it is read where it can be
     store: Store | None = None
-    sealed: tuple[int, int, int] = (0, 0, 0)  # what a checkpoint has of the table: examples, tokens, digest
+    sealed: Sealed = field(default_factory=Sealed)  # what a checkpoint has of the table
     sure: bool = False  # whether reading was found to give what computing does
     apart: bool = False  # whether a row was found to be the same alone and in company
     low: dict[str, Tensor] = field(default_factory=dict)  # weights in bfloat16, while there is much to compute

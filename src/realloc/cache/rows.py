@@ -12,7 +12,8 @@ from torch import Tensor
 import realloc.cache.index as index
 from realloc.cache.claim import Claim
 from realloc.cache.keys import Example
-from realloc.errors import ConfigError, plain
+from realloc.cache.mapped import Mapped
+from realloc.errors import ConfigError
 
 DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -29,11 +30,12 @@ class Rows:
         limit: bytes that the table may take.
         dtype: float16, bfloat16 or float32. A reader gets what was rounded to it, also right after writing.
             Where that overflows, an example is not kept, and stays as it was computed.
-        file: where the table lies, memory-mapped; None: in memory, of which only what was written is taken.
+        file: where the table lies, memory-mapped, behind a mark; None: in memory. Of memory, and of a disk that can
+            reserve, only what was written is taken, and a block more. Where the disk has no more, the table is full.
         made: a digest of what the activations were made with; it goes into the seal.
 
     Raises:
-        ConfigError: an unknown dtype, a limit below one token, or a file that is in use or cannot be made.
+        ConfigError: an unknown dtype, a limit below one token, or a file that is in use, is not ours or cannot be made.
 
     Example:
         >>> from realloc.cache.keys import examples_of
@@ -59,21 +61,19 @@ class Rows:
         self.overflowed = 0
         self._places: dict[bytes, tuple[int, int]] = {}
         self._claim = None if file is None else Claim(file)
+        self._mapped: Mapped | None = None
         self._table = self._new_table()
 
     def _new_table(self) -> Tensor:
         count = self.room * self.width
-        if self.file is None:
+        if self._claim is None:
             return torch.empty(count, dtype=self.dtype).view(self.room, self.width)
         try:
-            table = torch.from_file(str(self.file), shared=True, size=count, dtype=self.dtype)
-        except RuntimeError as error:
+            self._mapped = Mapped(self._claim, count, self.dtype)
+        except ConfigError:
             self.close()
-            raise ConfigError(
-                f"the cache file {plain(str(self.file))!r} cannot be {self.room * self.token_bytes:,} bytes: "
-                f"{plain(str(error))}; lower the limit, or name a file on another disk"
-            ) from error
-        return table.view(self.room, self.width)
+            raise
+        return self._mapped.numbers.view(self.room, self.width)
 
     def close(self) -> None:
         """Let another table have the file; nothing is written after it."""
@@ -88,6 +88,11 @@ class Rows:
         """Bytes written."""
         return self.tokens * self.token_bytes
 
+    @property
+    def refusal(self) -> str:
+        """What the system said when the disk had no more room; empty while it has."""
+        return "" if self._mapped is None else self._mapped.refusal
+
     def has(self, example: Example) -> bool:
         """Whether it can be read."""
         return example.key in self._places
@@ -96,7 +101,7 @@ class Rows:
         """Keep the activations ``[length, width]`` of an example.
 
         Returns:
-            False where there is no room, it is here already, or it overflows the dtype.
+            False where there is no room (on the disk neither), it is here already, or it overflows the dtype.
         """
         if activations.shape != (example.length, self.width):
             raise ConfigError(f"activations are {tuple(activations.shape)}, not {(example.length, self.width)}")
@@ -105,13 +110,20 @@ class Rows:
         cast = self._cast(activations.detach())
         last = self.tokens + example.length
         self.overflowed += cast is None
-        if cast is None or last > self.room:
+        if cast is None or last > self.room or not self._placed(last):
             self.refused += 1
             return False
         self._table[self.tokens : last] = cast
         self._places[example.key] = (self.tokens, last)
         self.tokens = last
         return True
+
+    def _placed(self, last: int) -> bool:
+        """Whether the disk has a place for so many tokens; if not, what it gave is all the room from here on."""
+        if self._mapped is None or self._mapped.reserve(self.bytes, last * self.token_bytes):
+            return True
+        self.room = max(self.tokens, self._mapped.reserved // self.token_bytes)
+        return False
 
     def read(self, examples: Sequence[Example], columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """``[b, columns, width]``: each example where it lies in its row, zeros elsewhere.
@@ -136,8 +148,7 @@ class Rows:
     def _cast(self, activations: Tensor) -> Tensor | None:
         """None where a finite number would become infinite."""
         cast = activations.to(self.dtype)
-        fits = bool(cast.isfinite().all()) or bool((cast.isfinite() == activations.isfinite()).all())
-        return cast if fits else None
+        return cast if fits(cast, activations) else None
 
     def seal(self) -> tuple[int, int, int]:
         """Make the file and its index whole on disk. Returns examples, tokens, and the digest of both.
@@ -156,10 +167,10 @@ class Rows:
     def reopen(self, examples: int, tokens: int, sealed: int) -> bool:
         """Take up what was sealed. False, and empty, where the file does not hold it any more."""
         self.clear()
-        if self.file is None or not examples:
+        if self.file is None or not 0 < examples <= tokens <= self.room:
             return False
         found = index.read(self.file, examples)
-        if found is None or sum(found[1]) != tokens or tokens > self.room:
+        if found is None or sum(found[1]) != tokens:
             return False
         keys, sizes = found
         if index.digest_of(keys, sizes, self._table[:tokens], self.made) != sealed:
@@ -173,6 +184,16 @@ class Rows:
         """Forget everything, as when a weight below has changed."""
         self._places.clear()
         self.tokens = self.refused = self.overflowed = 0
+
+
+def fits(cast: Tensor, activations: Tensor) -> bool:
+    """Whether no finite number became infinite.
+
+    >>> large = torch.tensor([7e4, float("inf")])
+    >>> fits(large.half(), large), fits(large.bfloat16(), large)
+    (False, True)
+    """
+    return bool(cast.isfinite().all()) or bool((cast.isfinite() == activations.isfinite()).all())
 
 
 def room_of(width: int, limit: int, dtype: str) -> int:

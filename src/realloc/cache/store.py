@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from realloc.cache.claim import own
 from realloc.cache.keys import Example
 from realloc.cache.rows import Rows
 from realloc.cache.settings import Cache
 
 FEW: Final = 0.2  # share of hits under which reading does not pay
+
+
+class Sealed(NamedTuple):
+    """What a checkpoint holds of a table in a file: zeros where there is none."""
+
+    examples: int = 0
+    tokens: int = 0
+    digest: int = 0
+    visits: int = 0
+    hits: int = 0
+    second: int = 0  # hits in the second epoch
+    refused: int = 0  # examples that found no room
 
 
 @final
@@ -32,13 +45,22 @@ class Store:
         self.ragged = ragged
         self.epoch = cache.epoch
         self.visits = self.hits = 0
-        self._second = 0  # hits in the second epoch
-        file = None if cache.file is None else _own(Path(cache.file))
+        self._second = 0
+        file = None if cache.file is None else own(Path(cache.file))
         self.rows = Rows(torch.Size(shape).numel(), cache.bytes, cache.dtype, file, made)
 
-    def reopen(self, sealed: tuple[int, int, int]) -> None:
-        """Take up what a checkpoint sealed, if it is still there."""
-        self.rows.reopen(*sealed)
+    def seal(self) -> Sealed:
+        """What the file holds now, and how often rows were found: whether reading pays is judged by that."""
+        examples, tokens, digest = self.rows.seal()
+        if not examples:
+            return Sealed()
+        return Sealed(examples, tokens, digest, self.visits, self.hits, self._second, self.rows.refused)
+
+    def reopen(self, sealed: Sealed) -> None:
+        """Take up what a checkpoint sealed, if it is still there; a table that starts anew counts anew."""
+        if self.rows.reopen(sealed.examples, sealed.tokens, sealed.digest):
+            self.visits, self.hits, self._second = sealed.visits, sealed.hits, sealed.second
+            self.rows.refused = sealed.refused
 
     def missing(self, examples: Sequence[Example]) -> list[int]:
         """Which of a batch must be computed. Counts them as visited."""
@@ -92,11 +114,3 @@ class Store:
                     whole[i, one.first : one.last] = self.rows.rounded(part.reshape(one.length, -1)).cpu()
             out = whole
         return out.view(len(examples), *((columns,) if self.ragged else ()), *self.shape).to(like.device)
-
-
-def _own(file: Path) -> Path:
-    """The file of this process: two that wrote into one would read each other's rows. Rank 0 has the name as it is."""
-    rank = (
-        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-    )
-    return file.with_name(f"{file.name}.rank{rank}") if rank else file

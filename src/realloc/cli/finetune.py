@@ -58,6 +58,7 @@ def finetune(
     rows: Annotated[Words, _option("--rows", "training texts to take", "all")] = None,
     eval_rows: Annotated[Words, _option("--eval-rows", "evaluation texts to take, the first ones", "all")] = None,
     layers: Annotated[Words, _option("--layers", "layers of the model to keep, the lowest ones", "all")] = None,
+    cache: Annotated[Words, _option("--cache", "bytes that frozen layers' activations may take", "1GB")] = None,
     seed: flags.Seed = None,
     seeds: Annotated[
         Words, _option("--seeds", "how many (3), or which (0,1,2): one run each, in a folder of its own in --out")
@@ -75,7 +76,7 @@ def finetune(
             "model": model, "data": data, "eval": evaluation, "text": text_column, "label": label, "task": task,
             "method": method, "settings": flags.settings_of(settings) or None, "budget": budget, "epochs": epochs,
             "batch_size": batch_size, "lr": lr, "tokens": tokens, "rows": rows, "seed": seed,
-            "eval_rows": eval_rows, "layers": layers, "threads": threads,
+            "eval_rows": eval_rows, "layers": layers, "threads": threads, "cache": cache,
         }  # fmt: skip
         given = {key: value for key, value in given.items() if value is not None}
         if seed is not None and seeds is not None:
@@ -110,6 +111,7 @@ def _begin(given: dict[str, Any], seeds: tuple[int, ...] | None, out: Path | Non
             raise ConfigError(f"--{flag} is missing; for a first try: --model minilm --data reviews:department")
     config = finetune_config(given)
     arms.check(config.method, config.settings)
+    arms.check_cache(config.method, config.cache)
     runs = None if seeds is None else series(config, seeds)
     if dry_run:
         _foretell(config if runs is None else runs.configs[0], seeds, json)

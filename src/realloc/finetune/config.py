@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from realloc.cache.settings import Cache
 from realloc.errors import ConfigError, plain
 from realloc.finetune.budget import Budget
 from realloc.finetune.bundled import PREFIX
@@ -24,6 +25,7 @@ class FinetuneConfig(BaseModel):
     ``lr`` None: the method's usual rate. ``epochs`` None: 3, or what a budget of seconds allows. ``label`` None: no
     labels (causal-lm). ``tokens``: longest text, in tokens; longer ones are cut. None: 128, or what the model reads.
     ``layers``: of the model to keep, from the input, the rest is dropped. None: all, or what focus finds.
+    ``cache``: bytes that the activations of frozen layers may take, as in `realloc.Cache`. None: 1 GB.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -46,6 +48,7 @@ class FinetuneConfig(BaseModel):
     eval_rows: Annotated[int, Field(ge=1)] | None = None
     layers: Annotated[int, Field(ge=2)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    cache: str | None = None
 
     @field_validator(
         "epochs", "batch_size", "lr", "seed", "tokens", "rows", "eval_rows", "layers", "threads", mode="before"
@@ -62,6 +65,8 @@ class FinetuneConfig(BaseModel):
             raise ConfigError(
                 f"epochs {self.epochs:g} and the budget {self.budget} both set the run's length; give one"
             )
+        if self.cache is not None:
+            Cache(limit=self.cache)  # refuses what is no number of bytes
         self._check_texts()
         return self
 

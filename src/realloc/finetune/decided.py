@@ -65,6 +65,7 @@ def decide(scene: Scene, known: Known | None = None) -> Decided:
     """Fix method, settings and length; focus measures before it does, and puts what the run can use into ``known``."""
     config, seconds = scene.config, scene.config.spend.seconds
     settings = dict(arms.check(config.method, config.settings))
+    arms.check_cache(config.method, config.cache)
     choice, spent = _spent(scene, settings, known)
     length = Length(max(1, math.ceil(spent.epochs * scene.train.per_epoch)))
     if seconds is not None:
@@ -87,7 +88,8 @@ def _spent(scene: Scene, settings: Mapping[str, Any], known: Known | None) -> tu
         if most is not None:
             ceiling.check_affordable(most, loaded)
         share, judged = float(settings["share"]), scene.held.tokens
-        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known)
+        seconds = math.inf if config.spend.seconds is None else config.spend.seconds
+        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known, seconds)
         return choice, ceiling.under(choice, most, epochs, loaded, timed=config.spend.seconds is not None)
     if method == arms.FOCUS:
         method, settings, why = "lora", {"rank": ceiling.RANK}, NO_LABELS

@@ -31,6 +31,9 @@ MOST: Final = 4  # times the epochs asked for
 LEAST: Final = 0.9  # the same, where that keeps within the share
 HALF: Final = 0.42  # of LoRA's seconds, foretold within a fifth: at the most half, where the share does not do
 SHORT: Final = 0.75  # of the epochs asked for, at the least where it has to keep within that
+PROBING: Final = 0.2  # of a budget of seconds that measuring and probing may take
+MORE: Final = 1.5  # times the forward that a probed text takes: fitting, and what is stored of it
+FEW: Final = 128  # texts, fewer of which tell no depths apart
 TWO: Final = 2  # layers that a rate is given for: what k layers change adds up as the root of k (docs/adr/0018)
 
 
@@ -53,6 +56,11 @@ class Costs:
         """The faster way to run a frozen prefix."""
         return "bfloat16" if self.forward > GAIN * self.low else "float32"
 
+    @property
+    def fastest(self) -> float:
+        """Seconds of a forward by that way."""
+        return self.low if self.compute == "bfloat16" else self.forward
+
 
 @final
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Choice:
     kept: int | None
     epochs: float
     compute: str
-    depths: Depths
+    depths: Depths | None  # None: the seconds paid for no probe
     costs: Costs
     rate: float
     lora_seconds: float  # predicted, for the epochs asked for
@@ -128,6 +136,7 @@ def choose(
     targets: Tensor,
     judged: int = 0,
     known: Known | None = None,
+    seconds: float = math.inf,
 ) -> Choice:
     """Decide what trains and for how long.
 
@@ -139,22 +148,26 @@ def choose(
         targets: of the training texts, as a probe takes them.
         judged: tokens of the held-out texts, which are judged once at the end.
         known: takes what the probes computed at the depth from which training starts.
+        seconds: of the whole run, where they are the budget; a part of them is for all this.
     """
     began = time.perf_counter()
     costs = measure(loaded, batches)
     known = Known(KEPT) if known is None else known
-    depths = _probed(loaded, batches, targets, costs.compute, known)
-    known.only(depths.frozen)
+    depths = _probed(loaded, batches, targets, costs, known, began + PROBING * seconds)
+    known.only(0 if depths is None else depths.frozen)
     layers = len(blocks_of(loaded.base))
     lora = costs.lora(batches.tokens) * epochs
-    if not depths.frozen:
+    if depths is None or not depths.frozen:
         why = "no depth surely knows more of the labels than the embeddings do: every layer must train"
+        if depths is None:
+            why = f"{seconds:g} seconds do not pay for a look at the layers: every layer trains"
+        elif depths.examples < len(batches.rows) and not depths.separated:
+            why = f"{depths.examples:,} texts, as many as the seconds pay for, tell no depths apart: every layer trains"
         return Choice(None, None, epochs, costs.compute, depths, costs, 1.0, lora, why)
     k = depths.kept - depths.frozen
     spent = time.perf_counter() - began
-    faster = costs.low if costs.compute == "bfloat16" else costs.forward
     unknown = 1 - len(known) / len(batches.rows)
-    prefix = faster / costs.tokens * batches.tokens * unknown * depths.frozen / layers
+    prefix = costs.fastest / costs.tokens * batches.tokens * unknown * depths.frozen / layers
     units = 3 * k - 1  # the lowest layer that trains needs no gradient of what enters it
     epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
     judging = costs.forward / costs.tokens * judged
@@ -175,18 +188,32 @@ def choose(
     return Choice(k, kept, chosen, costs.compute, depths, costs, math.sqrt(TWO / k), lora, why)
 
 
-def _probed(loaded: Loaded, batches: Batches, targets: Tensor, compute: str, known: Known) -> Depths:
-    """Probe a sample, and twice as many texts as long as the depths are not told apart."""
+def _probed(
+    loaded: Loaded, batches: Batches, targets: Tensor, costs: Costs, known: Known, until: float
+) -> Depths | None:
+    """Probe a sample, and twice as many texts as long as the depths are not told apart and there is time.
+
+    ``until``: on the clock, by which it has to be over. None: there is no time for a look at `FEW` texts.
+    """
     order: list[int] = []
     features: list[Tensor] = []
-    count = min(FIRST, len(batches.rows))
-    while True:
+    found: Depths | None = None
+    whole = len(batches.rows)
+    text = MORE * costs.fastest * batches.tokens / (costs.tokens * whole)  # seconds of one, until some were looked at
+    count = min(FIRST, whole)
+    while found is None or not (found.separated or found.examples == whole):
+        began, before = time.perf_counter(), len(order)
+        fits = before + max(0.0, until - began) / text
+        if fits < count:
+            count = int(fits)
+            if count - before < FEW:
+                break
         rows: list[Batch] = []
-        for index, batch, _ in batches.sorted(64, slice(len(order), count)):
+        for index, batch, _ in batches.sorted(64, slice(before, count)):
             order += index
             rows.append(batch)
-        features.append(pooled_depths(loaded.model, rows, compute=compute, known=known))
+        features.append(pooled_depths(loaded.model, rows, compute=costs.compute, known=known))
         found = compare_depths(torch.cat(features), targets[order])
-        if found.separated or count == len(batches.rows):
-            return found
-        count = min(2 * count, len(batches.rows))
+        text = (time.perf_counter() - began) / (count - before)
+        count = min(2 * count, whole)
+    return found

@@ -11,7 +11,7 @@ import torch
 
 import realloc.finetune.arms.table as arms
 from realloc.cache.known import Known
-from realloc.cache.settings import Cache
+from realloc.cache.settings import USUAL, Cache
 from realloc.errors import warn
 from realloc.finetune.aim import Judged
 from realloc.finetune.arms.arm import Arm, Order, ledger_of, parameters_of
@@ -144,7 +144,8 @@ def begun(scene: Scene, decided: Decided, keep: Keep | None = None, known: Known
     if decided.kept is not None:
         shorten(scene.loaded.base, decided.kept)
     file = None if keep is None else keep.cache
-    cache = Cache(epoch=len(scene.train.rows), compute=decided.compute, file=file, known=known)  # type: ignore[arg-type]
+    limit, compute = config.cache or USUAL.limit, decided.compute
+    cache = Cache(limit, epoch=len(scene.train.rows), compute=compute, file=file, known=known)  # type: ignore[arg-type]
     rate = rate_of(config, decided)
     sink = keep.log if keep else None
     order = Order(rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink)

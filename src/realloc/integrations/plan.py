@@ -44,9 +44,13 @@ class Terms:
     record: Sink | str | Path | None
 
     def __post_init__(self) -> None:
-        timed = isinstance(self.method, RankMethod) or (self.method.moves and not isinstance(self.method, RowMethod))
-        if self.every is None and timed:
+        if self.every is None and (isinstance(self.method, RankMethod) or self.timed):
             raise ConfigError(f"{self.method.name} moves; say how often: every=100 optimizer steps")
+
+    @property
+    def timed(self) -> bool:
+        """Whether it moves by a schedule; embedding rows come and go with their ids."""
+        return self.method.moves and not isinstance(self.method, RowMethod)
 
     def prepare(self, model: nn.Module) -> None:
         """Before an optimizer exists and before a checkpoint is loaded."""
@@ -75,17 +79,40 @@ class Terms:
                 "DistributedDataParallel, so its ranks could not decide alike; train with one process, or call "
                 "realloc.attach() on the wrapped model in a loop of your own"
             )
-        schedule: Schedule | None = None
-        if self.every is not None:
-            if not math.isfinite(total):
-                raise ConfigError(
-                    f"{self.method.name} moves by a schedule, and this run has no end (max_epochs=-1?); give the "
-                    "Trainer max_steps or max_epochs, which are the schedule's total"
-                )
-            steps = max(1, int(total))
-            schedule = every(min(self.every, steps), begin=self.begin, until=self.until, total=steps)
+        schedule = None if self.every is None else self._schedule(self.every, total)
         method = _waiting(self.method) if _examples(data) else self.method
         return attach(model, optimizer, method, schedule=schedule, seed=self.seed, record=self.record)
+
+    def go_on(self, handle: AnyHandle, begun: int, total: float) -> None:
+        """Before another run with the handle of an earlier one: move by the length of this one.
+
+        Args:
+            handle: that `attach` returned.
+            begun: step from which the run goes on; 0: it begins anew.
+            total: steps of the run.
+
+        Raises:
+            StateError: it begins anew where moves were planned, and counted, for the earlier one.
+        """
+        if not self.timed or self.every is None or not isinstance(handle, Handle | LayerHandle):
+            return
+        if not begun and handle.steps:
+            raise StateError(
+                f"this callback has been through {handle.steps:,} steps of an earlier run, for which the moves of "
+                f"{self.method.name} were planned; go on from its checkpoint, if with more epochs: "
+                "train(resume_from_checkpoint=True), or call its handle.detach() and make a new Trainer with a new "
+                "ReallocCallback"
+            )
+        handle.reschedule(self._schedule(self.every, total))
+
+    def _schedule(self, gap: int, total: float) -> Schedule:
+        if not math.isfinite(total):
+            raise ConfigError(
+                f"{self.method.name} moves by a schedule, and this run has no end (max_epochs=-1?); give the "
+                "Trainer max_steps or max_epochs, which are the schedule's total"
+            )
+        steps = max(1, int(total))
+        return every(min(gap, steps), begin=self.begin, until=self.until, total=steps)
 
 
 def epoch_over(handle: AnyHandle | None, data: Any) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from realloc.errors import StateError
 from realloc.integrations.adapter import check_peft, keep_adapter
 from realloc.integrations.plan import AnyHandle, AnyMethod, Terms, epoch_over
+from realloc.pool.groups import inner
 from realloc.record.sink import Sink
 
 
@@ -36,6 +38,8 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
     Raises:
         ConfigError: a method that moves without ``every``; when the Trainer is made, a `peft` model whose adapter
             could not hold what moves.
+        StateError: a second ``train()`` that begins anew, with a method that moves (one that resumes from a checkpoint
+            goes on, by the new number of steps), after `handle.detach()`, or with another optimizer.
 
     Example::
 
@@ -56,6 +60,7 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.terms = Terms(method, every, begin, until, seed, record)
         self.handle: AnyHandle | None = None
+        self._optimizer: torch.optim.Optimizer | None = None  # on which the handle hangs
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The Trainer is made: prepare its model."""
@@ -70,10 +75,21 @@ class ReallocCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Optimizer and checkpoint are there: hook them."""
+        """Optimizer and checkpoint are there: hook them, or go on with what is hooked."""
+        optimizer = inner(kwargs["optimizer"])
         if self.handle is None:
             loader = kwargs.get("train_dataloader")
-            self.handle = self.terms.attach(kwargs["model"], kwargs["optimizer"], state.max_steps, loader)
+            self.handle = self.terms.attach(kwargs["model"], optimizer, state.max_steps, loader)
+            self._optimizer = optimizer
+            return
+        attached = self.handle._engine.tie.attached
+        if optimizer is not self._optimizer or not attached:
+            what = "hangs on the optimizer of that one" if attached else "was detached"
+            raise StateError(
+                f"this callback has been through a train(), and its handle {what}; take the model as handle.detach() "
+                "gives it back and make a new Trainer with a new ReallocCallback, or with none"
+            )
+        self.terms.go_on(self.handle, state.global_step, state.max_steps)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -35,7 +35,8 @@ class RankMethod:
         name: of the method.
         rank: ranks of each layer; the budget is what they cost.
         budget: parameters, instead of ``rank``.
-        cap: most ranks of a layer; None: ``rank``, twice as many where ranks move.
+        cap: most ranks of a layer, at every moment; None: ``rank``, twice as many where ranks are handed out, and what
+            the start needs where it holds more than the end.
         scale: the layer adds ``scale * B'A``; alpha / r of LoRA, kept constant as r moves.
     """
 
@@ -115,7 +116,7 @@ class RankMethod:
         what = f"rank {self.rank}" if self.rank else f"{self.budget} parameters"
         if self.ranks:
             what = f"{sum(rank for _, rank in self.ranks)} given ranks of {len(self.ranks)} layers"
-        return f"{what}, scale {self.scale}"
+        return f"{what}, scale {self.scale}" + ("" if self.cap is None else f", cap {self.cap}")
 
     @property
     def falls(self) -> bool:

@@ -15,9 +15,9 @@ from realloc.pool.book import Book
 
 KEY: Final = "realloc_layers"
 COSTS: Final = "realloc_layer_costs"
-OWN: Final = ("examples", "tokens", "digest", "uncached")  # what a rank's own cache holds
+OWN: Final = ("examples", "tokens", "digest", "visits", "hits", "second", "refused", "uncached")  # a rank's own cache
 FIELDS: Final = ("format", "seed", "steps", "moves", "number", *OWN)
-FORMAT: Final = 2
+FORMAT: Final = 3
 State = Literal["drop", "keep"]
 
 

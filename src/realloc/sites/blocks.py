@@ -10,6 +10,7 @@ from typing import final
 from torch import nn
 
 from realloc.errors import ConfigError
+from realloc.sites.quantised import quantised
 
 
 @final
@@ -79,7 +80,7 @@ def blocks_of(root: nn.Module) -> Blocks:
         )
     raise ConfigError(
         f"{type(root).__name__} has no blocks: neither a ModuleList of equal layers nor an nn.Sequential of at least "
-        "two layers with parameters; layers that train in turn need one"
+        f"two layers with parameters; layers that train in turn need one{quantised(root)}"
     )
 
 

@@ -95,6 +95,7 @@ class Kind:
 
     ``within`` finds settings with which at most so many parameters of the base train; None: it has no such setting.
     ``moves``: whether it decides again while it trains, so that it must know about how many steps there are.
+    ``caches``: whether it reads a frozen prefix from a cache.
     """
 
     make: Maker
@@ -102,6 +103,7 @@ class Kind:
     settings: Mapping[str, Setting]
     within: Within | None = None
     moves: bool = False
+    caches: bool = False
 
 
 def optimizer_of(loaded: Loaded, rate: float) -> torch.optim.Optimizer:

@@ -87,12 +87,12 @@ def tops(loaded: Loaded, kept: int | None = None) -> list[int]:
 LAYERS: Final[Mapping[str, Kind]] = {
     "autofreeze": Kind(
         layers(lambda s, cache: autofreeze(s["percentile"], cache=cache)), 3e-4, {"percentile": 50.0, ROWS: True},
-        moves=True,
+        moves=True, caches=True,
     ),
     "badam": Kind(layers(lambda s, _: badam(s["order"])), 1e-3, {"order": "random"}, moves=True),
     "egeria": Kind(  # the rate falls to zero in a line, which is no drop: nothing thaws
         layers(lambda s, cache: egeria(s["tolerance"], tests=s["tests"], thaw=math.inf, cache=cache), TESTS), 3e-4,
-        {"tolerance": 0.2, "tests": 3, ROWS: True}, moves=True,
+        {"tolerance": 0.2, "tests": 3, ROWS: True}, moves=True, caches=True,
     ),
     "layer_gradient": Kind(
         layers(lambda s, _: layer_gradient(s["share"])), 1e-3, {"share": 0.6, CURRENCY: "FLOPs"}, moves=True,
@@ -101,5 +101,5 @@ LAYERS: Final[Mapping[str, Kind]] = {
     "random_layers": Kind(
         layers(lambda s, _: random_layers(s["share"])), 1e-3, {"share": 0.6, CURRENCY: "FLOPs"}, moves=True
     ),
-    "topk": Kind(layers(lambda s, cache: topk(s["k"], cache=cache)), 1e-3, {"k": 2}, topk_within),
+    "topk": Kind(layers(lambda s, cache: topk(s["k"], cache=cache)), 1e-3, {"k": 2}, topk_within, caches=True),
 }  # fmt: skip

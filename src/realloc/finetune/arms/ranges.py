@@ -38,6 +38,7 @@ class Range:
 
 SHARE: Final = Range(0, 1, "(")
 NUMBERS: Final[Mapping[str, Range]] = {
+    "cap": Range(0),  # 0: none
     "drop": Range(0, 1, ")"),  # share of the delta
     "k": Range(0),
     "layers": Range(1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -36,6 +37,7 @@ SETTLE: Final = 0.6  # share of the run after which ranks stay
 SCALE: Final = 2.0  # alpha / r, as in peft's examples
 SMALL: Final = 0.5  # the same of ranks that move much: they bear a higher rate so, and the new head needs one
 PARAMETERS: Final = "budget"  # of the ranks, in the settings of a run with a budget of parameters
+CAP: Final = "cap"  # most ranks of a layer, in the settings; 0: as many as the method takes
 TOP: Final = "layers"  # that may hold ranks, the highest ones, in the settings of a run that focus decided
 
 
@@ -46,15 +48,20 @@ class Recipe(Protocol):
         """Make the method."""
 
 
-def ranks(recipe: Recipe, *, moves: bool = True, scale: float = SCALE, rate: float = RATE) -> Kind:
-    """Make an arm of a recipe. Of a budget of parameters the pool's length is the whole, at every step of the run."""
+def ranks(recipe: Recipe, *, moves: bool = True, capped: bool = True, scale: float = SCALE, rate: float = RATE) -> Kind:
+    """Make an arm of a recipe. Of a budget of parameters the pool's length is the whole, at every step of the run.
+
+    ``capped``: whether layers hold different numbers of ranks, so that the most of one is a setting.
+    """
 
     def make(loaded: Loaded, order: Order) -> Arm:
         if PARAMETERS in order.settings:
-            return beside(loaded, order, recipe(budget=int(order.settings[PARAMETERS]), scale=scale).at_most())
-        return beside(loaded, order, recipe(rank_of(order.settings, loaded), scale=scale))
+            method = recipe(budget=int(order.settings[PARAMETERS]), scale=scale).at_most()
+        else:
+            method = recipe(rank_of(order.settings, loaded), scale=scale)
+        return beside(loaded, order, replace(method, cap=int(order.settings.get(CAP, 0)) or None))
 
-    return Kind(make, rate, {"rank": 8}, ranks_within, moves=moves)
+    return Kind(make, rate, {"rank": 8, CAP: 0} if capped else {"rank": 8}, ranks_within, moves=moves)
 
 
 def ranks_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
@@ -155,7 +162,7 @@ RANKS: Final[Mapping[str, Kind]] = {
     "adalora": ranks(adalora, scale=SMALL, rate=3e-3),
     "eva": ranks(eva, moves=False),
     "gora": ranks(gora, moves=False),
-    "lora": ranks(lora, moves=False),
+    "lora": ranks(lora, moves=False, capped=False),
     "para": ranks(para),
     "random_ranks": ranks(random_ranks),
     "rank_gradient": ranks(rank_gradient),

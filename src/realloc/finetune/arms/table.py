@@ -56,6 +56,20 @@ def check(name: str, settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
     return {**known, **settings}
 
 
+def check_cache(name: str, limit: str | None) -> None:
+    """Refuse a limit of a cache that the method does not have.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    having = [FOCUS, *(key for key, kind in KINDS.items() if kind.caches)]
+    if limit is not None and name not in having:
+        raise ConfigError(
+            f"--cache {plain(limit)} is of the frozen layers' activations, and '{name}' keeps none; leave --cache out, "
+            f"or take one of {', '.join(having)}"
+        )
+
+
 def within(name: str, settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
     """Settings with which at most so many parameters train, the head among them.
 
