@@ -88,22 +88,23 @@ def check_budget(engine: LayerEngine) -> None:
 
 
 def check_optimizer(engine: LayerEngine, chosen: Iterable[int]) -> None:
-    """Refuse an optimizer that lacks a layer which is to train, what trains above the layers, or everything.
+    """Refuse an optimizer that lacks a layer which is to train, all that trains above the layers, or everything.
 
     Raises:
-        ConfigError: as `check_held`; a parameter above the layers that is not frozen is missing; or it holds none of
-            the model.
+        ConfigError: as `check_held`; there are parameters above the layers that are not frozen, and it holds none of
+            them; or it holds none of the model.
     """
     check_held(engine, range(len(engine.blocks)) if engine.method.moves else chosen)
     held = held_by(engine.optimizer)
     if not held & {id(p) for p in engine.owner.parameters()}:
         raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
-    missing = next((p for p in engine.blocks.above if p.requires_grad and id(p) not in held), None)
-    if missing is not None:
+    above = [p for p in engine.blocks.above if p.requires_grad]
+    if above and not any(id(p) in held for p in above):  # a part may be left out: a pooler that nobody reads
         names = {id(p): key for key, p in engine.owner.named_parameters()}
         raise ConfigError(
-            f"the optimizer does not hold {plain(names[id(missing)])!r} above the layers, which always trains; make "
-            "the optimizer from all parameters of the model, or freeze that one: requires_grad_(False)"
+            f"the optimizer does not hold {plain(names[id(above[0])])!r}, nor anything else above the layers, which "
+            "always trains; make the optimizer from all parameters of the model, or freeze what is above by "
+            "requires_grad_(False): where another optimizer trains it, until attach() is over"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,6 +194,33 @@ def test_an_epoch_of_examples_that_are_several_rows_each() -> None:
                 model((rows + epoch)[start : start + 8])
             handle.epoch_over(6)
             assert (handle.hits is None) == (epoch == 2) or epoch == 1
+
+
+@pytest.mark.parametrize("cut", range(1, 14))
+def test_a_cut_anywhere_leaves_a_cache_on_that_pays(cut: int, tmp_path: Path) -> None:
+    """40 texts, 10 batches an epoch, whose length a callback tells; the file is kept."""
+    from realloc.cache.settings import TOLD
+
+    rows = torch.randint(5, 50, (40, 5), generator=torch.Generator().manual_seed(0))
+
+    def start() -> tuple[Any, Any]:
+        model, optimizer = fresh(bert)
+        method = methods.topk(1, cache=Cache(epoch=TOLD, file=tmp_path / "rows"))
+        return model, realloc.attach(model, optimizer, method)
+
+    model, handle = start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(50):
+            if number == cut:
+                state = copy.deepcopy(model.state_dict())
+                handle.detach()
+                model, handle = start()
+                model.load_state_dict(state)
+            model(rows[number * 4 % 40 :][:4])
+            if number % 10 == 9:
+                handle.epoch_over(40)
+    assert handle.hits == pytest.approx(160 / 200)
 
 
 def test_an_epoch_that_was_begun_by_another_process_does_not_count() -> None:

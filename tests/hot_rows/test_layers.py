@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import realloc
 from realloc.errors import ConfigError, RecordError
@@ -172,6 +174,7 @@ def test_two_rows_of_the_kernel_are_those_of_plain_torch(found: list[int], table
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_double_hashing_in_a_graph_on_meta_and_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, ids = realloc.nn.DoubleHashing(None, 3, rows=40), torch.arange(6000).view(2, 3000)
     whole = layer(ids)
@@ -180,6 +183,13 @@ def test_double_hashing_in_a_graph_on_meta_and_under_vmap(monkeypatch: pytest.Mo
     assert torch.equal(torch.stack([layer(row) for row in ids.t()], 1), whole), "ids that do not lie in a row"
     assert realloc.nn.DoubleHashing(None, 3, rows=40).to("meta")(ids.to("meta")).shape == (2, 3000, 3)
     assert layer(ids[:, :0]).shape == (2, 0, 3)
+    traced = torch.jit.trace(layer, ids[:, :7])
+    assert torch.equal(traced(ids[:, 7:]), layer(ids[:, 7:])), "another number of ids than was traced"
+    with FakeTensorMode() as mode:
+        found = realloc.nn.DoubleHashing(None, 3, rows=40)(mode.from_tensor(ids))
+    assert found.shape == (2, 3000, 3)
+    graph = make_fx(lambda one: layer(one))(ids)
+    assert torch.equal(graph(ids + 1), layer(ids + 1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(layer(ids), whole)
 

@@ -301,11 +301,15 @@ def test_an_optimizer_that_lacks_a_layer_is_refused() -> None:
     model = net()
     headless = torch.optim.AdamW(model[:9].parameters())
     for method, schedule in ((methods.topk(1), None), (methods.badam(), realloc.every(4, total=20))):
-        with pytest.raises(ConfigError, match=r"does not hold '10\.weight' above the layers.*requires_grad_\(False\)"):
+        with pytest.raises(
+            ConfigError, match=r"does not hold '10\.weight', nor .*above the layers.*requires_grad_\(False\)"
+        ):
             realloc.attach(model, headless, method, schedule=schedule)
     assert not any(key.startswith("realloc") for key in model.state_dict())
     model[10].requires_grad_(False)
-    realloc.attach(model, headless, methods.topk(1))
+    realloc.attach(model, headless, methods.topk(1)).detach()
+    model[10].weight.requires_grad_(True)
+    realloc.attach(model, torch.optim.AdamW([*model[:9].parameters(), model[10].weight]), methods.topk(1)).detach()
     stranger = torch.optim.AdamW(net().parameters())
     with pytest.raises(ConfigError, match="no parameter of this model"):
         realloc.attach(net(), stranger, methods.topk(0))

@@ -112,7 +112,7 @@ class Passage:
         if self.resumed:  # in the middle of it, perhaps
             self.resumed, self._before = False, self.store.visits
             return
-        self.store.epoch = max(examples, self.store.visits - self._before)
+        self.store.tell(max(examples, self.store.visits - self._before))
         self.cache, self._cache = (replace(one, epoch=self.store.epoch) for one in (self.cache, self._cache))
 
     def _close_store(self) -> None:

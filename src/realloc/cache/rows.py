@@ -67,7 +67,13 @@ class Rows:
     def _new_table(self) -> Tensor:
         count = self.room * self.width
         if self._claim is None:
-            return torch.empty(count, dtype=self.dtype).view(self.room, self.width)
+            try:
+                return torch.empty(count, dtype=self.dtype).view(self.room, self.width)
+            except RuntimeError as error:
+                size = count * self.dtype.itemsize
+                raise ConfigError(
+                    f"there is no memory for a cache of {size:,} bytes; lower its limit, or name a file for it"
+                ) from error
         try:
             self._mapped = Mapped(self._claim, count, self.dtype)
         except ConfigError:

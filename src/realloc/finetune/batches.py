@@ -90,6 +90,12 @@ class Batches:
             found += [chunk[i : i + self._size] for i in range(0, len(chunk), self._size)]
         return [found[i] for i in torch.randperm(len(found), generator=draw).tolist()]
 
+    def middling(self) -> tuple[Batch, Tensor]:
+        """A whole batch of middling length, the same each time: to time a step by."""
+        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
+        first = max(0, (len(order) - self._size) // 2)
+        return self.of(order[first : first + self._size])
+
     def of(self, index: Sequence[int]) -> tuple[Batch, Tensor]:
         """The rows of some numbers, padded on the right to the longest."""
         longest = max(len(self.rows[i]) for i in index)

@@ -12,8 +12,11 @@ from torch import Tensor
 import realloc.finetune.arms.table as arms
 import realloc.finetune.ceiling as ceiling
 import realloc.finetune.focus as focus
+from realloc.allocate.layer_costs import CostTable
 from realloc.cache.known import Known
+from realloc.cache.settings import USUAL, Cache
 from realloc.errors import ConfigError
+from realloc.finetune.arms.layers import table_of
 from realloc.finetune.arms.ranks import RANKS, fewer
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.foresee import foreseen
@@ -33,6 +36,7 @@ class Decided:
 
     ``expected``: steps; with seconds, an estimate. ``kept``: layers of the model, from the input; None: all.
     ``trial``: share of the run that one trial of other layers takes; 0: none. ``rate``: times the rate that was given.
+    ``table``: what layers cost, where microseconds are their budget.
     """
 
     method: str
@@ -46,6 +50,7 @@ class Decided:
     kept: int | None = None
     trial: float = 0.0
     rate: float = 1.0
+    table: CostTable | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -58,7 +63,11 @@ def from_json(values: Mapping[str, Any]) -> Decided:
     >>> from_json(Decided("full", {}, Length(3), 3).as_json()).length
     Length(steps=3, seconds=None, reserve=0.0)
     """
-    return Decided(**{**values, "length": Length(**values["length"])})
+    table = values.get("table")
+    costs = (
+        None if table is None else CostTable(tuple(table["forward"]), tuple(table["inputs"]), tuple(table["weights"]))
+    )
+    return Decided(**{**values, "length": Length(**values["length"]), "table": costs})
 
 
 def decide(scene: Scene, known: Known | None = None) -> Decided:
@@ -75,7 +84,8 @@ def decide(scene: Scene, known: Known | None = None) -> Decided:
     measured = {} if choice is None else _measured(choice)
     return Decided(
         spent.method, dict(spent.settings), length, length.steps,
-        why=spent.why, trial=trial if tried else 0.0, rate=spent.rate, **measured,
+        why=spent.why, trial=trial if tried else 0.0, rate=spent.rate,
+        table=table_of(settings, scene.loaded, scene.train), **measured,
     )  # fmt: skip
 
 
@@ -89,7 +99,8 @@ def _spent(scene: Scene, settings: Mapping[str, Any], known: Known | None) -> tu
             ceiling.check_affordable(most, loaded)
         share, judged = float(settings["share"]), scene.held.tokens
         seconds = math.inf if config.spend.seconds is None else config.spend.seconds
-        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known, seconds)
+        bounds = focus.Bounds(seconds, Cache(config.cache or USUAL.limit).bytes)
+        choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known, bounds)
         return choice, ceiling.under(choice, most, epochs, loaded, timed=config.spend.seconds is not None)
     if method == arms.FOCUS:
         method, settings, why = "lora", {"rank": ceiling.RANK}, NO_LABELS

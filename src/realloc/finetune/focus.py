@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -81,17 +81,33 @@ class Choice:
     why: str
 
 
-def measure(loaded: Loaded, batches: Batches) -> Costs:
-    """Time a few texts of middling length, some times over: the fastest counts. Leaves the model as it was."""
+@final
+@dataclass(frozen=True)
+class Bounds:
+    """What a run may take."""
+
+    seconds: float = math.inf  # of the whole run, where they are the budget; a part of them is for deciding
+    cache: float = math.inf  # bytes
+
+
+FREE: Final = Bounds()
+
+
+def measure(loaded: Loaded, batches: Batches, seconds: float = math.inf) -> Costs:
+    """Time a few texts of middling length, some times over: the fastest counts. Leaves the model as it was.
+
+    ``seconds``: after so many nothing is timed once more.
+    """
+    until = time.perf_counter() + seconds
     base, (ids, mask) = loaded.base, _middle(batches)
     with as_it_was(base):
         base.requires_grad_(False)
         base.train()  # dropout takes its time too
-        step = min(_timed(lambda: _both_ways(base, ids, mask)) for _ in range(TIMES))
+        step = _fastest(lambda: _both_ways(base, ids, mask), TIMES, until)
         base.eval()
         with torch.no_grad():
             forward = _timed(lambda: base(input_ids=ids, attention_mask=mask))
-            low = min(_timed(lambda: _low(base, ids, mask)) for _ in range(2))
+            low = _fastest(lambda: _low(base, ids, mask), 2, until)
     return Costs(int(mask.sum()), step, forward, low)
 
 
@@ -108,7 +124,7 @@ def _whole(loaded: Loaded, batches: Batches) -> float:
     with as_it_was(base):
         base.train()
         weights = [p.requires_grad_() for block in blocks_of(base).modules for p in block.parameters()]
-        return min(_timed(lambda: _both_ways(base, ids, mask, weights)) for _ in range(TIMES))
+        return _fastest(lambda: _both_ways(base, ids, mask, weights), TIMES)
 
 
 def _both_ways(base: Any, ids: Tensor, mask: Tensor, weights: Sequence[Tensor] = ()) -> None:
@@ -122,10 +138,26 @@ def _low(base: Any, ids: Tensor, mask: Tensor) -> None:
         base(input_ids=ids, attention_mask=mask)
 
 
-def _timed(act: Any) -> float:
+def _timed(act: Callable[[], Any]) -> float:
     began = time.perf_counter()
     act()
     return time.perf_counter() - began
+
+
+def _fastest(act: Callable[[], Any], times: int, until: float = math.inf) -> float:
+    """Of so many times, or of as many as there is time for; of one at least."""
+    found = _timed(act)
+    for _ in range(times - 1):
+        if time.perf_counter() > until:
+            break
+        found = min(found, _timed(act))
+    return found
+
+
+def _uncached(loaded: Loaded, batches: Batches, limit: float) -> float:
+    """Tokens that find no room in a cache, and are computed anew in each epoch."""
+    width = getattr(loaded.base.config, "hidden_size", 0)
+    return max(0.0, batches.tokens - limit / (2 * width)) if width else 0.0
 
 
 def choose(
@@ -136,7 +168,7 @@ def choose(
     targets: Tensor,
     judged: int = 0,
     known: Known | None = None,
-    seconds: float = math.inf,
+    bounds: Bounds = FREE,
 ) -> Choice:
     """Decide what trains and for how long.
 
@@ -148,19 +180,19 @@ def choose(
         targets: of the training texts, as a probe takes them.
         judged: tokens of the held-out texts, which are judged once at the end.
         known: takes what the probes computed at the depth from which training starts.
-        seconds: of the whole run, where they are the budget; a part of them is for all this.
+        bounds: of what may be spent.
     """
     began = time.perf_counter()
-    costs = measure(loaded, batches)
+    costs = measure(loaded, batches, PROBING * bounds.seconds)
     known = Known(KEPT) if known is None else known
-    depths = _probed(loaded, batches, targets, costs, known, began + PROBING * seconds)
+    depths = _probed(loaded, batches, targets, costs, known, began + PROBING * bounds.seconds)
     known.only(0 if depths is None else depths.frozen)
     layers = len(blocks_of(loaded.base))
     lora = costs.lora(batches.tokens) * epochs
     if depths is None or not depths.frozen:
         why = "no depth surely knows more of the labels than the embeddings do: every layer must train"
         if depths is None:
-            why = f"{seconds:g} seconds do not pay for a look at the layers: every layer trains"
+            why = f"{bounds.seconds:g} seconds do not pay for a look at the layers: every layer trains"
         elif depths.examples < len(batches.rows) and not depths.separated:
             why = f"{depths.examples:,} texts, as many as the seconds pay for, tell no depths apart: every layer trains"
         return Choice(None, None, epochs, costs.compute, depths, costs, 1.0, lora, why)
@@ -169,13 +201,17 @@ def choose(
     unknown = 1 - len(known) / len(batches.rows)
     prefix = costs.fastest / costs.tokens * batches.tokens * unknown * depths.frozen / layers
     units = 3 * k - 1  # the lowest layer that trains needs no gradient of what enters it
-    epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens)
+    anew = (
+        costs.fastest / costs.tokens * _uncached(loaded, batches, bounds.cache) * depths.frozen / layers
+    )  # each epoch
+    epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens) + anew
     judging = costs.forward / costs.tokens * judged
     fits = (share * lora - spent - prefix - judging) / epoch
     chosen = min(MOST * epochs, fits)
-    if fits < LEAST * epochs:  # the share does not do: within half of LoRA's seconds, by a closer look at a step
+    if fits < LEAST * epochs and math.isinf(bounds.seconds):
+        # the share does not do: within half of LoRA's seconds, by a closer look at a step
         whole = _whole(loaded, batches)
-        epoch = CLOSER * (k * whole - (costs.step - costs.forward)) / layers * batches.tokens / costs.tokens
+        epoch = CLOSER * (k * whole - (costs.step - costs.forward)) / layers * batches.tokens / costs.tokens + anew
         spent = time.perf_counter() - began
         half = (HALF * lora - spent - prefix - judging) / epoch
         chosen = min(epochs, max(SHORT * epochs, half))
@@ -198,12 +234,12 @@ def _probed(
     order: list[int] = []
     features: list[Tensor] = []
     found: Depths | None = None
-    whole = len(batches.rows)
-    text = MORE * costs.fastest * batches.tokens / (costs.tokens * whole)  # seconds of one, until some were looked at
+    whole, fit = len(batches.rows), 0.0  # seconds that a text takes in a fit of all
+    text = MORE * costs.fastest * batches.tokens / (costs.tokens * whole)  # and that one takes to be computed
     count = min(FIRST, whole)
     while found is None or not (found.separated or found.examples == whole):
         began, before = time.perf_counter(), len(order)
-        fits = before + max(0.0, until - began) / text
+        fits = before + max(0.0, until - began - before * fit) / (text + fit)
         if fits < count:
             count = int(fits)
             if count - before < FEW:
@@ -213,7 +249,9 @@ def _probed(
             order += index
             rows.append(batch)
         features.append(pooled_depths(loaded.model, rows, compute=costs.compute, known=known))
-        found = compare_depths(torch.cat(features), targets[order])
         text = (time.perf_counter() - began) / (count - before)
+        began = time.perf_counter()
+        found = compare_depths(torch.cat(features), targets[order])
+        fit = (time.perf_counter() - began) / count
         count = min(2 * count, whole)
     return found

@@ -93,7 +93,7 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
     if found is None:
         clock.start()
     decided = keep.decided() if keep else None
-    known = Known(KEPT)
+    known = Known(min(KEPT, Cache(scene.config.cache or USUAL.limit).bytes))
     if decided is None:
         decided = decide(scene, known)
         if keep:
@@ -148,7 +148,9 @@ def begun(scene: Scene, decided: Decided, keep: Keep | None = None, known: Known
     cache = Cache(limit, epoch=len(scene.train.rows), compute=compute, file=file, known=known)  # type: ignore[arg-type]
     rate = rate_of(config, decided)
     sink = keep.log if keep else None
-    order = Order(rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink)
+    order = Order(
+        rate, decided.expected, config.seed, decided.settings, scene.aim, scene.train, cache, sink, decided.table
+    )
     arm = kind.make(scene.loaded, order)
     return replace(arm, frozen=frozen_names(arm.model, arm.optimizer, moves=kind.moves or decided.trial > 0))
 

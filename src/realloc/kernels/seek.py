@@ -24,6 +24,13 @@ _transforming: Final = torch._C._functorch.peek_interpreter_stack
 """``() -> object or None``: the transform of `torch.func` that runs now, whose tensors have no memory of their own."""
 
 
+def by_torch(ids: Tensor) -> bool:
+    """Whether plain operations are wanted: ids without memory here, or somebody writes down what is done with them."""
+    if ids.device.type != "cpu" or type(ids) is not Tensor or _transforming() is not None:
+        return True
+    return bool(torch._C._is_tracing()) or torch._C._len_torch_dispatch_stack() > 0
+
+
 def check_ids(ids: Tensor) -> None:
     """Refuse what is no id.
 
@@ -32,7 +39,7 @@ def check_ids(ids: Tensor) -> None:
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"ids are {ids.dtype}; pass int64 (a float cannot tell large ids apart)")
-    if torch.compiler.is_compiling() or ids.is_meta or _transforming() is not None:
+    if torch.compiler.is_compiling() or ids.is_meta or (ids.device.type == "cpu" and by_torch(ids)):
         return  # nothing can be read there
     if ids.numel() and int(ids.min()) < 0:
         raise ConfigError(
@@ -52,8 +59,7 @@ def two_rows(ids: Tensor, table: int, shared: int) -> tuple[Tensor, Tensor]:
     Raises:
         ConfigError: ids that are negative, or no integers of 32 or 64 bits.
     """
-    plain = torch.compiler.is_compiling() or ids.device.type != "cpu" or _transforming() is not None
-    if plain or ids.dtype not in (torch.int64, torch.int32):
+    if torch.compiler.is_compiling() or by_torch(ids) or ids.dtype not in (torch.int64, torch.int32):
         check_ids(ids)
         return hashed(ids.long(), table, shared, shared)
     ids = ids.long().contiguous()
@@ -86,7 +92,7 @@ def owned_rows(ids: Tensor, keys: Tensor, tables: Tensor, owned: Tensor, table: 
 
 
 def _owned_rows(ids: Tensor, keys: Tensor, tables: Tensor, owned: Tensor, table: int, shared: int) -> Tensor:
-    if ids.device.type != "cpu" or _transforming() is not None:
+    if by_torch(ids):
         return owned_rows_plain(ids, keys, tables, owned, table, shared)
     ids = ids.long().contiguous()
     rows, count = torch.empty_like(ids), ids.numel()

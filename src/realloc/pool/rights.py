@@ -80,8 +80,8 @@ class Rights:
             return
         if not self.book.fits(found):
             raise RecordError(
-                f"{prefix}{KEY} is not that of a model of {len(self.book.tail)} layers in format {FORMAT}; "
-                "load the state of a model attached with the same layers"
+                f"{prefix}{KEY} is not that of a model of {len(self.book.tail)} layers in format {FORMAT} "
+                "(older versions of realloc wrote others); load the state of a model attached with the same layers"
             )
         flags = found[len(FIELDS) :]
         if bool(((flags != 0) & (flags != 1)).any()) or bool((found[1:] < 0)[1:].any()):

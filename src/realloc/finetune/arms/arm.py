@@ -9,6 +9,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
+from realloc.allocate.layer_costs import CostTable
 from realloc.cache.settings import Cache
 from realloc.finetune.aim import Aim
 from realloc.finetune.batches import Batches
@@ -54,6 +55,7 @@ class Order:
     batches: Batches
     cache: Cache | None = None
     sink: Sink | None = None
+    table: CostTable | None = None  # of layers whose budget is microseconds
 
 
 def ledger_of(arm: Arm) -> dict[str, int] | None:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any, Final
 
+from realloc.allocate.layer_costs import CostTable
 from realloc.attach import attach
 from realloc.cache.settings import Cache
 from realloc.errors import ConfigError
 from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head, optimizer_of
 from realloc.finetune.arms.rows import ROWS, touched
+from realloc.finetune.batches import Batches
 from realloc.finetune.weights import Loaded
 from realloc.methods.autofreeze import autofreeze
 from realloc.methods.badam import badam
@@ -39,9 +41,8 @@ def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]
     def make(loaded: Loaded, order: Order) -> Arm:
         optimizer = optimizer_of(loaded, order.rate)
         chosen = recipe(order.settings, order.cache)
-        if order.settings.get(CURRENCY) == "microseconds":  # a resume takes the table that the checkpoint holds
-            batch, _ = order.batches.at(0)
-            chosen = chosen.costing(cost_table(loaded.model, batch))
+        if order.table is not None:
+            chosen = chosen.costing(order.table)
         rows = touched(loaded, optimizer, order) if ROWS in order.settings else None
 
         def moments(steps: int) -> Schedule | None:
@@ -58,6 +59,14 @@ def layers(recipe: Recipe, turns: int = TURNS) -> Callable[[Loaded, Order], Arm]
         return Arm(loaded.model, optimizer, handle, rows, revised=revised)
 
     return make
+
+
+def table_of(settings: Mapping[str, Setting], loaded: Loaded, batches: Batches) -> CostTable | None:
+    """Time the layers where a share of microseconds is the budget. Decided once: a resume has the first table."""
+    if settings.get(CURRENCY) != "microseconds":
+        return None
+    batch, _ = batches.middling()
+    return cost_table(loaded.model, batch)
 
 
 def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> dict[str, Setting]:
