@@ -171,7 +171,7 @@ class Bench:
     def get(self, case: Any, *, run: bool = True, beside: bool = True, here: bool = False) -> dict | None:
         """What a run found, last. One made beside other work, or for tuning, is made again for its seconds."""
         records = self.all(case)
-        if beside and self.tuning is not None and not records:
+        if (beside or not run) and self.tuning is not None and not records:
             records.extend(self.tuning.all(case))
         enough = [one for one in records if (beside or not one["beside"]) and (not here or cpu(one) == HERE)]
         if run and not enough:
