@@ -190,38 +190,43 @@ def choose(
     layers = len(blocks_of(loaded.base))
     lora = costs.lora(batches.tokens) * epochs
     if depths is None or not depths.frozen:
-        why = "no depth surely knows more of the labels than the embeddings do: every layer must train"
-        if depths is None:
-            why = f"{bounds.seconds:g} seconds do not pay for a look at the layers: every layer trains"
-        elif depths.examples < len(batches.rows) and not depths.separated:
-            why = f"{depths.examples:,} texts, as many as the seconds pay for, tell no depths apart: every layer trains"
+        why = _why_all(depths, len(batches.rows), bounds)
         return Choice(None, None, epochs, costs.compute, depths, costs, 1.0, lora, why)
     k = depths.kept - depths.frozen
     spent = time.perf_counter() - began
-    unknown = 1 - len(known) / len(batches.rows)
-    prefix = costs.fastest / costs.tokens * batches.tokens * unknown * depths.frozen / layers
+    token = costs.fastest / costs.tokens * depths.frozen / layers  # seconds of the frozen layers
+    prefix = token * batches.tokens * (1 - len(known) / len(batches.rows))
+    anew = token * _uncached(loaded, batches, bounds.cache)  # each epoch
     units = 3 * k - 1  # the lowest layer that trains needs no gradient of what enters it
-    anew = (
-        costs.fastest / costs.tokens * _uncached(loaded, batches, bounds.cache) * depths.frozen / layers
-    )  # each epoch
     epoch = ABOVE * units / (2 * layers) * costs.lora(batches.tokens) + anew
     judging = costs.forward / costs.tokens * judged
     fits = (share * lora - spent - prefix - judging) / epoch
     chosen = min(MOST * epochs, fits)
-    if fits < LEAST * epochs and math.isinf(bounds.seconds):
-        # the share does not do: within half of LoRA's seconds, by a closer look at a step
+    if fits < LEAST * epochs and math.isinf(bounds.seconds):  # within half of LoRA's, by a closer look at a step
         whole = _whole(loaded, batches)
         epoch = CLOSER * (k * whole - (costs.step - costs.forward)) / layers * batches.tokens / costs.tokens + anew
         spent = time.perf_counter() - began
         half = (HALF * lora - spent - prefix - judging) / epoch
         chosen = min(epochs, max(SHORT * epochs, half))
     kept = depths.kept if depths.kept < layers else None
-    dropped = "" if kept is None else f", the {layers - kept} above depth {kept}, which knows less, dropped"
-    why = (
-        f"depth {depths.best} of {layers} knows most of the labels: the {depths.frozen} lowest layers are frozen"
+    return Choice(k, kept, chosen, costs.compute, depths, costs, math.sqrt(TWO / k), lora, _why(depths, k))
+
+
+def _why(depths: Depths, k: int) -> str:
+    above = depths.layers - depths.kept
+    dropped = f", the {above} above depth {depths.kept}, which knows less, dropped" if above else ""
+    return (
+        f"depth {depths.best} of {depths.layers} knows most of the labels: the {depths.frozen} lowest layers are frozen"
         f"{dropped}; {k} train"
     )
-    return Choice(k, kept, chosen, costs.compute, depths, costs, math.sqrt(TWO / k), lora, why)
+
+
+def _why_all(depths: Depths | None, texts: int, bounds: Bounds) -> str:
+    if depths is None:
+        return f"{bounds.seconds:g} seconds do not pay for a look at the layers: every layer trains"
+    if depths.examples < texts and not depths.separated:
+        return f"{depths.examples:,} texts, as many as the seconds pay for, tell no depths apart: every layer trains"
+    return "no depth surely knows more of the labels than the embeddings do: every layer must train"
 
 
 def _probed(
