@@ -10,9 +10,6 @@ shown. REALLOC_DATA names the folder of the data, as in finetune.py.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 
 import machine
 
@@ -20,13 +17,6 @@ import finetune
 
 METHODS = ("full", "peft_lora", "lora", "adalora", "topk", "lisa", "spiel", "focus")
 HEAD = ("task", "method", "seconds foretold", "taken", "ratio", "peak MB foretold", "reached", "ratio")
-
-
-def told(words: list[str]) -> dict:
-    """The JSON of a call of the command line."""
-    command = [sys.executable, "-m", "realloc.cli.main", "finetune", *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=finetune.ROOT)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -41,7 +31,7 @@ def main() -> None:
         for method in args.methods:
             words = ["--model", "minilm", *finetune.texts(task), "--method", method, "--rows", str(args.rows)]
             words += ["--eval-rows", "100", "--epochs", str(args.epochs)]
-            before, after = told([*words, "--dry-run"]), told(words)
+            before, after = finetune.told([*words, "--dry-run"]), finetune.told(words)
             seconds, peak = before["seconds"], before["peak_bytes"] / 1e6
             taken, reached = after["train_seconds"], after["peak_bytes"] / 1e6
             cells = (f"{seconds:.1f}", f"{taken:.1f}", f"{seconds / taken:.2f}", f"{peak:.0f}", f"{reached:.0f}",

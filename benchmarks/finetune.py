@@ -145,13 +145,18 @@ def case(
     return Case(task, arm, seed, rate, epochs, seconds, ROWS.get(task, TEXTS) if rows is None else rows)
 
 
-def finetuned(words: list[str]) -> dict:
-    """What one run of the command line found, with the machine it ran on."""
+def told(words: list[str]) -> dict:
+    """The JSON of one call of the command line, a process of its own."""
     command = [sys.executable, "-m", "realloc.cli.main", "finetune", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{words}: {done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def finetuned(words: list[str]) -> dict:
+    """What one run found, with the machine it ran on."""
+    found = told(words)
     return {key: found[key] for key in KEPT} | {"machine": machine.describe()}
 
 
@@ -274,11 +279,7 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
         return statistics.mean(one[key] for one in mine.values())
 
     one = next(iter(mine.values()))
-    gaps = [100 * (mine[s]["test"]["accuracy"] - rival[s]["test"]["accuracy"]) for s in rival]
-    gap = f"{statistics.mean(gaps):+.2f}" if gaps and arm != RIVAL else ""
-    if gap and len(gaps) > 1:
-        half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-        gap += f" ± {half:.2f}"
+    gap = "" if arm == RIVAL else less(mine, rival)
     pairs = [pair for s in rival for pair in _paired(mine[s]["timed"], rival[s]["timed"])]
     # of machines that timed most seeds the last one
     on = statistics.mode(pair[0] for pair in reversed(pairs)) if pairs else ""
@@ -295,6 +296,15 @@ def _cells(arm: str, mine: dict[int, dict], rival: dict[int, dict]) -> list[str]
         f"{one['trainable']:,}", f"{mean('optimizer_bytes') / 1e6:.1f}", f"{mean('peak_bytes') / 1e6:.0f}",
         f"{mean('cached_bytes') / 1e6:.0f}",
     ]  # fmt: skip
+
+
+def less(mine: dict[int, dict], rival: dict[int, dict]) -> str:
+    """Points of accuracy over a rival's, by seed: mean and half of the paired 95 % interval."""
+    gaps = [100 * (mine[s]["test"]["accuracy"] - rival[s]["test"]["accuracy"]) for s in rival]
+    if len(gaps) < 2:
+        return f"{gaps[0]:+.2f}" if gaps else ""
+    half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return f"{statistics.mean(gaps):+.2f} ± {half:.2f}"
 
 
 def _paired(own: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, float, float]]:

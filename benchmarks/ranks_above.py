@@ -11,14 +11,10 @@ the two; ``attach`` with ``topk`` and its cache is the same for both.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import machine
-from scipy import stats
 
 import finetune
 import realloc.finetune.arms.table as arms
@@ -33,9 +29,11 @@ from realloc.sites.blocks import blocks_of
 
 FILE = finetune.FOUND / "ranks_above.jsonl"
 K = 2
+# arm: method, its settings, whose rate it takes
+ARMS = {"whole": ("topk", {"k": K}, "whole"), "ranks": ("ranks_above", {}, "ranks")}
 RATES = {"ranks": (1e-3, 2e-3, 4e-3), "whole": (5e-4, 1e-3, 2e-3)}
 TURNS = 3
-KEPT = ("held", "test", "train_seconds", "trainable", "optimizer_bytes", "peak_bytes", "cached_bytes")
+HEAD = ("task", "arm", "rate", "test accuracy %", "minus whole layers, 95 %", "trained", "optimizer MB", "peak MB")
 
 
 def ranks_above(loaded: Loaded, order: Order) -> Arm:
@@ -50,86 +48,59 @@ def ranks_above(loaded: Loaded, order: Order) -> Arm:
     return Arm(loaded.model, optimizer, handle, adapter=adapter)
 
 
-METHODS = {"ranks": ("ranks_above", {}), "whole": ("topk", {"k": K})}
 arms.KINDS = {**arms.KINDS, "ranks_above": Kind(ranks_above, 1e-3, {"rank": 8})}
 arms.NAMES = (*arms.NAMES, "ranks_above")
 
 
 @dataclass(frozen=True)
 class Case:
+    """A run in this process, which knows one method more than the command line."""
+
     task: str
     arm: str
-    rate: float
     seed: int
+    rate: float
 
-    def run(self) -> dict[str, Any]:
-        method, settings = METHODS[self.arm]
+    def run(self) -> dict:
+        method, settings, _ = ARMS[self.arm]
         words = finetune.texts(self.task)
         files = {word.removeprefix("--"): value for word, value in zip(words[::2], words[1::2], strict=True)}
-        config = {"model": "minilm", **files, "method": method, "settings": settings, "lr": self.rate, "epochs": 2}
-        found = tune(finetune_config(config | {"seed": self.seed, "rows": 2000, "eval_rows": 2000})).as_json()
-        return {key: found[key] for key in KEPT} | {"machine": machine.describe()}
+        rows = {"rows": finetune.TEXTS, "eval_rows": finetune.TEXTS, "epochs": 2}
+        config = {"model": "minilm", **files, **rows, "method": method, "settings": settings, "lr": self.rate}
+        found = tune(finetune_config(config | {"seed": self.seed})).as_json()
+        return {key: found[key] for key in finetune.KEPT} | {"machine": machine.describe()}
 
 
-class Kept:
-    """Records of runs, one JSON line each."""
-
-    def __init__(self, file: Path, *, run: bool) -> None:
-        self.file, self._run = file, run
-        lines = file.read_text().splitlines() if file.exists() else []
-        self._known = {json.dumps(case): found for case, found in map(json.loads, lines)}
-
-    def get(self, case: Case) -> dict[str, Any] | None:
-        key = json.dumps(asdict(case))
-        if key not in self._known and self._run:
-            self._known[key] = case.run()
-            with self.file.open("a") as file:
-                file.write(json.dumps([asdict(case), self._known[key]]) + "\n")
-            print(case, self._known[key]["held"], self._known[key]["test"], flush=True)
-        return self._known.get(key)
-
-    def rate(self, task: str, arm: str) -> float | None:
-        """The rate with the smallest held-out loss on seed 0; beyond the ends until it is inside."""
-        tried: dict[float, float] = {}
-        todo = list(RATES[arm])
-        while todo:
-            for rate in todo:
-                found = self.get(Case(task, arm, rate, 0))
-                if found is None:
-                    return None
-                tried[rate] = found["held"]["loss"]
-            best = min(tried, key=lambda rate: tried[rate])
-            todo = [best / 2] if best == min(tried) else [best * 2] if best == max(tried) else []
-        return best
-
-
-def table(kept: Kept, tasks: list[str], seeds: int) -> None:
-    print("| task | arm | rate | test accuracy % | minus whole layers, 95 % | trained | optimizer MB | peak MB |")
-    print("|---" * 8 + "|")
+def table(bench: finetune.Bench, tasks: list[str], seeds: int, *, run: bool) -> None:
+    """Each arm at its own rate."""
+    print(f"| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for task in tasks:
-        shown: dict[str, list[float]] = {}
-        for arm in ("whole", "ranks"):
-            rate = kept.rate(task, arm)
-            runs = [kept.get(Case(task, arm, rate, seed)) for seed in range(seeds)] if rate else []
-            there = [one for one in runs if one is not None]
-            if not there:
+        shown: dict[str, dict[int, dict]] = {}
+        for arm in ARMS:
+            rate = bench.rate(task, arm, run=run)
+            runs = {} if rate is None else {s: bench.get(Case(task, arm, s, rate), run=run) for s in range(seeds)}
+            mine = shown[arm] = {seed: one for seed, one in runs.items() if one is not None}
+            if not mine:
                 continue
-            shown[arm] = [100 * one["test"]["accuracy"] for one in there]
-            gaps = [a - b for a, b in zip(shown["ranks"], shown["whole"], strict=False)] if arm == "ranks" else []
-            half = stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps) if len(gaps) > 1 else float("nan")
-            gap = f"{statistics.mean(gaps):+.2f} ± {half:.2f}" if gaps else ""
-            one = there[0]
-            peak = statistics.mean(each["peak_bytes"] for each in there) / 1e6
-            print(f"| {task} | {arm} | {rate:g} | {statistics.mean(shown[arm]):.2f} (n={len(there)}) | {gap} | "
-                  f"{one['trainable']:,} | {one['optimizer_bytes'] / 1e6:.1f} | {peak:.0f} |")  # fmt: skip
+            accuracy = statistics.mean(100 * one["test"]["accuracy"] for one in mine.values())
+            peak = statistics.mean(one["peak_bytes"] for one in mine.values()) / 1e6
+            gap = (
+                ""
+                if arm == "whole"
+                else finetune.less(mine, {s: shown["whole"][s] for s in mine if s in shown["whole"]})
+            )
+            one = mine[0]
+            print(f"| {task} | {arm} | {rate:g} | {accuracy:.2f} (n={len(mine)}) | {gap} | {one['trainable']:,} | "
+                  f"{one['optimizer_bytes'] / 1e6:.1f} | {peak:.0f} |")  # fmt: skip
 
 
-def clock(kept: Kept, tasks: list[str]) -> None:
+def clock(bench: finetune.Bench, tasks: list[str]) -> None:
+    """Seconds in turn."""
     print("| task | turn | whole layers, s | ranks, s | ratio |\n|---|---|---|---|---|")
     for task in tasks:
         for turn in range(TURNS):
-            rates = {arm: kept.rate(task, arm) for arm in METHODS}
-            whole, ranks = (Case(task, arm, rates[arm], 0).run()["train_seconds"] for arm in ("whole", "ranks"))
+            cases = [Case(task, arm, 0, bench.rate(task, arm, run=False)) for arm in ARMS]
+            whole, ranks = (one.run()["train_seconds"] for one in cases)
             print(f"| {task} | {turn} | {whole:.1f} | {ranks:.1f} | {ranks / whole:.2f} |", flush=True)
 
 
@@ -139,12 +110,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["sst2", "clinc150"], choices=finetune.TASKS)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    kept = Kept(FILE, run=args.act == "run")
+    bench = finetune.Bench(FILE, case=Case, arms=ARMS, rates=RATES)
     print(f"`{machine.command()}`\n\n{machine.describe()}\n")
     if args.act == "clock":
-        clock(kept, args.tasks)
+        clock(bench, args.tasks)
     else:
-        table(kept, args.tasks, args.seeds)
+        table(bench, args.tasks, args.seeds, run=args.act == "run")
 
 
 if __name__ == "__main__":

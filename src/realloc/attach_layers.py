@@ -104,7 +104,7 @@ def plan_of(engine: LayerEngine) -> LayerPlan:
         still = engine.method.prefix_dropout == "off"
         notes.append(f"the {lowest} lowest layers and what lies below them are frozen; their dropout "
                      f"{'is off' if still else 'stays on, so nothing is cached'}")  # fmt: skip
-    elif engine.passage is not None and engine.method.moves and engine.method.embeddings != "always":
+    elif engine.passage is not None and engine.method.rises:
         notes.append("what freezes later from the input on has its dropout off from then on"
                      if engine.method.prefix_dropout == "off" else
                      "what freezes later keeps its dropout, so nothing will be cached")  # fmt: skip

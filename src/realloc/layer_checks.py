@@ -100,9 +100,8 @@ def check_optimizer(engine: LayerEngine, chosen: Iterable[int]) -> None:
         raise ConfigError("the optimizer holds no parameter of this model; make it from model.parameters()")
     above = [p for p in engine.blocks.above if p.requires_grad]
     if above and not any(id(p) in held for p in above):  # a part may be left out: a pooler that nobody reads
-        names = {id(p): key for key, p in engine.owner.named_parameters()}
         raise ConfigError(
-            f"the optimizer does not hold {plain(names[id(above[0])])!r}, nor anything else above the layers, which "
+            f"the optimizer does not hold {_named(engine, above[0])}, nor anything else above the layers, which "
             "always trains; make the optimizer from all parameters of the model, or freeze what is above by "
             "requires_grad_(False): where another optimizer trains it, until attach() is over"
         )
@@ -124,11 +123,14 @@ def check_held(engine: LayerEngine, layers: Iterable[int]) -> None:
             )
         missing = next((p for p in parameters if id(p) not in held), None)
         if missing is not None:
-            names = {id(p): key for key, p in engine.owner.named_parameters()}
             raise ConfigError(
-                f"the optimizer does not hold {plain(names[id(missing)])!r}, yet {name} trains it; make the "
+                f"the optimizer does not hold {_named(engine, missing)}, yet {name} trains it; make the "
                 "optimizer from all parameters of the model, before anything is frozen"
             )
+
+
+def _named(engine: LayerEngine, parameter: nn.Parameter) -> str:
+    return repr(plain(next(name for name, p in engine.owner.named_parameters() if p is parameter)))
 
 
 def check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> None:
@@ -138,7 +140,7 @@ def check_below(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) ->
         ConfigError: a batch norm that updates or mixes examples lies below the frozen end; layers skip at random.
     """
     lowest = 0 if method.embeddings == "always" else min(chosen, default=len(blocks))
-    if method.moves and method.embeddings != "always":  # the frozen end may rise until the highest layer is left
+    if method.rises:  # until the highest layer is left
         lowest = len(blocks) - 1
     if method.cache is None or not lowest or blocks.base is None:
         return
@@ -167,7 +169,7 @@ def check_room(blocks: Blocks, method: LayerMethod, chosen: tuple[int, ...]) -> 
         return
     hidden = getattr(getattr(blocks.base, "config", None), "hidden_size", None)
     lowest = min(chosen, default=len(blocks))
-    for last in blocks.modules if method.moves else blocks.modules[max(0, lowest - 1) : lowest]:
+    for last in blocks.modules if method.rises else blocks.modules[max(0, lowest - 1) : lowest]:
         width = hidden or getattr(last, "out_features", None)
         if isinstance(width, int):
             room_of(width, method.cache.bytes, method.cache.dtype)

@@ -44,7 +44,7 @@ class Store:
         self.shape = shape
         self.ragged = ragged
         self.epoch = cache.epoch
-        self._begun = cache.epoch  # visits at which the second epoch begins
+        self._begun = cache.epoch or 0  # visits at which the second epoch begins
         self.visits = self.hits = 0
         self._second = 0
         file = None if cache.file is None else own(Path(cache.file))
@@ -69,7 +69,7 @@ class Store:
         hits, before = len(examples) - len(missing), self.visits
         self.visits += len(examples)
         self.hits += hits
-        if self.epoch is not None and self._begun is not None and self._begun <= before < self._begun + self.epoch:
+        if self.epoch is not None and self._begun <= before < self._begun + self.epoch:
             self._second += hits
         return missing
 
@@ -79,7 +79,7 @@ class Store:
 
         Where the length of an epoch is unknown, what was visited since the table is full is judged instead.
         """
-        if self.epoch is not None and self._begun is not None:
+        if self.epoch is not None:
             return self.visits < self._begun + self.epoch or self._second >= FEW * self.epoch
         full = self.rows.refused > max(1000, len(self.rows))
         return not full or self.hits >= FEW * self.visits

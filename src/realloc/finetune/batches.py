@@ -90,11 +90,16 @@ class Batches:
             found += [chunk[i : i + self._size] for i in range(0, len(chunk), self._size)]
         return [found[i] for i in torch.randperm(len(found), generator=draw).tolist()]
 
-    def middling(self) -> tuple[Batch, Tensor]:
-        """A whole batch of middling length, the same each time: to time a step by."""
-        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
-        first = max(0, (len(order) - self._size) // 2)
-        return self.of(order[first : first + self._size])
+    def by_length(self, part: slice = slice(None)) -> list[int]:
+        """Some of the rows, or all, the shortest first."""
+        return sorted(range(len(self.rows))[part], key=lambda i: len(self.rows[i]))
+
+    def middling(self, count: int | None = None) -> tuple[Batch, Tensor]:
+        """So many rows of middling length, or a whole batch; the same each time: to time a step by."""
+        count = self._size if count is None else count
+        order = self.by_length()
+        first = max(0, min(len(order) // 2, len(order) - count))
+        return self.of(order[first : first + count])
 
     def of(self, index: Sequence[int]) -> tuple[Batch, Tensor]:
         """The rows of some numbers, padded on the right to the longest."""
@@ -109,7 +114,7 @@ class Batches:
 
     def sorted(self, size: int, part: slice = slice(None)) -> Iterator[tuple[list[int], Batch, Tensor]]:
         """Some of the rows in batches by length, for judging: which rows, the batch, and its labels."""
-        order = sorted(range(len(self.rows))[part], key=lambda i: len(self.rows[i]))
+        order = self.by_length(part)
         for first in range(0, len(order), size):
             index = order[first : first + size]
             yield index, *self.of(index)

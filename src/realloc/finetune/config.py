@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from realloc.cache.settings import Cache
+from realloc.cache.settings import USUAL, Cache
 from realloc.errors import ConfigError, plain
 from realloc.finetune.budget import Budget
 from realloc.finetune.bundled import PREFIX
@@ -65,8 +65,7 @@ class FinetuneConfig(BaseModel):
             raise ConfigError(
                 f"epochs {self.epochs:g} and the budget {self.budget} both set the run's length; give one"
             )
-        if self.cache is not None:
-            Cache(limit=self.cache)  # refuses what is no number of bytes
+        _ = self.room  # refuses what is no number of bytes
         self._check_texts()
         return self
 
@@ -90,6 +89,11 @@ class FinetuneConfig(BaseModel):
                 raise ConfigError(f"{said} --task causal-lm reads no labels; leave --label out, or take another --task")
             if plain_text:
                 raise ConfigError(f"{said} {TEXT} files have none; leave --{flag} out")
+
+    @property
+    def room(self) -> Cache:
+        """A cache of the frozen layers' activations with the limit that was given."""
+        return USUAL if self.cache is None else Cache(self.cache)
 
     @property
     def spend(self) -> Budget:

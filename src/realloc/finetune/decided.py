@@ -14,7 +14,6 @@ import realloc.finetune.ceiling as ceiling
 import realloc.finetune.focus as focus
 from realloc.allocate.layer_costs import CostTable
 from realloc.cache.known import Known
-from realloc.cache.settings import USUAL, Cache
 from realloc.errors import ConfigError
 from realloc.finetune.arms.layers import table_of
 from realloc.finetune.arms.ranks import RANKS, fewer
@@ -99,7 +98,7 @@ def _spent(scene: Scene, settings: Mapping[str, Any], known: Known | None) -> tu
             ceiling.check_affordable(most, loaded)
         share, judged = float(settings["share"]), scene.held.tokens
         seconds = math.inf if config.spend.seconds is None else config.spend.seconds
-        bounds = focus.Bounds(seconds, Cache(config.cache or USUAL.limit).bytes)
+        bounds = focus.Bounds(seconds, config.room.bytes)
         choice = focus.choose(loaded, scene.train, epochs, share, _targets(scene), judged, known, bounds)
         return choice, ceiling.under(choice, most, epochs, loaded, timed=config.spend.seconds is not None)
     if method == arms.FOCUS:

@@ -113,8 +113,7 @@ def measure(loaded: Loaded, batches: Batches, seconds: float = math.inf) -> Cost
 
 def _middle(batches: Batches) -> tuple[Tensor, Tensor]:
     """Ids and mask of a few texts of middling length."""
-    order = sorted(range(len(batches.rows)), key=lambda i: len(batches.rows[i]))
-    batch, _ = batches.of(order[len(order) // 2 :][:TIMED])
+    batch, _ = batches.middling(TIMED)
     return batch["input_ids"], batch["attention_mask"]
 
 

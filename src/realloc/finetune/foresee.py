@@ -29,7 +29,7 @@ def foreseen(scene: Scene, seconds: float) -> Length:
     """
     model, held = scene.loaded.model, scene.held
     sizes = [batch["input_ids"].numel() for _, batch, _ in held.sorted(JUDGED)]
-    order = sorted(range(len(held.rows)), key=lambda i: len(held.rows[i]))
+    order = held.by_length()
     starts = [max(0, min(int(part * len(order)), len(order) - SAMPLE)) for part in PARTS]
     seconds_of_sample, tokens = 0.0, 0
     with torch.no_grad(), as_it_was(model):

@@ -140,7 +140,7 @@ def _measured(scene: Scene, timing: Callable[[], None]) -> Preview:
 
 def _timed(scene: Scene, arm: Arm) -> tuple[float, float]:
     """Seconds a token takes at the first visit of a batch, and at a later one."""
-    order = sorted(range(len(scene.train.rows)), key=lambda i: len(scene.train.rows[i]))
+    order = scene.train.by_length()
     size = min(scene.config.batch_size, len(order))
     visits: list[list[float]] = [[], []]
     tokens = 0

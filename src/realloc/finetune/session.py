@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import final
+from typing import Any, final
 
 import torch
 
 import realloc.finetune.arms.table as arms
 from realloc.cache.known import Known
-from realloc.cache.settings import USUAL, Cache
 from realloc.errors import warn
 from realloc.finetune.aim import Judged
 from realloc.finetune.arms.arm import Arm, Order, ledger_of, parameters_of
@@ -93,7 +92,7 @@ def _train(scene: Scene, keep: Keep | None, tools: Tools) -> Done:
     if found is None:
         clock.start()
     decided = keep.decided() if keep else None
-    known = Known(min(KEPT, Cache(scene.config.cache or USUAL.limit).bytes))
+    known = Known(min(KEPT, scene.config.room.bytes))
     if decided is None:
         decided = decide(scene, known)
         if keep:
@@ -144,8 +143,8 @@ def begun(scene: Scene, decided: Decided, keep: Keep | None = None, known: Known
     if decided.kept is not None:
         shorten(scene.loaded.base, decided.kept)
     file = None if keep is None else keep.cache
-    limit, compute = config.cache or USUAL.limit, decided.compute
-    cache = Cache(limit, epoch=len(scene.train.rows), compute=compute, file=file, known=known)  # type: ignore[arg-type]
+    compute: Any = decided.compute  # a word that was written down
+    cache = replace(config.room, epoch=len(scene.train.rows), compute=compute, file=file, known=known)
     rate = rate_of(config, decided)
     sink = keep.log if keep else None
     order = Order(

@@ -17,10 +17,10 @@ def examples(
 ) -> ExampleMethod:
     """Draw examples in proportion to a score, with weights 1 / (N p), or all alike where that would not pay.
 
-    With the score "gradient" it is `importance`. That is the default because no other score won anywhere: against a
-    random subset (`rs2`) it has +0.23 ± 0.15 and +0.23 ± 0.10 points on Fashion-MNIST at 50 and 70 % of the visits,
-    -0.49 ± 0.44 and +0.34 ± 0.74 on SST-2, five paired seeds (benchmarks/results/units.md). Keep `rs2` beside it, and
-    fewer epochs, which are as good in three of these four.
+    With the score "gradient" it is `importance`. That is the default: of what was measured, no other way to choose won
+    anywhere. Against a random subset (`rs2`) it has +0.23 ± 0.15 and +0.23 ± 0.10 points on Fashion-MNIST at 50 and
+    70 % of the visits, -0.49 ± 0.44 and +0.34 ± 0.74 on SST-2, five paired seeds (benchmarks/results/units.md); "loss"
+    was not measured. Keep `rs2` beside it, and fewer epochs, which are as good in three of these four.
 
     Source: Katharopoulos and Fleuret 2018 (1803.00942); where we differ is said in `importance`.
 

@@ -82,6 +82,11 @@ class LayerMethod:
         """The same method with another cache (None: none), or with the dropout of frozen layers kept on."""
         return replace(self, cache=cache, prefix_dropout=prefix_dropout)
 
+    @property
+    def rises(self) -> bool:
+        """Whether more layers from the input on may be frozen later than at the start."""
+        return self.moves and self.embeddings != "always"
+
     def costing(self, table: CostTable) -> LayerMethod:
         """The same method with its budget in microseconds of a table from `realloc.cost_table`, in place of FLOPs.
 
