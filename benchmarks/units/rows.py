@@ -34,8 +34,10 @@ WHOLE = 100.0
 RATES = (4e-3, 8e-3)
 ID = 8  # bytes: rows that are kept by their ids need the ids
 SCORES = ("frequency", "gradient", "product", "conflict", "random")
+LOOKS = {score: (score, 2) for score in SCORES}  # the score of an arm, and of how many steps one is noted
+LOOKS |= {f"{score}, look=4": (score, 4) for score in ("gradient", "product", "conflict")}
 CONTROLS = ("hashing", "frequency")
-ARMS = ("full", "hashing", "quotient-remainder", "double hashing", "pruned", *SCORES)
+ARMS = ("full", "hashing", "quotient-remainder", "double hashing", "pruned", *LOOKS)
 HEAD = ("bytes", "arm", "rate", "RMSE", "minus hashing, 95 %", "minus frequency, 95 %", "AUC %",
         "minus hashing, 95 %", "minus frequency, 95 %", "bytes held", "of", "owned", "seconds")  # fmt: skip
 
@@ -83,7 +85,7 @@ def table_of(arm: str, ids: int, percent: float) -> nn.Module:
     elif arm == "double hashing":
         table, spread = realloc.nn.DoubleHashing(ids, DIM, rows), START**0.5
     else:
-        own, directions = (0.0, 0) if arm == "hashing" else (0.5, 8 * (arm == "conflict"))
+        own, directions = (0.0, 0) if arm == "hashing" else (0.5, 8 * arm.startswith("conflict"))
         table = realloc.nn.Embedding(ids, DIM, rows, own=own, directions=directions)
     with torch.no_grad():
         table.weight.mul_(spread)
@@ -132,8 +134,9 @@ class Case:
         schedule = realloc.every(max(1, steps // 30), until=0.75, total=steps)
         after = watch(net, optimizer, schedule) if watch is not None else None  # its hook stands before ours
         handle = None
-        if self.arm in SCORES:
-            method = methods.rows(self.arm, migrate=self.migrate)
+        if self.arm in LOOKS:
+            score, look = LOOKS[self.arm]
+            method = methods.rows(score, migrate=self.migrate, look=look)
             handle = realloc.attach(net, optimizer, method, schedule=schedule, seed=self.seed)
         if after is not None:
             optimizer.register_step_post_hook(lambda *_: after())

@@ -8,6 +8,7 @@ from typing import Final, final
 from torch import nn
 
 from realloc.nn.double_hashing import DoubleHashing
+from realloc.nn.quotient_remainder import QuotientRemainder
 from realloc.nn.rows import Rows
 from realloc.pool.found import everywhere, root_of
 from realloc.pool.rows import pools_of
@@ -38,8 +39,8 @@ def accounts(model: nn.Module) -> tuple[Account, ...]:
 
     Returns:
         One account for each currency, in the order in which they first occur: "parameters" (weights, ranks, widths,
-        rows of `methods.touched_rows`), "FLOPs" of one example's forward, "bytes" (rows of `realloc.nn.Embedding` and
-        `realloc.nn.DoubleHashing`, their moments and the sketch).
+        rows of `methods.touched_rows`), "FLOPs" of one example's forward, "bytes" (rows of `realloc.nn.Embedding`,
+        `DoubleHashing` and `QuotientRemainder`, their moments and the sketch).
 
     Example:
         >>> import torch, realloc
@@ -59,7 +60,7 @@ def accounts(model: nn.Module) -> tuple[Account, ...]:
     for _, holdings in everywhere(model):
         add(SAME.get(holdings.currency, holdings.currency), holdings.budget, holdings.held)
     for module in root_of(model).modules():
-        if isinstance(module, Rows | DoubleHashing):
+        if isinstance(module, Rows | DoubleHashing | QuotientRemainder):
             add("bytes", module.budget, module.held)
     for pool in pools_of(root_of(model)):
         width = pool.parameter.shape[1]

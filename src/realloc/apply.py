@@ -19,13 +19,13 @@ from realloc.pool.masked import MaskedPool
 from realloc.pool.pairing import Pairing, Words
 from realloc.pool.ranks import RankPool, new_rows
 from realloc.pool.state import (
-    SPACED,
     Moments,
     Newcomers,
     gather_pool,
     put,
     reset_masked,
     slotwise,
+    spread,
     starts_of,
     weight_so_far,
 )
@@ -131,7 +131,7 @@ def _newcomers(
         first, last = (b * size for b in pool.bounds(index))
         gradient = None if change is None else change.gradient
         new = None if gradient is None else (to_slots(entry.source, size) < 0).nonzero().flatten()
-        found.append(Newcomers(_spaced(first, last), entry.places.numel() * size, new, gradient))
+        found.append(Newcomers(_some(first, last), entry.places.numel() * size, new, gradient))
     return [*found, Newcomers(torch.empty(0, dtype=torch.int64), idle * size)]
 
 
@@ -182,7 +182,7 @@ def _move_wide(pools: Sequence[WidePool], plan: Plan, entries: Mapping[str, Entr
         parameter = pool.parameter
         state, weight = slotwise(target.optimizer, parameter), weight_so_far(target.optimizer, parameter)
         slots = [site.member.parameters(after) for site in pool.sites]
-        held = [_spaced(*pool.bounds(site.index)) for site in pool.sites]
+        held = [_some(*pool.bounds(site.index)) for site in pool.sites]
         newcomers = [Newcomers(mine, count) for mine, count in zip(held, slots, strict=True)]
         idle = pool.capacity - sum(slots)
         newcomers.append(Newcomers(torch.empty(0, dtype=torch.int64), idle))
@@ -201,9 +201,9 @@ def _move_wide(pools: Sequence[WidePool], plan: Plan, entries: Mapping[str, Entr
         write_widths(follower.owner, follower.wide, plan.writes, units)
 
 
-def _spaced(first: int, last: int) -> Tensor:
-    """Slots of a site, evenly spaced: enough for a median."""
-    return torch.arange(first, last, max(1, (last - first) // SPACED))
+def _some(first: int, last: int) -> Tensor:
+    """Slots of a site, enough for a median."""
+    return first + spread(last - first)
 
 
 def _move_masked(
@@ -217,9 +217,9 @@ def _move_masked(
         gone = site.grid.elements(change.released).flatten()
         come = site.grid.elements(change.acquired).flatten()
         elements = site.grid.elements(held).flatten()
-        spaced = elements[:: max(1, elements.numel() // SPACED)]
+        some = elements[spread(elements.numel()).to(elements.device)]
         every = torch.arange(come.numel())
-        newcomers = Newcomers(spaced, come.numel(), every, change.gradient)
+        newcomers = Newcomers(some, come.numel(), every, change.gradient)
         state, fresh = slotwise(target.optimizer, parameter), target.fresh[parameter]
         starts = starts_of(target.moments, state, fresh, [newcomers], weight_so_far(target.optimizer, parameter))
         reset_masked(target.optimizer, parameter, gone, come, starts)

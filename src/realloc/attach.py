@@ -40,9 +40,9 @@ from realloc.methods.rank_method import RankMethod
 from realloc.methods.rate_method import RateMethod
 from realloc.methods.row_method import RowMethod
 from realloc.methods.width_method import WidthMethod
-from realloc.observe.ranks import ranks_of
+from realloc.observe.ranks import ranks_of, refuse_apart
 from realloc.plan import StartPlan
-from realloc.pool.found import refuse_own_names, root_of
+from realloc.pool.found import refuse_own_names, refuse_wrapped, root_of
 from realloc.pool.groups import inner
 from realloc.prepare import build, describe, plan_start
 from realloc.prepare_widths import build_widths, describe_widths, plan_widths
@@ -84,7 +84,8 @@ def prepare(
     root = root_of(model)
     refuse_own_names(root)
     if isinstance(method, LayerMethod | RateMethod | HotRowMethod):
-        raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, before DDP wraps it")
+        when = "of the model that DDP has wrapped, where there is one" if method.moves else "before DDP wraps it"
+        raise ConfigError(f"{method.name} replaces nothing in the model; call attach() alone, {when}")
     if not isinstance(method, RowMethod):
         refuse_twice(root, method, "prepared already; attach() it, or detach() its handle first")
     if root is not model:
@@ -195,7 +196,8 @@ def attach(
     """Let a fixed budget move to where it pays while an unchanged loop trains the model.
 
     Args:
-        model: the model the optimizer trains; prepared already, or prepared here. May be wrapped by DDP.
+        model: the model the optimizer trains; prepared already, or prepared here. In a run of several processes that
+            which DDP wraps, prepared before where parameters are replaced; also below torch.compile.
         optimizer: any elementwise optimizer (SGD, Adam, AdamW, RMSprop, ...); it may have state and schedulers.
         method: a recipe from `realloc.methods`.
         schedule: when moves are due, from `realloc.every`; counted in optimizer steps really taken. A method that
@@ -209,7 +211,7 @@ def attach(
 
     Raises:
         ConfigError: bad input; the thing, the value, the remedy. Nothing was changed then.
-        StateError: attached twice.
+        StateError: attached twice, wrapped before it was prepared, or several processes without DDP.
 
     Example:
         >>> import torch, realloc
@@ -227,6 +229,8 @@ def attach(
     optimizer = inner(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if method.moves:
+        refuse_apart(model, method.name)
     return KINDS[type(method)](model, root_of(model), optimizer, method, schedule, seed, _sink_of(record, model))
 
 
@@ -247,6 +251,7 @@ def _attach_slots(
     holdings, method = waiting_for(root, method)
     refuse_taken(optimizer, root=root)
     if holdings is None:
+        refuse_wrapped(model)
         if isinstance(method, Method):
             bound = prepare_under(root, optimizer, method, seed)
         elif isinstance(method, WidthMethod):

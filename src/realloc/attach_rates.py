@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from realloc.errors import ConfigError, StateError, plain
 from realloc.links import Link, refuse_taken
@@ -21,6 +23,38 @@ from realloc.schedule import Schedule
 from realloc.sites.rate_units import rate_units
 
 ENGINE: Final = Link[RateEngine]("realloc_rate_link")
+WAITING: Final = Link["Waiting"]("realloc_rate_waiting")
+
+
+@final
+@dataclass(eq=False)
+class Waiting:
+    """A model whose rates will be shared once it has an optimizer, and what a checkpoint said of them till then."""
+
+    hook: RemovableHandle
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+
+def await_rates(root: nn.Module) -> None:
+    """Before an optimizer exists: keep what a checkpoint says of shares until `attach` comes.
+
+    Raises:
+        StateError: attached already.
+    """
+    _refuse_attached(root)
+    if WAITING.of(root) is None:
+        WAITING.put(root, Waiting(root.register_load_state_dict_pre_hook(_await)))  # type: ignore[no-untyped-call]
+
+
+def awaited(root: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint must say of shares, by name, where a model waits for it."""
+    return {} if WAITING.of(root) is None else dict.fromkeys((KEY, SUMS), torch.empty(0))
+
+
+def _await(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    waiting = WAITING.of(module)  # a copy of the model waits for nothing
+    if waiting is not None:
+        waiting.found = {name: state.pop(prefix + name).clone() for name in (KEY, SUMS) if prefix + name in state}
 
 
 def attach_rates(
@@ -36,10 +70,10 @@ def attach_rates(
 
     Raises:
         ConfigError: the model, the optimizer or the schedule does not allow it. Nothing was changed then.
+        RecordError: a checkpoint that was loaded meanwhile is not of this method and these groups.
         StateError: attached already.
     """
-    if ENGINE.of(root) is not None:
-        raise StateError("this model's rates are shared already; detach() that handle before attaching again")
+    _refuse_attached(root)
     refuse_taken(optimizer)
     _refuse_pools(root)
     check_optimizer(optimizer)
@@ -58,12 +92,23 @@ def attach_rates(
                 reason = engine.decide(start)
                 if reason is not None:
                     raise ConfigError(reason)
+        waiting = WAITING.of(root)
+        if waiting is not None and waiting.found:
+            shares.load(waiting.found)
         ranks.check_stamp(shares.stamp, "at attach()")
     except BaseException:
         engine.unregister()
         raise
+    if waiting is not None:
+        waiting.hook.remove()
+        WAITING.drop(root)
     _hook(root, engine)
     return RateHandle(engine)
+
+
+def _refuse_attached(root: nn.Module) -> None:
+    if ENGINE.of(root) is not None:
+        raise StateError("this model's rates are shared already; detach() that handle before attaching again")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

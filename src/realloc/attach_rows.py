@@ -16,7 +16,7 @@ from realloc.links import Link, Served
 from realloc.methods.row_method import RowMethod
 from realloc.observe.ranks import ranks_of
 from realloc.plan import StartPlan
-from realloc.pool.found import IGNORED
+from realloc.pool.found import IGNORED, refuse_wrapped
 from realloc.pool.rows import BUFFERS, KEY, check_rows, loaded, pools_of, take_out
 from realloc.prepare_rows import bind_rows, build_rows, describe_rows, plan_rows, rows_under
 from realloc.record.sink import Sink
@@ -24,7 +24,6 @@ from realloc.row_handle import RowHandle
 from realloc.rows import RowEngine
 from realloc.schedule import Schedule
 
-WRAPPERS: Final = {"DistributedDataParallel", "FullyShardedDataParallel"}
 _SERVES: Final[Served] = weakref.WeakKeyDictionary()  # of a model whose rows are attached
 
 
@@ -83,8 +82,7 @@ def attach_rows(
     if prepared is not None:
         bound = bind_rows(pools, optimizer, method)
     else:
-        if type(model).__name__ in WRAPPERS:
-            raise StateError(f"prepare() the model before {type(model).__name__} wraps it: it has read the shapes")
+        refuse_wrapped(model)
         bound, choice = rows_under(root, optimizer, method)
         prepared = _hook_model(root, describe_rows(choice, method))
     ranks = ranks_of(model)

@@ -113,6 +113,8 @@ def _dimensions(root: nn.Module, method: WidthMethod) -> Dimensions:
 def _space(root: nn.Module, taken: Sequence[Found], every: Dimensions, method: WidthMethod) -> Space:
     names = {module: name for name, module in root.named_modules()}
     positions = _positions(root, method.example)
+    if positions is not None and method.currency == "FLOPs":
+        _refuse_unseen(taken, names, positions)
     rows: dict[nn.Module, tuple[int, Side]] = {}
     columns: dict[nn.Module, tuple[int, Side]] = {}
     for group, one in enumerate(taken):
@@ -142,7 +144,7 @@ def _space(root: nn.Module, taken: Sequence[Found], every: Dimensions, method: W
         if module in columns and module._parameters.get("bias") is None
     )
     least, most = method.where.least, tuple(max(1, int(method.where.most * one.width)) for one in taken)
-    levels = tuple(level_of(one) for one in taken)
+    levels = tuple(level_of(one) if "products" in method.needs else None for one in taken)
     return Space(tuple(one.name for one in taken), (least,) * len(taken), most, tuple(members), levels, behind)
 
 
@@ -154,10 +156,15 @@ def level_of(one: Found) -> float | None:
     bias = layers[1]._parameters.get("bias")
     if bias is None or not bias.requires_grad or one.norms:
         return None
+    if any(isinstance(act, nn.Module) and any(True for _ in act.parameters()) for act in one.between):
+        return None  # it changes with the training
     unit = torch.full((1, 1), OPEN, dtype=torch.float64)
-    for act in one.between:
-        unit = unit if isinstance(act, nn.Dropout) else act(unit)
-    return float(unit)
+    try:
+        for act in one.between:
+            unit = unit if isinstance(act, nn.Dropout) else act(unit)
+        return float(unit)
+    except Exception:  # code of the model, which may take no such tensor
+        return None
 
 
 def _refuse_without_products(space: Space, method: WidthMethod) -> None:
@@ -175,6 +182,17 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
     found = module._parameters[name]
     assert found is not None
     return found
+
+
+def _refuse_unseen(taken: Sequence[Found], names: Mapping[nn.Module, str], seen: Mapping[nn.Module, int]) -> None:
+    """FLOPs are those of the example's forward: of a layer that it does not reach they are not known."""
+    for one in taken:
+        for side in (*one.makers, *one.readers):
+            if side.module not in seen:
+                raise ConfigError(
+                    f"{plain(names[side.module])} does not run on the example, so its FLOPs are not known; give one "
+                    f"that reaches it, or leave it out: method.on(exclude=({plain(one.name)!r},), example=inputs)"
+                )
 
 
 def _positions(root: nn.Module, example: Any) -> dict[nn.Module, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from realloc.sites.places import others
 
 
 def decide_widths(
-    groups: Sequence[Neurons], method: WidthMethod, purse: Purse, *, step: int, phase: float, seed: int
+    groups: Sequence[Neurons], method: WidthMethod, purse: Purse, *, step: int, phase: float, number: int, seed: int
 ) -> Plan:
     """Decide one move.
 
@@ -34,12 +35,12 @@ def decide_widths(
         purse: its budget is what may be spent afterwards.
         step: optimizer steps taken, for the random streams.
         phase: 0 at the schedule's begin, 1 at its end.
+        number: which decision of the schedule it is, from 1 on.
         seed: the run's seed.
     """
-    widths = tuple(group.width for group in groups)
     try:
         worth = [_worth(group, method, stream(seed, "keep", group.name, step)) for group in groups]
-        stays = _stays(groups, method, purse, worth, widths, phase)
+        stays = _stays(groups, method, purse, worth, phase, number)
         after = _after(groups, method, purse, worth, stays, step, seed)
     except NotFinite as error:
         return Plan(step, (), skipped=str(error))
@@ -73,10 +74,10 @@ def _worth(group: Neurons, method: WidthMethod, generator: torch.Generator) -> T
 
 
 def _stays(
-    groups: Sequence[Neurons], method: WidthMethod, purse: Purse, worth: Sequence[Tensor], widths: tuple[int, ...],
-    phase: float,
-) -> list[Tensor]:  # fmt: skip
+    groups: Sequence[Neurons], method: WidthMethod, purse: Purse, worth: Sequence[Tensor], phase: float, number: int
+) -> list[Tensor]:
     """Which units stay, ascending."""
+    widths = tuple(group.width for group in groups)
     free = [_may_go(group, method, mine) for group, mine in zip(groups, worth, strict=True)]
     if method.threshold is not None:
         level = method.threshold
@@ -84,7 +85,8 @@ def _stays(
         gone = [mine[: max(0, g.width - g.least)] for mine, g in zip(gone, groups, strict=True)]
     elif method.within:
         share = method.drop(phase)
-        gone = [mine[: int(share * g.width)] for mine, g in zip(free, groups, strict=True)]
+        owed = [due(share * mine.numel(), number) for mine in free]
+        gone = [mine[: min(n, g.width - 1)] for mine, n, g in zip(free, owed, groups, strict=True)]
     else:
         target = purse.budget
         if method.want is not None:
@@ -94,6 +96,16 @@ def _stays(
         counts = narrow(replace(purse, budget=target), widths, ranked)
         gone = [mine[: width - n] for mine, width, n in zip(free, widths, counts, strict=True)]
     return [others(mine.sort().values, g.width) for mine, g in zip(gone, groups, strict=True)]
+
+
+def due(rate: float, number: int) -> int:
+    """How many units a rate brings at the n-th decision: fractions add up over decisions, and no count is kept.
+
+    >>> [due(0.4, number) for number in range(1, 6)], due(0.29 * 100, 1)
+    ([0, 0, 1, 0, 1], 29)
+    """
+    now, before = (math.floor(rate * n + 1e-9 * max(1.0, rate * n)) for n in (number, number - 1))
+    return now - before
 
 
 def _may_go(group: Neurons, method: WidthMethod, worth: Tensor) -> Tensor:
@@ -138,7 +150,7 @@ def _compensation(group: Neurons, gone: Tensor) -> list[Write]:
         block = mean.shape[1]
         inner = part.values[gone].reshape(gone.numel(), -1, block, part.tail).double().sum(3)
         shift = (inner * mean[gone][:, None, :].double()).sum((0, 2))
-        found.append(Write(part.name, "reader", None, shift))
+        found.append(Write(part.name, "gone", None, shift))
     return found
 
 
@@ -155,6 +167,7 @@ def _growth(
     writes += [Write(name, "columns", place[units], v) for name, (units, v) in grown.rewritten.items()]
     writes += [Write(name, "reader", None, shift) for name, shift in grown.shifts.items()]
     if grown.copied is not None:
+        writes.append(Write(group.makers[0].name, "copies", new, grown.copied))
         factors = [part for part in group.norms if part.name.endswith(".weight")]  # the statistics lie at their slots
         writes += [Write(part.name, "running", new, grown.copied) for part in factors]
     return writes

@@ -21,7 +21,7 @@ from realloc.observe.backwards import Backwards
 from realloc.observe.closure import skipped, with_gradients
 from realloc.observe.ranks import Ranks
 from realloc.plan import Note, Plan, notes_of
-from realloc.pool.compact import compact
+from realloc.pool.compact import compact, needed
 from realloc.pool.guard import Guard
 from realloc.pool.holdings import Holdings, rewriting
 from realloc.pool.state import restart
@@ -289,21 +289,21 @@ class Engine:
         self.pairing.write()
 
     def compact(self) -> int:
-        """Shorten the pools to what is held."""
+        """Shorten the pools to what is held. Returns the slots freed."""
         self.tie.require()
         if self.ranks.several:
             raise StateError("compact() changes shapes, which DDP cannot see; call it on a run with one process")
-        before = self.holdings.budget
-        everyone = (self.holdings, *self.target.followers)
+        pools, everyone = tuple(self.holdings.pools), (self.holdings, *self.target.followers)
+        before = sum(pool.capacity * pool.unit_size for pool in pools)
         for holdings in everyone:
             holdings.stamp()
         with rewriting(*everyone):
             for holdings in everyone:
                 for pool in holdings.pools:
-                    compact(pool, self.target.optimizer, pool.held)
+                    compact(pool, self.target.optimizer, needed(pool))
                 holdings.book.write("budget", holdings.held)
         self.pairing.write()
-        return before - self.holdings.budget
+        return before - sum(pool.capacity * pool.unit_size for pool in pools)
 
     def detach(self) -> None:
         """Take everything back."""

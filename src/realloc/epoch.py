@@ -14,7 +14,7 @@ from realloc.methods.example_method import Draw, exact
 from realloc.observe.ranks import Ranks
 
 ORDER: Final = "does your loop give every batch of this epoch to visits, in the order of the loader, once?"
-STANDS: Final = 5  # integers of a state that say how far the loop has come
+STANDS: Final = 6  # integers of a state that say how far the loop has come
 
 
 @final
@@ -27,15 +27,26 @@ class Epoch:
     def __init__(self, ranks: Ranks, number: int = -1, draw: Draw | None = None, before: int = 0) -> None:
         self.ranks, self.number, self.draw, self.before = ranks, number, draw, before
         self.place = 0  # candidates of this rank that the loop has given back
+        self.batch = 0  # the most that the loop ever gave back at once
         self.reports = False  # whether the loop ever gave anything back
         self.ended = False  # its iterator ran to its end
+        self.again = False  # it comes once more, since nothing of it was reported
         self.loaded = False  # in the middle of it, which goes on
 
     @property
     def goes_on(self) -> bool:
-        """Whether the next iterator is of this epoch: after a load, or where it was only peeked into."""
+        """Whether the next iterator is of this epoch: after a load, or where it was only peeked into.
+
+        What is left after a load is over once an iterator of it gave no batch: a loader that drops a short last one.
+        """
         untouched = not self.place and (self.reports or not self.ended)
-        return self.draw is not None and (self.loaded or untouched)
+        dropped = self.ended and self.count // self.ranks.count - self.place < self.batch
+        return self.draw is not None and (untouched or (self.loaded and not dropped))
+
+    @property
+    def silent(self) -> bool:
+        """Whether all of it was handed out, to a loop that never gave anything back."""
+        return self.ended and not self.reports
 
     @property
     def count(self) -> int:
@@ -45,8 +56,7 @@ class Epoch:
     @property
     def given(self) -> int:
         """Candidates that the loop had, on all ranks; of one that reports nothing, those that were handed out."""
-        silent = self.ended and not self.reports
-        return self.count if silent else self.place * self.ranks.count
+        return self.count if self.silent else self.place * self.ranks.count
 
     def mine(self, start: int, stop: int | None = None) -> Draw:
         """Visits of this rank, from one place to another."""
@@ -75,12 +85,13 @@ class Epoch:
         if not torch.equal(index.cpu(), turn.index):
             raise StateError(f"these are not the examples whose turn it is in epoch {self.number}; {ORDER}")
         self.place, self.reports, self.loaded = stop, True, False
+        self.batch = max(self.batch, index.numel())
         return turn.weight
 
     def after(self, draw: Draw, trained: int) -> Epoch:
         """The next one, where this one trained so many visits, on all ranks."""
         coming = Epoch(self.ranks, self.number + 1, draw, self.before + trained)
-        coming.reports = self.reports
+        coming.reports, coming.batch = self.reports, self.batch
         return coming
 
     def state(self, identity: Sequence[int], longest: int) -> dict[str, Tensor]:
@@ -88,7 +99,7 @@ class Epoch:
         index, weight = torch.full((longest,), -1), torch.zeros(longest, dtype=torch.float64)
         if self.draw is not None:
             index[: self.count], weight[: self.count] = self.draw.index, self.draw.weight
-        stands = [self.number, self.place, int(self.ended), int(self.reports), self.before]
+        stands = [self.number, self.place, int(self.ended), int(self.reports), self.before, self.batch]
         return {"numbers": torch.tensor([*identity, *stands]), "index": index, "weight": weight}
 
 
@@ -111,11 +122,11 @@ def epoch_of(state: dict[str, Any], identity: Sequence[int], plan: VisitPlan, ra
             f"the state is of other visits: format, seed, epochs, method and budget, ranks, rank are "
             f"{numbers[: len(mine)]}, here {mine}; make Visits as they were, and load each rank's own state"
         )
-    number, place, ended, reports, before = numbers[len(mine) :]
+    number, place, ended, reports, before, batch = numbers[len(mine) :]
     epochs = len(plan.per_epoch)
     share = plan.share(number) if 0 <= number < epochs else 0
     fits = -1 <= number < epochs and 0 <= place <= share and {ended, reports} <= {0, 1}
-    if not fits or not 0 <= before <= plan.budget:
+    if not fits or not 0 <= before <= plan.budget or not 0 <= batch <= plan.longest:
         raise RecordError(f"the state is at visit {place} of epoch {number}: it is damaged")
     count = share * ranks.count
     index, weight = state.get("index"), state.get("weight")
@@ -127,7 +138,8 @@ def epoch_of(state: dict[str, Any], identity: Sequence[int], plan: VisitPlan, ra
     except StateError as error:
         raise RecordError(f"the state is damaged: {error}") from error
     epoch = Epoch(ranks, number, drawn if number >= 0 else None, before)
-    epoch.place, epoch.ended, epoch.reports, epoch.loaded = place, bool(ended), bool(reports), 0 < place < share
+    epoch.place, epoch.batch, epoch.reports, epoch.loaded = place, batch, bool(reports), 0 < place < share
+    epoch.ended = bool(ended) and not epoch.loaded  # workers run ahead of the loop: what they held comes again
     return epoch
 
 

@@ -80,6 +80,8 @@ def _found(
     between = None
     if len(made) == 1:
         activation = _at(whole, block.activation)
+        if isinstance(activation, nn.Module) and any(p.numel() != 1 for p in activation.parameters()):
+            return f"its {type(activation).__name__} has a parameter for each unit, which would not follow"
         between = None if activation is None else (activation,)
     if holder is not whole:
         mine = {id(p) for module in (*made, reader) for p in module.parameters()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, TypeGuard, final
 
 from torch import Tensor, nn
 
@@ -66,21 +66,32 @@ def chains(root: nn.Module) -> Dimensions:
     uses: dict[nn.Module, int] = {}  # in how many places a layer stands
     for _, module in root.named_modules(remove_duplicate=False):
         uses[module] = uses.get(module, 0) + 1
-    inner = {child for module in root.modules() if isinstance(module, nn.Sequential) for child in module.children()}
-    for name, module in root.named_modules():
-        if type(module) is nn.Sequential and module not in inner:
-            _walk([*_flat(name, module)], uses, every)
+    for name, sequential in outermost(root):
+        _walk([*in_turn(name, sequential)], uses, every)
     return every
 
 
-def _flat(name: str, module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
-    """Its layers in order; one that stands there twice comes twice."""
+def outermost(root: nn.Module) -> Iterator[tuple[str, nn.Sequential]]:
+    """Every `nn.Sequential` that stands in no other, with its name."""
+    inner = {child for module in root.modules() if _runs_in_turn(module) for child in module.children()}
+    for name, module in root.named_modules():
+        if _runs_in_turn(module) and module not in inner:
+            yield name, module
+
+
+def in_turn(name: str, module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
+    """Its layers in order, and those of nested ones; one that stands there twice comes twice."""
     for key, child in module._modules.items():
         full = f"{name}.{key}" if name else key
-        if type(child) is nn.Sequential:
-            yield from _flat(full, child)
+        if child is not None and _runs_in_turn(child):
+            yield from in_turn(full, child)
         elif child is not None:
             yield full, child
+
+
+def _runs_in_turn(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it gives to each of its layers what the one before gave: no subclass with a forward of its own."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 @final

@@ -233,7 +233,10 @@ class Handle:
         self._engine.restart_moments()
 
     def compact(self) -> int:
-        """Give parked slots back: shorten the pools to what is held. Returns the slots freed. Not under DDP."""
+        """Give parked slots back: shorten the pools to what is held. Returns the slots freed. Not under DDP.
+
+        Where widths move, the pool of biases and norms keeps its room, and units go on to move within what is left.
+        """
         return self._engine.compact()
 
     def detach(self) -> None:

@@ -40,7 +40,11 @@ WORDS: Final = Words("realloc_hot_rows", "the rows", "rows of different ids")
 
 @final
 class HotRowEngine:
-    """Called by the look-ups of attached layers and by the hooks of `attach`. What a resume needs is in buffers."""
+    """Called by the look-ups of attached layers and by the hooks of `attach`. What a resume needs is in buffers.
+
+    Raises:
+        ConfigError: a store has a row for each id of its tables.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class HotRowEngine:
         sink: Sink | None,
         ranks: Ranks,
     ) -> None:
+        for pool in pools:
+            pool.store.check_tables()
         self.pools, self.names = pools, names  # names of tables by (pool, table)
         self._tables = [{name: table for (n, table), name in names.items() if n == p} for p in range(len(pools))]
         self.optimizer, self.method, self.schedule = optimizer, method, schedule

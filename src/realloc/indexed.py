@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from realloc.errors import ConfigError
 
@@ -37,12 +37,13 @@ def indexed(dataset: Any) -> Indexed:
         dataset: with a length and items by number; an ``IterableDataset`` has none.
 
     Raises:
-        ConfigError: it has no length or no items by number.
+        ConfigError: it has no length or no items by number, as an ``IterableDataset``.
 
     >>> indexed(["a", "b"])[1]
     (1, 'b')
     """
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    named = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not named or isinstance(dataset, IterableDataset):  # that one inherits a __getitem__ which only raises
         raise ConfigError(
             f"dataset is a {type(dataset).__name__} without length and items by number; examples can only be chosen "
             "from one that has both"

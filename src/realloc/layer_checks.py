@@ -11,6 +11,7 @@ from realloc.cache.rows import room_of
 from realloc.errors import ConfigError, plain
 from realloc.layers import LayerEngine
 from realloc.methods.layers import LayerMethod
+from realloc.pool.found import wrapper_of
 from realloc.pool.rights import held_by
 from realloc.schedule import Schedule
 from realloc.sites.blocks import Blocks
@@ -36,15 +37,15 @@ def check_wrapper(model: nn.Module, method: LayerMethod) -> None:
     Raises:
         ConfigError: DDP without its word for it, or a compiled model.
     """
-    kind = type(model).__name__
-    if kind == "DistributedDataParallel":
-        if getattr(model, "static_graph", False):
+    wrapper = wrapper_of(model)
+    if wrapper is not None:
+        if getattr(wrapper, "static_graph", False):
             raise ConfigError("DDP(static_graph=True) cannot see layers stop; wrap without it")
-        if method.moves and not getattr(model, "find_unused_parameters", False):
+        if method.moves and not getattr(wrapper, "find_unused_parameters", False):
             raise ConfigError(f"{method.name} stops and starts layers under DDP; wrap with find_unused_parameters=True")
         if not method.moves:
             raise ConfigError(f"DDP reads once which parameters train; attach {method.name} first, then wrap the model")
-    if kind == "OptimizedModule":
+    if type(model).__name__ == "OptimizedModule":
         raise ConfigError("torch.compile may keep training what was frozen; attach first, without torch.compile")
 
 

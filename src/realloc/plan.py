@@ -38,11 +38,13 @@ class Write:
 
     kind: ``rows``, ``columns``: values ``[units, entries]`` of a parameter, its units first. ``reader``: added to what
     the weight's layer gives out, ``[its rows]``: to its bias, or taken from the running mean of the norm behind it.
-    ``running``: which units, of before, new ones take the running statistics of a norm's weight from.
+    ``gone``: the same, for what units that go gave on average; a new row that copies another gets what that one gets.
+    ``copies``: the weight's new units compute what these, of before, compute. ``running``: which units, of before,
+    new ones take the running statistics of a norm's weight from.
     """
 
     parameter: str
-    kind: Literal["rows", "columns", "reader", "running"]
+    kind: Literal["rows", "columns", "reader", "gone", "copies", "running"]
     units: Tensor | None  # int64, positions after the move
     values: Tensor
 

@@ -90,6 +90,13 @@ def describe_widths(start: WidthStart, method: WidthMethod) -> StartPlan:
         notes.append(
             f"budget {start.budget:,} FLOPs a forward of one example; pools have room for {MORE:g} times the weights"
         )
+        if any(member.rows.group is not None and member.rows.block > 1 for member in space.members):  # heads
+            notes.append("of attention its layers count, not the products of queries with keys, weights with values")
+        if method.example is None:
+            notes.append(
+                "each layer counts for one position: where some see many (tokens) and others one, give "
+                "method.on(example=inputs)"
+            )
     if start.final < start.budget:
         notes.append(f"{start.final:,} {method.currency} may be spent at the end; handle.compact() gives the rest back")
     notes.append("under torch.compile these layers run eagerly: their shapes really change")

@@ -11,6 +11,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
+from realloc.allocate.rate_shares import shares_among
 from realloc.errors import Once, StateError
 from realloc.links import Tie
 from realloc.methods.rate_method import RateMethod, RatePast
@@ -54,7 +55,9 @@ class RateEngine:
         self.split = Split(optimizer, {id(p): i for i, group in enumerate(units.parameters) for p in group})
         self.recent: deque[Shared] = deque(maxlen=1024)
         self.tie, self.once = Tie(), Once()
-        self._outside = tuple(p for p in shares.owner.parameters() if id(p) not in self.split.unit_of)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        outside = [p for p in shares.owner.parameters() if id(p) not in self.split.unit_of]
+        self._outside = tuple((p, id(p) in held) for p in outside)  # and whether it was this optimizer's all the same
         self._before: list[list[Tensor]] | None = None  # values before a step that is measured
 
     # numbers ----------------------------------------------------------------------------------------------------
@@ -85,16 +88,25 @@ class RateEngine:
 
     def _open(self) -> None:
         """Between backward and update."""
-        if self._armed:
+        if self._armed and self._before is None:  # a closure may run twice: before the step, not within it
             self._before = [[p.detach().clone() for p in group] for group in self.units.parameters]
-        if self._outside and any(p.grad is not None for p in self._outside):
-            self._outside = ()
-            self.once.say(
-                "RA403",
-                "a parameter that was frozen when rates were attached trains now: it is in no group and takes the "
-                "scheduled rate; let it require gradients before attach()",
-            )
+        self._warn_of_late_ones()
         self.split.open(self.rates)
+
+    def _warn_of_late_ones(self) -> None:
+        """Say of what this optimizer trains now that it is in no group; what another one trains is not ours."""
+        if not any(p.grad is not None for p, _ in self._outside):
+            return
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        late = [frozen for p, frozen in self._outside if p.grad is not None and id(p) in held]
+        if late:
+            self._outside = ()
+            told = (
+                "was frozen when rates were attached trains now: let it require gradients before attach(), since it"
+                if late[0]
+                else "came into this optimizer after rates were attached trains: attach() anew, since it"
+            )
+            self.once.say("RA403", f"a parameter that {told} is in no group and takes the scheduled rate")
 
     @property
     def _armed(self) -> bool:
@@ -186,7 +198,8 @@ class RateEngine:
         weights = [float(one) for one in method.weigh(past)]
         if len(weights) != len(past) or not all(math.isfinite(one) and one >= 0 for one in weights):
             return f"{method.name} gave weights that are not one finite number a group"
-        largest = max(weights)
+        trains = past.trains
+        largest = max(one for one, on in zip(weights, trains, strict=True) if on)
         if not largest > 0:
             return f"{method.name} found nothing to share by"
         moved = [0.0] * len(past)
@@ -195,7 +208,7 @@ class RateEngine:
             moved = [m / (w * w) / (r * r) if w > 0 else 0.0 for m, w, r in rows]
             if not sum(moved) > 0:
                 return "nothing moved in the window (is the rate 0?)"
-        found = hold.share([max(one, LEAST * largest) for one in weights], method.most, moved)
+        found = shares_among(hold, [max(one, LEAST * largest) for one in weights], method.most, moved, trains)
         shares = tuple(self.ranks.of_first(list(found)))
         self.shares.give(shares)
         self.shares.book.write("spent", self.ranks.of_first([hold.spent(shares, moved)])[0])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from realloc.decider import Recipe
 from realloc.errors import ConfigError, nearest, plain
+from realloc.methods.width_method import WidthMethod
 from realloc.plan import Note
 from realloc.pool.widths import WidePool
 
@@ -54,11 +55,13 @@ def explained(pool: WidePool, group: int, method: Recipe, notes: Iterable[Note],
     ]
     if keep is not None and method.moves:
         gain = f", acquired by highest {want.name}" if want is not None else " as the budget falls"
+        if isinstance(method, WidthMethod) and method.within:
+            gain = ", and as many start anew"
         lines.append(f"  released by lowest {keep.name}{gain}")
     mine = [note for note in notes if note.site == name]
     for note in mine:
         if not (note.released or note.acquired):
-            lines.append(f"  step {note.step}: nothing moved: no unit was cheap enough to go, and none paid to come")
+            lines.append(f"  step {note.step}: nothing moved: {_why_not(method)}")
             continue
         known = keep is not None and note.keep_threshold is not None
         gone = f", {keep.name} up to {note.keep_threshold:.3g} went" if keep is not None and known else ""
@@ -68,3 +71,13 @@ def explained(pool: WidePool, group: int, method: Recipe, notes: Iterable[Note],
     if not mine:
         lines.append("  no move yet; " + ("none is due" if due is None else f"the next one is due at step {due}"))
     return lines
+
+
+def _why_not(method: Recipe) -> str:
+    """Why nothing of a group moved. Of layers that took no part in the step nothing is known, so nothing goes."""
+    if not isinstance(method, WidthMethod) or not method.within:
+        return "no unit was cheap enough to go, and none paid to come"
+    old = f" of {method.mature:,} steps or more" if method.mature else ""
+    if method.threshold is not None:
+        return f"no unit{old} was at or below {method.threshold:g}, or its layers took no part in the step"
+    return f"a share of its units{old} came to less than one (fractions add up), or its layers took no part in the step"

@@ -18,7 +18,7 @@ from realloc.observe.ranks import Ranks, world_ranks
 from realloc.observe.visited import Visited, check_report
 from realloc.rng import stream
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FORWARD, TRAINED = 1, 3  # cost of a look and of a trained visit, in forward passes
 
 
@@ -127,9 +127,19 @@ class Visits(Sampler[int]):
                 f"there are {world_ranks().count} ranks and these visits were made for {self._ranks.count}: make them "
                 "after torch.distributed.init_process_group"
             )
-        if not self._epoch.goes_on:
+        if not self._epoch.goes_on and not self._comes_again():
             self._next()
         return self._epoch.rest()
+
+    def _comes_again(self) -> bool:
+        """Give out once more what a method needs reports of and a loop took in silence: it may have been a look."""
+        epoch = self._epoch
+        if self.method.needs is None or not epoch.silent or epoch.again:
+            return False
+        epoch.again, epoch.ended = True, False
+        warn("RA402", f"nothing of epoch {self.epoch} was reported, so it comes again, once; {ORDER} A look at a "
+             "batch belongs into another loader")  # fmt: skip
+        return True
 
     def _next(self) -> None:
         epoch = self.epoch + 1
@@ -184,14 +194,16 @@ class Visits(Sampler[int]):
             StateError: not the examples whose turn it is.
         """
         check_report(index, losses, score)
-        weight = self._of_chosen(index) if self.method.over > 1 else self._epoch.take(index)
+        weight = self._of_chosen(index) if self.method.over > 1 else self._take(index)
         self._seen.report(index, losses, score)
         return (losses * weight.to(losses)).mean() if index.numel() else losses.sum()
 
     def choose(self, index: Tensor, losses: Tensor) -> Tensor:
         """Which candidates of a batch to train: places in it, ascending; then give ``index[places]`` to `loss`.
 
-        A batch smaller than ``over`` may have none: skip its step.
+        A batch smaller than ``over`` may have none: skip its step. The best are those of this batch alone, so give it
+        ``over`` candidates and more. Each rank chooses among its own, as many as every other: all take the same steps,
+        but not those of one process with the doubled batch.
 
         Args:
             index: as in `loss`.
@@ -205,13 +217,25 @@ class Visits(Sampler[int]):
             raise ConfigError(f"{self.method.name} trains every visit it draws; call loss() alone")
         check_report(index, losses, None)
         before, over = self._epoch.place, self.method.over
-        self._epoch.take(index)
+        self._take(index)
         count = self._epoch.place // over - before // over  # so that the epoch's sum is exact
         worth = self.method.worth(index.cpu(), losses.detach().to("cpu", torch.float64))
         worth = torch.nan_to_num(worth, nan=-torch.inf)
         places = torch.argsort(worth, descending=True, stable=True)[:count].sort().values
         self._chosen = index.cpu()[places]
         return places.to(index.device)
+
+    def _take(self, index: Tensor) -> Tensor:
+        """Weights of a batch whose turn it is. Of what was handed out in silence before, nothing was trained."""
+        unheard = 0 if self._epoch.reports else self._epoch.before
+        weight = self._epoch.take(index)
+        if unheard:
+            self._epoch.before = 0
+            self._seen.unvisit()
+            warn("RA402", f"{unheard} visits before epoch {self.epoch} were handed out and nothing of them was "
+                 "reported: they do not count as trained. A look at a batch belongs into another loader: one that "
+                 "reaches the end of an epoch spends it")  # fmt: skip
+        return weight
 
     def _of_chosen(self, index: Tensor) -> Tensor:
         if self._chosen is None or not torch.equal(index.cpu(), self._chosen):
@@ -233,6 +257,9 @@ class Visits(Sampler[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the next iterator has what is left of its epoch.
+
+        Where a loader dropped what is left (``drop_last``), that iterator gives no batch, and the one after it is of
+        the next epoch.
 
         Raises:
             RecordError: it is of another method, data set, budget, seed or rank, or damaged. Nothing was changed then.

@@ -47,13 +47,14 @@ class WidthDecider:
         """One for all pools."""
         method, last = self._method, step >= self.schedule.last
         phase = self.schedule.phase(step)
+        number = max(1, (step - self.schedule.begin) // self.schedule.n)
         groups = neurons_of(self._pools, active, step, self.window, method.needs, self._ranks.mean)
         purse = purse_of(self._pools, self._holdings.budget)
         share = method.share_at(1.0 if last else phase)
         start = self._pools[0].space.cost(self._pools[0].start, purse.currency)
         target = replace(purse, budget=min(purse.budget, round(start * share)))
         seed = self._holdings.book.read("seed")
-        plan = decide_widths(groups, method, target, step=step, phase=phase, seed=seed)
+        plan = decide_widths(groups, method, target, step=step, phase=phase, number=number, seed=seed)
         yield Proposal(plan, partial(check_plan, groups=groups, purse=purse))
 
     def forget(self) -> None:

@@ -76,8 +76,9 @@ class Plain:
         return gradient
 
     def move(self, held: list[int]) -> None:
-        """Who went is forgotten; who comes starts at zero, its second moments at the median of the layer's."""
-        median = self.second[:, self.held].flatten().median()
+        """Who went is forgotten; who comes starts at zero, its second moments at the layer's median (without zeros)."""
+        known = self.second[:, self.held].flatten()
+        median = known[known != 0].median()
         gone, come = set(self.held) - set(held), set(held) - set(self.held)
         for state in (self.weight, self.first, self.second):
             state[:, sorted(gone)] = 0.0

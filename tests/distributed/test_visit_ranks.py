@@ -57,6 +57,32 @@ def _train(rank: int, name: str, world: int = 2) -> Any:
     return seen, [p.detach() for p in model.parameters()], visits.spent, list(visits.per_epoch)
 
 
+def _irreducible() -> torch.Tensor:
+    return torch.rand(N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _choose(rank: int, over: int) -> Any:
+    """RHO: at each step the candidates of this rank, what they are worth, and which of them it trains."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(nn.Linear(4, 2).double())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    visits = realloc.Visits(N, methods.rho(_irreducible(), over=over), epochs=2)
+    loader = DataLoader(realloc.indexed(_data()), batch_size=BATCH, sampler=visits)
+    steps = []
+    for _ in range(visits.epochs):
+        for index, (x, y) in loader:
+            with torch.no_grad():
+                losses = cross_entropy(model(x), y, reduction="none")
+            places = visits.choose(index, losses)
+            steps.append((index, losses - _irreducible()[index], places))
+            if len(places):
+                losses = cross_entropy(model(x[places]), y[places], reduction="none")
+                optimizer.zero_grad()
+                visits.loss(index[places], losses).backward()
+                optimizer.step()
+    return steps, [p.detach() for p in model.parameters()], visits.spent, visits.budget - visits.parked
+
+
 def _foreign(rank: int) -> str:
     visits = realloc.Visits(N, methods.rs2(), epochs=2)
     list(visits)
@@ -70,11 +96,13 @@ def _foreign(rank: int) -> str:
 
 
 NAMES = ("rs2", "infobatch", "importance")
+OVER = (3, 5)  # of batches of 4: at 5 some steps train nothing
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     stories = {name: (_train, (name,)) for name in NAMES}
+    stories |= {f"rho {over}": (_choose, (over,)) for over in OVER}
     return Ranks(Path(tmp_path_factory.mktemp("visits")), foreign=(_foreign, ()), **stories)
 
 
@@ -91,3 +119,16 @@ def test_two_processes_train_as_one_with_the_doubled_batch(ranks: Ranks, name: s
 
 def test_the_state_of_another_rank_is_refused(ranks: Ranks) -> None:
     assert all("each rank's own" in told for told in ranks.of("foreign"))
+
+
+@pytest.mark.parametrize("over", OVER)
+def test_rho_chooses_on_each_rank_and_all_take_the_same_steps(ranks: Ranks, over: int) -> None:
+    """Not the choice of one process with the doubled batch: equal numbers on each rank, the best of its own."""
+    first, second = ranks.of(f"rho {over}")
+    for mine, theirs in zip(first[0], second[0], strict=True):
+        assert len(mine[2]) == len(theirs[2]) and not set(mine[0].tolist()) & set(theirs[0].tolist())
+        for _, worth, places in (mine, theirs):
+            assert torch.equal(places, worth.argsort(descending=True, stable=True)[: len(places)].sort().values)
+    trained = sum(len(step[2]) for step in (*first[0], *second[0]))
+    assert first[2:] == second[2:] and trained == first[2] == first[3] == 2 * 2 * (N // 2 // over)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first[1], second[1], strict=True))

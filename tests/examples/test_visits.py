@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import realloc
 from kinds import EXAMPLES
@@ -93,6 +94,16 @@ class Run:
         self.visits.load_state_dict(state["visits"])
 
 
+class Streamed(IterableDataset[int]):
+    """With a length, but only in order; it inherits a ``__getitem__`` that raises."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(9))
+
+    def __len__(self) -> int:
+        return 9
+
+
 # the budget -------------------------------------------------------------------------------------------------------
 
 
@@ -133,10 +144,11 @@ def test_any_method_gives_exactly_so_many_visits_that_estimate_the_mean(count: i
     visits = data.draw(st.integers(1, count))
     for method in (methods.rs2(), methods.rs2(cycle=False), methods.infobatch(), methods.importance(gate=1)):
         drawn = exact(method.draw(past, visits, torch.Generator().manual_seed(epochs)), visits, count, method.name)
-        if method.name != "importance":
+        if method.name == "importance":  # unbiased over many draws; no visit speaks for more than 1 / floor
+            assert float(drawn.weight.max()) <= 10 * (1 + 1e-9)
+        else:
             assert drawn.index.unique().numel() == visits  # nobody twice
-        if method.name != "importance" and not (method.name == "infobatch" and visits == 1):
-            assert float(drawn.weight.sum()) == pytest.approx(visits) or method.name == "infobatch"
+            assert float(drawn.weight.sum()) == pytest.approx(visits)
 
 
 # rules beside plain references ------------------------------------------------------------------------------------
@@ -262,9 +274,7 @@ def test_a_run_that_is_cut_ends_bit_equal(name: str, stop: int | None) -> None:
     other = Run(method_of(name))
     other.load(cut.state())
     if stop is not None:
-        assert (
-            len(other.visits) == len(straight.visits.method.draw(Visited(N).past, 1, torch.Generator()).index) or True
-        )
+        assert len(other.visits) == other.visits.plan.share(1) - 7 * stop
         other.epoch()  # what is left of it
     for _ in range(2):
         other.epoch()
@@ -329,7 +339,9 @@ def test_losses_that_are_not_finite_are_not_kept() -> None:
 def test_what_a_method_needs_and_nobody_reported_is_said() -> None:
     for method, word in ((methods.infobatch(0.5), r"visits.loss\(index"), (methods.importance(), "score=score")):
         visits = realloc.Visits(20, method, epochs=3)
-        list(visits)
+        first = list(visits)
+        with pytest.warns(ReallocWarning, match="RA402.*nothing of epoch 0 was reported, so it comes again"):
+            assert list(visits) == first
         with pytest.raises(StateError, match=word):
             list(visits)
 
@@ -392,6 +404,7 @@ def test_losses_that_were_reduced_are_refused(losses: Tensor, index: Tensor, wor
         (lambda: realloc.Visits(80, methods.infobatch(0.1), epochs=16), "raise share or lower full"),
         (lambda: list(realloc.Visits(9, methods.rho(torch.zeros(8), over=2), epochs=1)), "8 losses and the data set 9"),
         (lambda: realloc.indexed(iter([])), "without length"),
+        (lambda: realloc.indexed(Streamed()), "Streamed without length"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_with_the_remedy(make: Any, words: str) -> None:
@@ -556,3 +569,92 @@ def test_reports_that_are_no_numbers_are_told_of_scores_too() -> None:
     visits.loss(index, torch.ones(5), score=torch.tensor([1.0, torch.nan, 1, 1, 1]))
     with pytest.warns(ReallocWarning, match=r"RA401.*1 reports"):
         list(visits)
+
+
+@pytest.mark.parametrize("asked_again", [True, False])
+def test_an_epoch_whose_rest_was_dropped_ends_after_a_resume_too(asked_again: bool) -> None:
+    """With ``drop_last``; the state is of after the epoch, or of right after its last whole batch."""
+
+    def loader(visits: realloc.Visits) -> DataLoader[Any]:
+        return DataLoader(realloc.indexed(list(range(10))), batch_size=4, sampler=visits, drop_last=True)
+
+    def epoch(visits: realloc.Visits, stop: int | None = None) -> list[int]:
+        seen: list[int] = []
+        for number, (index, _) in enumerate(loader(visits)):
+            visits.loss(index, torch.rand(len(index)))
+            seen += index.tolist()
+            if number + 1 == stop:
+                break
+        return seen
+
+    straight, cut, other = (realloc.Visits(10, methods.rs2(1.0), epochs=3) for _ in range(3))
+    epoch(straight), epoch(cut, None if asked_again else 2)
+    other.load_state_dict(cut.state_dict())
+    assert epoch(other) == []
+    for _ in range(2):
+        with pytest.warns(ReallocWarning, match="RA402.*2 of the 10 visits"):
+            expected = epoch(straight)
+        with pytest.warns(ReallocWarning, match="RA402.*2 of the 10 visits"):
+            assert epoch(other) == expected
+    assert other.spent == straight.spent == 24
+
+
+def test_a_look_after_a_resume_that_reaches_the_end_loses_nothing() -> None:
+    """Workers that run ahead hand all of the rest out; it is more than a batch, so no ``drop_last`` took it."""
+    run, other = Run(methods.rs2()), Run(methods.rs2())
+    run.epoch(2)
+    other.load(run.state())
+    list(other.visits)
+    other.epoch()
+    assert len(other.seen[-1]) == 30 - 14 and other.visits.epoch == 0
+
+
+def test_what_is_written_over_a_report_later_changes_nothing() -> None:
+    visits = realloc.Visits(4, methods.importance(1.0), epochs=2)
+    index = torch.tensor(list(visits))
+    known, losses, score = index.clone(), torch.rand(4), torch.rand(4)
+    kept = losses.clone(), score.clone()
+    visits.loss(index, losses, score=score)
+    index.zero_(), losses.zero_(), score.zero_()
+    list(visits)
+    past = visits._seen.past
+    assert torch.equal(past.loss[known].float(), kept[0]) and torch.equal(past.score[known].float(), kept[1])
+
+
+def test_a_report_of_a_column_does_not_keep_the_whole_matrix() -> None:
+    visits = realloc.Visits(4, methods.infobatch(1.0, full=0), epochs=2)
+    index = torch.tensor(list(visits))
+    visits.loss(index, torch.rand(4, 1000)[:, 0])
+    assert all(values.untyped_storage().nbytes() == 4 * 4 for _, _, values in visits._seen._waiting)
+
+
+def test_a_first_look_that_reaches_the_end_of_an_epoch_is_told_and_not_counted_as_trained() -> None:
+    visits = realloc.Visits(20, methods.rs2(0.5), epochs=2)
+    loader = DataLoader(realloc.indexed(list(range(20))), batch_size=16, sampler=visits)
+    next(iter(loader))
+    with pytest.warns(ReallocWarning, match="RA402.*10 visits before epoch 1 were handed out"):
+        for index, _ in loader:
+            visits.loss(index, torch.rand(len(index)))
+    assert (visits.epoch, visits.spent) == (1, 10) and int(visits._seen.past.visits.sum()) == 0
+
+
+def test_a_first_look_by_a_method_that_needs_reports_costs_no_epoch() -> None:
+    visits = realloc.Visits(20, methods.infobatch(0.5, full=0), epochs=1)
+    loader = DataLoader(realloc.indexed(list(range(20))), batch_size=16, sampler=visits)
+    looked, _ = next(iter(loader))
+    with pytest.warns(ReallocWarning, match="RA402.*comes again"):
+        ((index, _),) = loader
+    visits.loss(index, torch.rand(len(index)))
+    assert torch.equal(looked, index) and (visits.epoch, visits.spent) == (0, 10)
+
+
+def test_rho_chooses_the_best_of_each_batch() -> None:
+    draw = torch.Generator().manual_seed(1)
+    irreducible = torch.rand(N, generator=draw, dtype=torch.float64)
+    visits = realloc.Visits(N, methods.rho(irreducible, over=10), epochs=1)
+    for (index,) in DataLoader(TensorDataset(torch.arange(N)), batch_size=4, sampler=visits):
+        losses = torch.rand(4, generator=draw, dtype=torch.float64)
+        places = visits.choose(index, losses)
+        assert places.numel() <= 1 and (not places.numel() or places[0] == (losses - irreducible[index]).argmax())
+        visits.loss(index[places], losses[places])
+    assert visits.spent == N // 10

@@ -39,6 +39,16 @@ def own_rows(layer: Any, ids: list[int]) -> None:
         store.weight[store.split.shared :].normal_()
 
 
+def tables_of(count: int, store: realloc.nn.Rows) -> nn.ModuleList:
+    """Tables of 20 ids each that share a store."""
+    return nn.ModuleList(realloc.nn.Embedding(20, store.dim, store) for _ in range(count))
+
+
+def moved(layers: nn.Module) -> Any:
+    optimizer = torch.optim.AdamW(layers.parameters())
+    return realloc.attach(layers, optimizer, realloc.methods.rows(), schedule=realloc.every(2, total=4))
+
+
 class Ear:
     """Hears of what is looked up, as `attach` would."""
 
@@ -260,6 +270,23 @@ def test_double_hashing_counts_the_bytes_of_its_dtype(moments: int) -> None:
         assert (account.held, account.parked) == (turned.held, parked)
 
 
+def test_quotient_and_remainder_count_the_bytes_of_their_dtype() -> None:
+    layer = realloc.nn.QuotientRemainder(500, 4, rows=100, moments=1)
+    parked = layer.parked
+    for dtype, size in ((torch.float16, 2), (torch.float64, 8), (torch.float32, 4)):
+        turned = layer.to(dtype)
+        assert turned.held == turned.weight.numel() * size * 2 == turned.budget - parked
+        (account,) = realloc.accounts(turned)
+        assert (account.currency, account.held, account.parked) == ("bytes", turned.held, parked)
+
+
+@pytest.mark.parametrize("make", [realloc.nn.Embedding, realloc.nn.EmbeddingBag])
+def test_layers_answer_to_the_names_of_torchs_own(make: Any) -> None:
+    layer, open_ended = make(1000, 8, rows="10%"), make(None, 8, rows=100)
+    assert (layer.num_embeddings, layer.embedding_dim) == (1000, 8)
+    assert (open_ended.num_embeddings, open_ended.embedding_dim) == (None, 8)
+
+
 def test_bytes_in_words_buy_what_as_many_rows_do() -> None:
     for words, rows in (("19.2kB", 100), ("0.0192 MB", 100), ("19.3kB", 100), ("192 b", 1)):
         found, same = bytes_of(words, Costs(16, 4, 2, 0), 1000), bytes_of(rows, Costs(16, 4, 2, 0), None)
@@ -294,6 +321,8 @@ def test_a_percentage_is_of_the_full_tables_bytes() -> None:
         (lambda: realloc.nn.Embedding(1000, 4, realloc.nn.Rows(5, 100)), "use one dim"),
         (lambda: realloc.nn.Embedding(1000, 4, realloc.nn.Rows(4, 100), own=0.1), "the store's"),
         (lambda: realloc.nn.EmbeddingBag(1000, 4, rows=100, mode="min"), "mode is 'min'"),
+        (lambda: tables_of(4, realloc.nn.Rows(4, 5, own=0.0)), "4 tables are to share 3 hashed rows.*raise rows"),
+        (lambda: moved(tables_of(2, realloc.nn.Rows(4, 100))), "have 40 ids together: nothing is to be shared"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(build: Any, word: str) -> None:
@@ -360,3 +389,9 @@ def test_a_state_is_checked_before_it_is_copied() -> None:
         }, strict=False)  # fmt: skip
     with pytest.raises(ConfigError, match="own rows"):
         layer.store.reset_parameters()
+
+
+def test_tables_of_unknown_size_may_share_any_number_of_rows() -> None:
+    store = realloc.nn.Rows(4, 100)
+    handle = moved(nn.ModuleList(realloc.nn.Embedding(ids, 4, store) for ids in (20, None)))
+    assert handle.budget == store.budget and tables_of(3, realloc.nn.Rows(4, 5, own=0.0))

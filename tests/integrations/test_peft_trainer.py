@@ -20,6 +20,7 @@ from realloc.integrations.transformers import ReallocCallback
 __all__ = ["pytestmark"]
 RANKS = {"adalora": lambda: methods.adalora(rank=4), "random_ranks": lambda: methods.random_ranks(rank=4)}
 LAYERS = ("topk", "lisa", "egeria")
+RATES = ("llrd", "loss_change")
 SAVES = {"save_strategy": "steps", "save_steps": 5, "learning_rate": 2e-2}
 
 
@@ -47,7 +48,7 @@ def logits(model: Any) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", [*RANKS, *LAYERS])
+@pytest.mark.parametrize("name", [*RANKS, *LAYERS, *RATES])
 def test_it_resumes_and_stock_peft_loads_every_checkpoint(name: str, tmp_path: Path) -> None:
     whole, first = trainer(name, tmp_path, **SAVES)
     whole.train()
@@ -66,7 +67,7 @@ def test_it_resumes_and_stock_peft_loads_every_checkpoint(name: str, tmp_path: P
     peft.PeftModel.from_pretrained(bert(), tmp_path / "checkpoint-5")
 
 
-@pytest.mark.parametrize("name", [*RANKS, "lisa"])
+@pytest.mark.parametrize("name", [*RANKS, "lisa", "loss_change"])
 def test_the_best_model_comes_back(name: str, tmp_path: Path) -> None:
     class Turning(Sequential):
         """Judges by the step, so that the best is an early one."""

@@ -29,7 +29,10 @@ METHODS = {
     "egeria": lambda: methods.egeria(0.9, tests=1, window=2),
     "timed": lambda: methods.layer_gradient(0.7).costing(TABLE),
     "touched_rows": lambda: methods.touched_rows(30), "width": lambda: methods.width(drop=0.4, mature=0, window=2),
+    "llrd": methods.llrd, "loss_change": lambda: methods.loss_change(window=2), "rows": lambda: methods.rows(look=1),
+    "columns": lambda: methods.columns(8).on("bert.encoder.layer.0.intermediate.dense"),
 }  # fmt: skip
+STILL = ("topk", "llrd")  # they decide once
 BESIDE = ("adalora", "random_ranks", "spiel")  # of these, what is beside frozen weights
 
 pytestmark = [
@@ -41,13 +44,17 @@ pytestmark = [
 ]
 
 
-def bert() -> nn.Module:
+def bert(name: str = "") -> Any:
+    """With the embedding that a method wants."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=32, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    return transformers.BertForSequenceClassification(config)
+    model = transformers.BertForSequenceClassification(config)
+    if name == "rows":
+        model.set_input_embeddings(realloc.nn.Embedding(40, 16, rows="60%", padding_idx=0))
+    return model
 
 
 class Texts(Dataset):  # type: ignore[type-arg]
@@ -68,7 +75,7 @@ def loader() -> DataLoader[Any]:
 
 
 def every(name: str) -> int | None:
-    return None if name == "topk" else 3
+    return None if name in STILL else 3
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -79,7 +86,7 @@ def plain(
     name: str, *, accelerated: bool = False, save: Path | None = None, load: Path | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Two epochs in a loop of one's own; ``save`` and ``load``: accelerate's checkpoint between them."""
-    model: Any = bert().train()
+    model: Any = bert(name).train()
     method = METHODS[name]()
     if name in BESIDE:
         realloc.prepare(model, method)
@@ -88,7 +95,7 @@ def plain(
     accelerator = accelerate.Accelerator(cpu=True) if accelerated else None
     if accelerator is not None:
         model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    schedule = None if every(name) is None else realloc.every(3, total=STEPS)
+    schedule = None if name in STILL else realloc.every(3, total=STEPS)
     handle = realloc.attach(model, optimizer, method, schedule=schedule)
     if accelerator is not None and load is not None:
         accelerator.load_state(str(load))
@@ -122,14 +129,14 @@ def trainer(name: str, folder: Path, **more: Any) -> tuple[transformers.Trainer,
     callback = TrainerCallback(METHODS[name](), every=every(name))
     judged = {"eval_dataset": Texts()} if "eval_strategy" in more else {}
     return Sequential(
-        model=bert(), args=arguments(folder, **more), train_dataset=Texts(), callbacks=[callback], **judged
+        model=bert(name), args=arguments(folder, **more), train_dataset=Texts(), callbacks=[callback], **judged
     ), callback
 
 
 class Module(lightning.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         super().__init__()
-        self.model = bert().train()
+        self.model = bert(name).train()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss: Tensor = self.model(**batch).loss
@@ -164,7 +171,7 @@ def test_every_loop_decides_alike_and_trains_alike(name: str, tmp_path: Path) ->
     made.train()
     assert callback.handle is not None
     alike(callback.handle.state(), state)
-    module = Module()
+    module = Module(name)
     fitted, other = lit(name, 2)
     fitted.fit(module, loader())
     assert other.handle is not None
@@ -207,7 +214,7 @@ def test_the_trainer_resumes_with_no_extra_call(name: str, tmp_path: Path) -> No
         assert torch.allclose(mine.float(), theirs.float(), atol=1e-5), key
 
 
-@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel", "touched_rows", "width"])
+@pytest.mark.parametrize("name", ["topk", "lisa", "adalora", "spiel", "touched_rows", "width", "loss_change", "rows"])
 def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) -> None:
     made, callback = trainer(
         name, tmp_path, save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4,
@@ -221,19 +228,19 @@ def test_the_best_model_is_loaded_with_its_placement(name: str, tmp_path: Path) 
     assert callback.handle is not None
     callback.handle.detach()
     made.save_model(str(tmp_path / "plain"))
-    if name not in ("adalora", "width"):  # no config names widths that differ from layer to layer
+    if name not in ("adalora", "width", "rows"):  # no config names widths of layers, or rows that ids share
         transformers.BertForSequenceClassification.from_pretrained(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_lightning_resumes_with_no_extra_call(name: str, tmp_path: Path) -> None:
-    whole = Module()
+    whole = Module(name)
     keep = lightning.pytorch.callbacks.ModelCheckpoint(
         tmp_path, "{step}", every_n_train_steps=STEPS // 2, save_top_k=-1
     )
     lit_whole, first = lit(name, 2, enable_checkpointing=True, more=[keep])
     lit_whole.fit(whole, loader())
-    again = Module()
+    again = Module(name)
     lit_again, second = lit(name, 2)
     lit_again.fit(again, loader(), ckpt_path=str(tmp_path / f"step={STEPS // 2}.ckpt"), weights_only=True)
     assert first.handle is not None and second.handle is not None

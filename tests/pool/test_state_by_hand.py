@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import realloc
 from realloc import methods
 from realloc.methods.method import Method
-from realloc.pool.state import SPACED, Newcomers, starts_of
+from realloc.pool.state import SPACED, Newcomers, spread, starts_of
 
 STEPS = 24
 # class, settings, and what a fresh instance writes where that is not zero
@@ -227,6 +227,28 @@ def test_starts_are_in_pool_order_and_parked_slots_start_fresh():
     starts = starts_of("median", state, {"sum": 0.5}, news)
     assert starts["sum"].tolist() == [5.0, 5.0, 4.0, 0.5, 0.5]
     assert starts_of("zero", state, {"sum": 0.5}, news) == {"sum": 0.5}
+
+
+def test_a_median_leaves_out_what_never_had_a_gradient():
+    state = {"exp_avg_sq": torch.tensor([[0.0], [0.0], [3.0], [0.0], [9.0], [4.0], [0.0]])}
+    news = [Newcomers(torch.tensor([0, 1, 2, 3, 4, 5]), 2), Newcomers(torch.tensor([0, 1, 6]), 1)]
+    assert starts_of("median", state, {}, news)["exp_avg_sq"].tolist() == [4.0, 4.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(1024, 784), (1024, 1024), (512, 784), (300, 4096), (987, 610), (64, 100_000)])
+def test_what_a_median_looks_at_lies_in_all_rows_and_columns(shape):
+    rows, columns = shape
+    seen = spread(rows * columns)
+    assert len(seen) == SPACED and bool((seen.diff() > 0).all()) and seen[0] >= 0 and seen[-1] < rows * columns
+    for counts, of in ((torch.bincount(seen % columns), columns), (torch.bincount(seen // columns), rows)):
+        part = torch.nn.functional.pad(counts, (0, of - len(counts))).double()
+        blocks = torch.stack([block.sum() for block in part.tensor_split(16)])
+        assert float(blocks.max()) < 2 * SPACED / 16 and float(blocks.min()) > SPACED / 32
+        assert int((part > 0).sum()) >= min(of, SPACED) / 4
+
+
+def test_few_slots_are_looked_at_all():
+    assert torch.equal(spread(SPACED), torch.arange(SPACED)) and len(spread(SPACED + 1)) <= SPACED
 
 
 # attach on an optimizer with state, and back ----------------------------------------------------------------------

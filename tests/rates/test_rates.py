@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 import realloc
 from kinds import RATES
 from realloc import methods
-from realloc.allocate.rate_shares import HOLDS, WHOLE, geometric_shares, mean_shares, movement_shares
+from realloc.allocate.rate_shares import HOLDS, WHOLE, geometric_shares, mean_shares, movement_shares, shares_among
 from realloc.errors import ConfigError, ReallocWarning, RecordError, StateError
 from realloc.methods.rate_method import RateMethod, RatePast
 from realloc.rate_handle import RateHandle
@@ -99,6 +99,21 @@ def test_relative_movement_is_never_above_what_it_was(wanted: list[float], most:
     assert 0 <= spent <= hold.budget(count) and all(1 / most <= hold.rate(one) <= most for one in found)
     if sum(moved) > 0 and max(wanted) / min(wanted) < most and max(moved) < 1e3 * min(moved):
         assert hold.budget(count) - spent < 100  # parked: less than a ten-thousandth
+
+
+@pytest.mark.parametrize("hold", ["mean", "geometric"])
+@given(weights, st.floats(1.01, 20), st.data())
+@settings(max_examples=60)
+def test_groups_that_do_not_train_leave_the_budget_of_the_others_alone(
+    hold: str, wanted: list[float], most: float, data: Any
+) -> None:
+    count = len(wanted)
+    trains = data.draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(any))
+    found = shares_among(HOLDS[hold], wanted, most, [0.0] * count, trains)
+    assert sum(found) == HOLDS[hold].budget(count)
+    assert all(one == HOLDS[hold].even for one, on in zip(found, trains, strict=True) if not on)
+    among = [one for one, on in zip(wanted, trains, strict=True) if on]
+    assert HOLDS[hold].share(among, most, []) == tuple(one for one, on in zip(found, trains, strict=True) if on)
 
 
 def _sorted(wanted: list[float], found: tuple[int, ...]) -> tuple[list[Any], list[Any]]:
@@ -262,6 +277,19 @@ def test_tempbalance_beside_a_plain_hill_estimate() -> None:
     assert found[:2] == pytest.approx([a, b], rel=1e-3)
     assert found[2] == pytest.approx(math.sqrt((a * a + b * b) / 2), rel=1e-3)
     assert power_law_exponent(torch.zeros(4, 4)) is None and power_law_exponent(torch.eye(4)) is None
+
+
+def test_permuted_rates_leave_out_what_has_no_gradient() -> None:
+    plain, one = methods.auto_rgn(), methods.permuted_rates(methods.auto_rgn())
+    known = past(gradient=(1.0, 0.0, 3.0, 7.0))
+    own, found = plain.weigh(known), one.weigh(known)
+    assert known.trains == (True, False, True, True) and past(gradient=(0.0, 0.0)).trains == (True, True)
+    assert sorted(own) == sorted(found) and [a == b for a, b in zip(own, found, strict=True)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_permuted_rates_are_the_same_on_other_layers() -> None:
@@ -623,3 +651,97 @@ def test_a_layer_that_thaws_outside_every_group_is_told() -> None:
     cross_entropy(one(batch(0)[0]), batch(0)[1]).backward()
     with pytest.warns(ReallocWarning, match="RA403"):
         optimizer.step()
+
+
+def test_a_parameter_of_another_optimizer_is_nobodys_concern_and_one_that_is_added_is_told() -> None:
+    one = net()
+    first = torch.optim.SGD(one[:3].parameters(), lr=0.1)
+    second = torch.optim.SGD(one[4].parameters(), lr=0.1)
+    realloc.attach(one, first, methods.llrd().on(lambda name: name))
+    for step in range(2):
+        cross_entropy(one(batch(step)[0]), batch(step)[1]).backward()
+        first.step(), second.step()
+    first.add_param_group({"params": list(one[4].parameters())})
+    with pytest.warns(ReallocWarning, match="RA403.*came into this optimizer after rates were attached"):
+        first.step()
+
+
+@pytest.mark.parametrize("hold", ["mean", "geometric", "movement"])
+@pytest.mark.parametrize("name", ["auto_rgn", "gradnorm", "tempbalance", "loss_change"])
+def test_a_group_without_a_gradient_keeps_its_rate_and_hands_nothing_on(name: str, hold: str) -> None:
+    one = Run(getattr(methods, name)(hold=hold))
+    one.model[0].requires_grad_(False)
+    one.train(range(12))
+    assert one.handle is not None and one.handle.moves
+    still, *rates = one.handle.rates.values()
+    assert still == 1.0 and one.handle.held + one.handle.parked == one.handle.budget
+    if hold == "mean":
+        assert sum(rates) == pytest.approx(2, abs=1e-9)
+    if hold == "geometric":
+        assert math.prod(rates) == pytest.approx(1, abs=1e-5)
+    if hold == "movement":
+        assert min(rates) < 1 < max(rates)
+
+
+class Twice(torch.optim.SGD):
+    """Runs its closure twice in a step, the second time elsewhere, as optimizers that look at sharpness do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        with torch.enable_grad():
+            closure()
+        for parameter in parameters:
+            parameter.add_(0.5)
+        with torch.enable_grad():
+            loss = closure()
+        for parameter in parameters:
+            parameter.sub_(0.5)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad, alpha=-group["lr"])
+        return loss
+
+
+def test_a_closure_that_runs_twice_splits_the_groups_once() -> None:
+    shared, plain = net(), net()
+    optimizer = Twice(shared.parameters(), lr=0.1)
+    handle = realloc.attach(shared, optimizer, methods.llrd(0.5))
+    rates = handle.rates.values()
+    groups = [{"params": plain[at].parameters(), "lr": 0.1 * rate} for at, rate in zip((0, 2, 4), rates, strict=True)]
+    for model, stepper in ((shared, optimizer), (plain, Twice(groups, lr=0.1))):
+        for step in range(3):
+            x, y = batch(step)
+
+            def closure(model: Any = model, stepper: Any = stepper, x: Any = x, y: Any = y) -> Any:
+                stepper.zero_grad()
+                loss = cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            stepper.step(closure)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [6]
+    for mine, theirs in zip(shared.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_what_a_step_moved_is_measured_from_before_its_first_closure() -> None:
+    seen: list[RatePast] = []
+
+    def look(past: RatePast) -> list[float]:
+        seen.append(past)
+        return [1.0, 2.0, 3.0]
+
+    model = net()
+    optimizer = Twice(model.parameters(), lr=0.1)
+    realloc.attach(model, optimizer, RateMethod("look", look, moves=True, window=1), schedule=realloc.every(1, total=1))
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = batch(0)
+
+    def closure() -> None:
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+
+    optimizer.step(closure)
+    moved = sum(float((p.detach() - old).square().sum()) for p, old in zip(model.parameters(), before, strict=True))
+    assert sum(seen[0].movement) == pytest.approx(moved, rel=1e-6)

@@ -17,7 +17,7 @@ from realloc.train import arms, data, watch
 from realloc.train.columns import Looked
 from realloc.train.config import RunConfig, run_config
 from realloc.train.dataset import Cells
-from realloc.train.id_tables import DIM, FullTable, IdTables, full_tables, shared_rows
+from realloc.train.id_tables import DIM, FullTable, IdTables, doubled_rows, full_tables, shared_rows
 from realloc.train.preview import preview
 from realloc.train.result import from_json
 from realloc.train.run import resume, run_in, train
@@ -141,7 +141,14 @@ def test_a_rating_is_predicted_in_its_own_unit(table: str) -> None:
         ({"rows": "10MB"}, ["rows 10MB is more than the full tables of 'user', 'film'", "lower --rows"]),
         ({"rows": 100_000}, ["rows 100000 is more than the full tables"]),
         ({"rows": "300b"}, ["300 bytes, too few for one shared row for each column", "take --rows", "or more"]),
-        ({"rows": "100b", "method": "double_hashing"}, ["100 bytes, too few for one row (192 bytes)", "raise --rows"]),
+        (
+            {"rows": 1, "method": "double_hashing"},
+            ["192 bytes, too few for one shared row for each column", "--rows 2 "],
+        ),
+        (
+            {"rows": "383b", "method": "double_hashing"},
+            ["383 bytes, too few", "('user', 'film')", "2 (rows, 384 bytes) or more"],
+        ),
         ({"rows": "10MB", "method": "double_hashing"}, ["rows 10MB is more than the full tables of 'user', 'film'"]),
         ({"rows": "300b", "method": "hashed"}, ["300 bytes, too few", "take --rows 3 (rows, 576 bytes) or more"]),
         ({"data": "digits"}, ["--method rows needs columns that are looked up, and 'digits' has none", "--ids"]),
@@ -179,6 +186,14 @@ def test_too_few_bytes_for_each_column_to_have_a_row() -> None:
     few = tuple(Looked(f"c{i}", 1, 0.0) for i in range(5))
     with pytest.raises(ConfigError, match="leave --rows out"):
         shared_rows(few, 2, moments=2)
+
+
+def test_double_hashing_has_a_row_for_each_column_and_two_in_all() -> None:
+    one, three = (tuple(Looked(f"c{i}", 60, 0.0) for i in range(count)) for count in (1, 3))
+    for looked, least in ((one, 2), (three, 3)):
+        assert doubled_rows(looked, least, moments=2).shared == least
+        with pytest.raises(ConfigError, match=rf"take --rows {least} \(rows, {least * ROW:,} bytes\) or more"):
+            doubled_rows(looked, least - 1, moments=2)
 
 
 def _fits(looked: tuple[Looked, ...], rows: int) -> bool:

@@ -246,3 +246,10 @@ def test_torchs_own_encoder_layers_in_the_fast_path_of_eval(activation: str) -> 
     dense = realloc.export.dense(model)
     assert handle.units_moved >= 4 and torch.allclose(dense.eval()(x), look(), rtol=0, atol=1e-12)
     assert torch.allclose(model(x), look(), rtol=0, atol=1e-10)  # the slow path of training gives the same
+
+
+def test_flops_of_heads_say_that_their_own_products_do_not_count() -> None:
+    told = "of attention its layers count, not the products of queries with keys, weights with values"
+    for patterns, said in ((("*attention*",), True), (("*intermediate.dense",), False)):
+        table = realloc.prepare(made("Bert"), methods.width(currency="FLOPs").on(*patterns), dry_run=True)
+        assert (told in str(table)) == said

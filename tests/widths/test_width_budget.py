@@ -18,7 +18,7 @@ import realloc
 from kinds import WIDTHS
 from realloc import methods
 from realloc.allocate.room_of_widths import in_proportion
-from realloc.errors import ConfigError, ReallocWarning
+from realloc.errors import ConfigError, ReallocWarning, RecordError
 from realloc.grow.split import split
 from realloc.handle import Handle
 from realloc.methods.width_method import WidthMethod
@@ -184,11 +184,11 @@ def test_compact_gives_back_what_narrow_released_and_the_run_goes_on(currency: A
     before, slots = model.eval()(x), sum(len(pool.parameter) for pool in handle._holdings.wide)
     moments = {key: value.clone() for key, value in optimizer.state[model.realloc_pool0].items()}
     freed = handle.compact()
-    assert freed == budget - held and handle.budget == handle.held == held and handle.parked == 0
+    assert handle.budget == handle.held == held < budget and handle.parked == 0
     assert torch.equal(model(x), before)
-    for pool in handle._holdings.wide:
-        assert len(pool.parameter) == pool.held
-    assert slots > sum(len(pool.parameter) for pool in handle._holdings.wide)
+    weights, vectors = handle._holdings.wide
+    assert len(weights.parameter) == weights.held and len(vectors.parameter) == 4 * (2 * (6 + 5) + 8)
+    assert freed == slots - len(weights.parameter) - len(vectors.parameter) > 0
     size = len(model.realloc_pool0)
     assert all(
         torch.equal(value, moments[key][:size] if value.ndim else moments[key])
@@ -209,6 +209,51 @@ def test_compact_gives_back_what_narrow_released_and_the_run_goes_on(currency: A
     third.load_state_dict(optimizer.state_dict())
     assert mine.budget == handle.budget and mine.held == handle.held
     assert step_on(again, third, 12) == step_on(model, optimizer, 12)
+
+
+HOLDING: dict[str, Any] = {
+    "redo": lambda: methods.redo(0.8), "continual_backprop": lambda: methods.continual_backprop(0.2, mature=0),
+    "uniform_widths": methods.uniform_widths, "width": lambda: methods.random_widths(drop=0.4, mature=0),
+    "FLOPs": lambda: methods.random_widths(drop=0.4, mature=0, currency="FLOPs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOLDING)
+@pytest.mark.parametrize("steps", [0, 6])
+def test_compact_where_the_budget_stays_gives_slots_back_and_loads(name: str, steps: int) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer, Handle]:
+        model = mlp(6, 12, 10, 3)
+        return (model, *attached(HOLDING[name](), model, gap=2, total=40))
+
+    model, optimizer, handle = made()
+    for number in range(steps):
+        step_on(model, optimizer, number)
+    before, held = sum(p.numel() for p in model.parameters()), handle.held
+    freed = handle.compact()
+    assert freed == before - sum(p.numel() for p in model.parameters())
+    assert (freed > 0) == (name == "FLOPs" or handle._holdings.wide[0].capacity < 12 * 6 + 12 * 10 + 10 * 3)
+    assert handle.budget == handle.held == held
+    again, other, second = made()
+    again.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert second.budget == held and widths(second) == widths(handle)
+    moves, seen = handle.moves, set()
+    for number in range(steps, 20):
+        assert step_on(model, optimizer, number) == step_on(again, other, number)
+        seen.add(tuple(widths(handle).values()))
+    assert widths(second) == widths(handle)
+    if name in ("width", "FLOPs"):
+        assert len(seen) > 2, "what was given back must not keep units from moving"
+    assert name == "uniform_widths" or handle.moves > moves
+
+
+def test_a_state_that_was_not_shortened_is_refused_by_a_model_that_was() -> None:
+    model = mlp(6, 12, 10, 3)
+    _, handle = attached(HOLDING["FLOPs"](), model)
+    whole = copy.deepcopy(model.state_dict())
+    assert handle.compact() > 0
+    with pytest.raises(RecordError, match=r"in the state, .* here; make the model with the same"):
+        model.load_state_dict(whole)
 
 
 def test_narrow_to_the_end_of_its_budget_keeps_a_unit_everywhere() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from wide_nets import IMAGE, cnn, mlp, moved_parameters
 
 from realloc import methods
@@ -16,6 +17,7 @@ from realloc.allocate.room_of_widths import WidthRoom, by_gain, in_proportion
 from realloc.allocate.width_costs import Axis, Member, Purse, Space, Tally
 from realloc.allocate.widths import narrow, scaled, widen
 from realloc.choose_widths import choose_widths
+from realloc.errors import ConfigError
 
 HIDDEN = st.integers(1, 7)
 
@@ -60,6 +62,34 @@ def test_flops_of_tokens_are_counted_for_each() -> None:
     model = mlp(4, 6, 3)
     method = methods.width(currency="FLOPs").on(example=torch.zeros(1, 5, 4, dtype=torch.float64))
     assert choose_widths(model, method).space.cost([6], "FLOPs") == 5 * 2 * (4 * 6 + 6 * 3)
+
+
+class Reached(nn.Module):
+    """A layer of a known transformer that the example does not reach, beside an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.net, self.tokens = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), mlp(4, 6, 3), False
+        self.to(torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net((self.block(x) if self.tokens else x)[:, 0])
+
+
+def test_flops_of_a_layer_that_the_example_does_not_reach_are_not_known() -> None:
+    pytest.importorskip("torch_pruning")
+    model, example = Reached(), torch.zeros(1, 5, 4, dtype=torch.float64)
+    method = methods.width(currency="FLOPs")
+    with pytest.raises(ConfigError, match=r"block\.linear1 does not run on the example.*exclude=\('block\.linear1'"):
+        choose_widths(model, method.on(example=example))
+    left = choose_widths(model, method.on(exclude=("block.linear1",), example=example)).space
+    assert left.groups == ("net.0",) and left.cost([6], "FLOPs") == 2 * (4 * 6 + 6 * 3)
+    assert "block.linear1" in choose_widths(model, methods.width().on(example=example)).space.groups
+    model.tokens = True
+    both = choose_widths(model, method.on(example=example)).space
+    assert dict(zip(both.groups, (both.marginal([6, 6], g, "FLOPs") for g in range(2)), strict=True)) == {
+        "net.0": 2 * (4 + 3), "block.linear1": 5 * 2 * (4 + 4)
+    }  # fmt: skip
 
 
 # a tally counts what the whole formula counts -----------------------------------------------------------------------

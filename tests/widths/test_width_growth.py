@@ -146,6 +146,31 @@ def test_a_copy_is_of_a_unit_that_stays() -> None:
     assert torch.allclose(found[2].weight.sum(1), plain[2].weight[:, 0], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_copy_gets_what_its_original_gets_for_units_that_went_before(bias: bool, monkeypatch: Any) -> None:
+    """A copy reads the units that went too; with a norm behind and no bias, its running mean takes that over."""
+    model = mlp(5, 8, 8, 3) if bias else mlp(5, 8, 8, 3, bias=False, norm=True)
+    moves, reader = noted_moves(monkeypatch), 2 if bias else 3
+    method = WidthMethod(
+        "halves", keep=neuron_magnitude, want=neuron_mean, grow=split, drop=constant(0.5), within=True
+    )  # fmt: skip
+    optimizer, handle = attached(method, model, gap=1, total=2, lr=0.0, optimizer=torch.optim.SGD)
+    plain, x = realloc.export.dense(model), data(0, 5)
+    step_on(model, optimizer, 0)
+    assert handle.units_moved == 8
+    after = realloc.export.dense(model)
+    sums = after[: reader + 1](x).detach()
+    if bias:
+        stay = moves[-1][1]["2"][:4]
+        wanted = plain[:3](x)[:, stay].mean(0)
+    else:
+        sums = sums - after[reader + 1].running_mean
+        wanted = sums[:, :4].mean(0)
+    gap = (sums[:, 4:, None] - sums[:, None, :4]).abs().amax(0).amin(1)
+    assert float(gap.max()) < 1e-10, "a copy computes what its original does"
+    assert torch.allclose(sums[:, :4].mean(0), wanted, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(("rule", "name"), [case for case in CASES if case[1] in ("relu", "norm", "flattened")])
 def test_a_move_that_cuts_and_grows_gives_what_the_cut_alone_gives(rule: str, name: str, monkeypatch: Any) -> None:
     """Not compensated, a released unit is one whose output is zero; what came beside changes nothing."""

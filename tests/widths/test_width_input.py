@@ -80,6 +80,25 @@ def test_chains_that_cannot_move_say_why(model: nn.Module, word: str) -> None:
             assert weight.shape[1] == one.width * side.block
 
 
+class Tower(nn.Sequential):
+    """As torchvision makes them: an nn.Sequential with a name."""
+
+
+class Doubled(nn.Sequential):
+    """Not in turn: the sum of its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(layer(x) for layer in self)
+
+
+def test_a_subclass_of_sequential_is_run_through_unless_it_has_a_forward_of_its_own() -> None:
+    one, two = Tower(nn.Linear(4, 5), nn.ReLU()), mlp(5, 7, 2)
+    assert [found.name for found in chains(nn.Sequential(one, two)).found] == ["0.0", "1.0"]
+    assert [found.name for found in chains(Tower(mlp(4, 5, 2))).found] == ["0.0"]
+    every = chains(Doubled(mlp(4, 5, 4), mlp(4, 6, 4), nn.Linear(4, 4)))
+    assert [found.name for found in every.found] == ["0.0", "1.0"]  # each by itself, and nothing across
+
+
 def test_a_weight_that_is_computed_is_no_parameter() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2))
     nn.utils.parametrizations.weight_norm(model[0])
@@ -88,6 +107,28 @@ def test_a_weight_that_is_computed_is_no_parameter() -> None:
     prune.l1_unstructured(pruned[0], "weight", 0.5)
     with pytest.raises(ConfigError, match="no hidden dimension of this model can move"):
         realloc.prepare(pruned, methods.width())
+
+
+def test_an_activation_with_parameters_is_known_to_nobody_and_stops_nobody() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, activation=nn.PReLU())
+    space = choose_widths(layer, methods.width()).space
+    assert space.groups == ("linear1",) and space.levels == (None,)
+    with pytest.raises(ConfigError, match="linear1 is not so: leave it out"):
+        choose_widths(layer, methods.gradmax())
+    wide = nn.TransformerEncoderLayer(8, 2, 12, activation=nn.PReLU(12))
+    with pytest.raises(ConfigError, match="its PReLU has a parameter for each unit, which would not follow"):
+        choose_widths(wide, methods.width())
+
+
+def test_an_activation_that_takes_no_other_numbers_stops_nobody() -> None:
+    def single(x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return x.relu()
+
+    layer = nn.TransformerEncoderLayer(8, 2, 12, activation=single)
+    assert choose_widths(layer, methods.width()).space.levels == (None,)
+    with pytest.raises(ConfigError, match="linear1 is not so: leave it out"):
+        choose_widths(layer, methods.gradmax())
 
 
 # what is refused --------------------------------------------------------------------------------------------------

@@ -158,6 +158,25 @@ def test_the_first_update_of_a_recycled_unit(moments: str, low: float, high: flo
     assert low <= float((moved.abs() / rate).median()) <= high
 
 
+@pytest.mark.parametrize("columns", [784, 1024])
+def test_a_median_sees_every_kind_of_column(columns: int) -> None:
+    """Inputs that are always zero and dead units leave second moments of zero, which say nothing of the others."""
+    model = mlp(columns, 1024, 3, dtype=torch.float32)
+    optimizer, handle = attached(methods.redo(0.9), model, gap=2, total=10)
+    x = data(0, columns, dtype=torch.float32)
+    x[:, :: columns // 4] = 0  # all that a stride of a quarter row meets
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    site, born = handle.sites["0.weight"], handle._holdings.wide[0].units("born")[0]
+    second = site.of(optimizer.state[site.pool.parameter]["exp_avg_sq"])
+    new, old = second[born > 0], second[born == 0]
+    assert len(new) and bool((new == new[0, 0]).all()) and float(new[0, 0]) > 0
+    below = float((old[old > 0] < new[0, 0]).double().mean())
+    assert 0.2 < below < 0.6, "not near the median of what has gradients"
+
+
 def test_the_optimizer_is_told_nothing_of_shapes() -> None:
     model = mlp(5, 9, 8, 3)
     optimizer, handle = attached(methods.width(drop=0.4, mature=0), model, gap=2, total=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,9 @@ from wide_nets import attached, cnn, data, loss_of, mlp, shape_of, step_on
 
 import realloc
 from realloc import methods
+from realloc.grow.split import split
 from realloc.methods.width_method import WidthMethod
+from realloc.schedule import constant
 from realloc.scores.neuron_activity import neuron_activity
 from realloc.scores.neuron_effect import neuron_effect
 from realloc.scores.neuron_gain import neuron_gain
@@ -134,7 +137,8 @@ def test_an_image_without_its_batch_is_seen_as_one() -> None:
     keep = WidthKeep("noted", frozenset({"outputs"}), note)
     optimizer, _ = attached(WidthMethod("noting", keep=keep, want=neuron_mean), model, gap=1, total=2, lr=0.0)
     x = data(0, 2, 6, 5, rows=1)[0]
-    expected = model[:2](x).abs().mean((1, 2)).detach()
+    with torch.no_grad():
+        expected = model[:2](x).abs().mean((1, 2))
     model(x).square().sum().backward()
     optimizer.step()
     assert torch.allclose(seen[0], expected, rtol=1e-9)
@@ -166,6 +170,28 @@ def test_the_factor_of_a_norm_says_how_large_a_unit_is() -> None:
     factor = dataclasses.replace(groups[0].norms[0], values=3.0 * groups[0].norms[0].values)
     louder = dataclasses.replace(groups[0], norms=(factor, groups[0].norms[1]))
     assert torch.allclose(neuron_magnitude.measure(louder, DRAW), 3.0 * before) and plain is not None
+
+
+def test_of_several_norms_the_root_mean_square_counts() -> None:
+    """A residual stream has a norm in every block; one of them is not its size."""
+    groups, _ = shown(mlp(5, 7, 6, 3, norm=True), 1)
+    weight, bias = groups[0].norms
+    alone = neuron_magnitude.measure(groups[0], DRAW)
+    factors = [torch.full_like(weight.values, factor) for factor in (1.0, 7.0)]
+    both = [dataclasses.replace(weight, name=f"{n}.weight", values=one) for n, one in enumerate(factors)]
+    several = dataclasses.replace(groups[0], norms=(both[0], bias, both[1], bias))
+    assert torch.allclose(neuron_magnitude.measure(several, DRAW), 5.0 * alone)  # the root of (1 + 49) / 2
+
+
+def test_a_utility_is_by_all_weights_that_make_a_unit() -> None:
+    """As of a head: queries, keys and values; of a gated block: gate and value."""
+    groups, _ = shown(mlp(5, 7, 3), 1)
+    weight, bias = groups[0].makers
+    second = torch.arange(1.0, 7 * 5 + 1, dtype=torch.float64).view(7, 5)
+    gated = dataclasses.replace(groups[0], makers=(weight, bias, dataclasses.replace(weight, values=second)))
+    before, now = (neuron_utility.measure(group, DRAW) for group in (groups[0], gated))
+    made, other = weight.values.abs().mean(1), second.mean(1)
+    assert torch.allclose(now, before * made / ((made + other) / 2))
 
 
 def test_wants_by_hand() -> None:
@@ -225,9 +251,45 @@ def test_a_young_unit_stays() -> None:
     assert sorted(set(born[-1].tolist())) != [0]
 
 
-def test_a_share_below_one_unit_recycles_none() -> None:
-    model = mlp(5, 20, 3)
-    optimizer, handle = attached(methods.continual_backprop(0.04, mature=0), model, gap=1, total=4)
-    for number in range(3):
+@pytest.mark.parametrize("begin", [0, 7])
+def test_fractions_of_a_unit_add_up_over_moves_and_a_resume_knows_them(begin: int) -> None:
+    """0.04 of 20 units: four at five moves, and a run that goes on from any of them makes the same."""
+
+    def started(at: int) -> Any:
+        model = mlp(5, 20, 3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        method = methods.continual_backprop(0.04, mature=0)
+        handle = realloc.attach(model, optimizer, method, schedule=realloc.every(2, begin=begin, total=60), seed=at)
+        return model, optimizer, handle
+
+    model, optimizer, handle = started(0)
+    moved, states = [], []
+    for number in range(begin + 20):
+        states.append(copy.deepcopy((model.state_dict(), optimizer.state_dict())))
         step_on(model, optimizer, number)
-    assert handle.units_moved == 0
+        moved.append(handle.units_moved)
+    assert [moved[begin + 2 * n - 1] for n in range(1, 11)] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    for at in (begin + 2, begin + 5, begin + 12):
+        again, other, mine = started(9)
+        again.load_state_dict(states[at][0])
+        other.load_state_dict(states[at][1])
+        for number in range(at, begin + 20):
+            step_on(again, other, number)
+            assert mine.units_moved == moved[number]
+
+
+def test_a_share_is_of_units_that_may_go_and_never_of_all() -> None:
+    """Of those that are old enough, as published; 0.29 of 100 is 29; and one unit stays where they are copied."""
+    model = mlp(5, 100, 3)
+    optimizer, handle = attached(methods.continual_backprop(0.29, mature=2), model, gap=2, total=20)
+    moved = [0]
+    for number in range(6):
+        step_on(model, optimizer, number)
+        moved.append(handle.units_moved)
+    assert moved[2] == 29 and moved[4] - moved[2] == 29
+    method = WidthMethod("all", keep=neuron_magnitude, want=neuron_mean, drop=constant(0.99), within=True, grow=split)
+    model = mlp(5, 4, 3)
+    optimizer, handle = attached(method, model, gap=1, total=20)
+    for number in range(6):
+        step_on(model, optimizer, number)
+    assert handle.units_moved == 6 * 3

@@ -298,14 +298,18 @@ def test_a_layer_called_twice_is_seen_in_both_calls() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = mlp(6, 12, 3)
+            self.net, self.often = mlp(6, 12, 3), False
 
         def forward(self, x: Tensor) -> Tensor:
+            if not self.often:  # else it is refused at its first forward
+                return self.net(x)
             return self.net(x) + self.net[2](self.net[1](self.net[0](2 * x))) + self.net[0](x).sum(1, keepdim=True)
 
     model = Twice()
-    optimizer, handle = attached(dataclasses.replace(MAKE["gradmax"](), within=True), model, gap=1, total=4)
+    optimizer, handle = attached(dataclasses.replace(MAKE["gradmax"](), within=True), model, gap=2, total=4)
     step_on(model, optimizer, 0)
+    model.often = True
+    step_on(model, optimizer, 1)
     assert handle.moves == 1 and bool(torch.isfinite(model.realloc_pool0).all())
 
 

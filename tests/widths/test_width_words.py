@@ -28,7 +28,26 @@ def test_the_table_says_what_moves_what_a_unit_costs_and_what_stays() -> None:
 def test_flops_are_told_as_flops() -> None:
     table = realloc.prepare(mlp(6, 12, 10, 3), methods.width(currency="FLOPs"), dry_run=True)
     assert f"budget {2 * (6 * 12 + 12 * 10 + 10 * 3)} FLOPs a forward of one example" in str(table)
-    assert "one more costs 32 FLOPs" in str(table)
+    assert "one more costs 32 FLOPs" in str(table) and "of attention" not in str(table)
+    assert "each layer counts for one position: where some see many (tokens) and others one, give method" in str(table)
+    pytest.importorskip("torch_pruning")
+    method = methods.width(currency="FLOPs").on(example=torch.zeros(1, 6).double())
+    told = str(realloc.prepare(mlp(6, 12, 10, 3), method, dry_run=True))
+    assert "counts for one position" not in told
+
+
+def test_units_that_start_anew_explain_why_none_did() -> None:
+    model = mlp(6, 12, 10, 3)
+    optimizer, handle = attached(methods.continual_backprop(0.04, mature=2), model, gap=1, total=10)
+    for number in range(2):
+        step_on(model, optimizer, number)
+    text = handle.explain("2")
+    assert "released by lowest utility, and as many start anew" in text
+    assert "step 1: nothing moved: a share of its units of 2 steps or more came to less than one (fractions" in text
+    model = mlp(6, 12, 3, act=torch.nn.Softplus)
+    optimizer, handle = attached(methods.redo(1e-6), model, gap=1, total=10)
+    step_on(model, optimizer, 0)
+    assert "step 1: nothing moved: no unit was at or below 1e-06, or its layers took no part" in handle.explain("0")
 
 
 def test_the_summary_lists_every_group_before_and_now() -> None:

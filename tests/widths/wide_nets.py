@@ -155,6 +155,12 @@ def carried(old: Tensor, member: Member, groups: Sequence[str], sources: dict[st
     return found
 
 
+def median(values: Tensor) -> float:
+    """Of those that are not zero; 0 where all are."""
+    known = values.flatten()[values.flatten() != 0]
+    return float(known.median()) if known.numel() else 0.0
+
+
 SECOND = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf"}  # these start at the median
 
 
@@ -203,7 +209,7 @@ class Beside:
             came += int(carried(torch.zeros_like(old), member, self.groups, sources, torch.ones_like(new)).sum())
             for key, value in state.items():
                 if torch.is_tensor(value) and value.shape == old.shape:
-                    level = float(value.flatten().median()) if key in SECOND else self.fresh[key]
+                    level = median(value) if key in SECOND else self.fresh[key]
                     state[key] = carried(value, member, self.groups, sources, torch.full_like(new, level))
             parameter.grad = None
         return came

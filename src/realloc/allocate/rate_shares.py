@@ -108,6 +108,17 @@ def movement_shares(weights: Numbers, most: float, moved: Numbers) -> tuple[int,
     return at(least)
 
 
+def shares_among(hold: Hold, weights: Numbers, most: float, moved: Numbers, trains: Sequence[bool]) -> tuple[int, ...]:
+    """Shares of the groups that train, within the budget of so many; the others keep that of groups all alike.
+
+    >>> shares_among(HOLDS["mean"], [1.0, 9.0, 3.0], 3.0, [1.0, 1.0, 1.0], [True, False, True])
+    (500000, 1000000, 1500000)
+    """
+    among = [place for place, one in enumerate(trains) if one]
+    found = iter(hold.share([weights[place] for place in among], most, [moved[place] for place in among]))
+    return tuple(next(found) if one else hold.even for one in trains)
+
+
 def _moved(shares: Sequence[int], moved: Numbers) -> float:
     return math.fsum((share / WHOLE) ** 2 * one for share, one in zip(shares, moved, strict=True))
 

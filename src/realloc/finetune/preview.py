@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
 import torch
+from torch import Tensor
 
 from realloc.errors import plain
 from realloc.finetune.arms.arm import Arm, ledger_of, parameters_of
+from realloc.finetune.batches import Batch
 from realloc.finetune.config import FinetuneConfig
 from realloc.finetune.decided import decide
 from realloc.finetune.guide import Guide
@@ -32,8 +34,9 @@ class Preview:
     """Layers, budget, and predictions from a few timed steps of a model that is thrown away.
 
     ``weight``, ``gradient`` and ``optimizer`` bytes are counted: 4, 4 and 8 for each parameter that they concern.
-    ``peak_bytes`` is measured over the timed steps, as anonymous memory over the loaded weights; ``activation_bytes``
-    is what remains of it without gradients and optimizer: activations, the arm's own weights, and all else.
+    ``peak_bytes`` is measured over these and a step of the longest texts, as anonymous memory over the loaded weights;
+    ``activation_bytes`` is what remains of it without gradients and optimizer: activations, the arm's own weights, and
+    all else.
     ``seconds``: of the run, without the judgement of the held-out texts; with a budget of seconds, all of that.
     """
 
@@ -139,7 +142,7 @@ def _measured(scene: Scene, timing: Callable[[], None]) -> Preview:
 
 
 def _timed(scene: Scene, arm: Arm) -> tuple[float, float]:
-    """Seconds a token takes at the first visit of a batch, and at a later one."""
+    """Seconds a token takes at the first visit of a batch, and at a later one; the longest batch is not timed."""
     order = scene.train.by_length()
     size = min(scene.config.batch_size, len(order))
     visits: list[list[float]] = [[], []]
@@ -152,11 +155,16 @@ def _timed(scene: Scene, arm: Arm) -> tuple[float, float]:
         batch, labels = scene.train.of(order[start : start + size])
         for visit in visits:
             began = time.perf_counter()
-            arm.optimizer.zero_grad()
-            scene.aim.losses(arm.model, batch, labels)[0].mean().backward()  # type: ignore[no-untyped-call]
-            arm.optimizer.step()
+            _step(scene, arm, batch, labels)
             if number:
                 visit.append(time.perf_counter() - began)
         tokens += int(batch["attention_mask"].sum()) if number else 0
+    _step(scene, arm, *scene.train.of(order[-size:]))  # the longest: what a run takes most memory for
     first, later = (sum(visit) / tokens for visit in visits)
     return first, later
+
+
+def _step(scene: Scene, arm: Arm, batch: Batch, labels: Tensor) -> None:
+    arm.optimizer.zero_grad()
+    scene.aim.losses(arm.model, batch, labels)[0].mean().backward()  # type: ignore[no-untyped-call]
+    arm.optimizer.step()

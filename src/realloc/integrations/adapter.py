@@ -8,11 +8,13 @@ from typing import Any, Final, final
 from torch import Tensor, nn
 
 import realloc.record.disk as disk
+from realloc.attach_rates import awaited
 from realloc.errors import ConfigError, RecordError, StateError, plain
 from realloc.export.peft import adapter_of, peft
 from realloc.integrations.plan import AnyMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.rate_method import RateMethod
 from realloc.record.sealed import MOST, seal, unseal
 from realloc.record.tensors import chunks, load
 from realloc.sites.adopt import adopted_layers
@@ -37,7 +39,7 @@ def check_peft(model: nn.Module, method: AnyMethod) -> bool:
     wraps = isinstance(getattr(model, "peft_config", None), dict) and callable(getattr(model, "get_base_model", None))
     if not wraps:  # peft leaves its config on the model inside, whose checkpoints are plain state dicts
         return False
-    if not isinstance(method, RankMethod | LayerMethod):
+    if not isinstance(method, RankMethod | LayerMethod | RateMethod):
         raise ConfigError(
             f"{method.name} moves what no adapter of this {kind} can save; give the Trainer a plain model, such as "
             "model.merge_and_unload()"
@@ -124,7 +126,7 @@ class Keeper:
             raise StateError(
                 f"realloc moves the adapter {plain(self._name)!r}; {plain(str(adapter_name))!r} cannot stand beside it"
             )
-        folder, wanted = Path(model_id), self._state()
+        folder, wanted = Path(model_id), self._state() or awaited(self.model)
         if not wanted:
             type(self.model).load_adapter(self.model, str(folder), adapter_name, is_trainable=is_trainable)
             return

@@ -12,23 +12,30 @@ from torch import nn
 
 from realloc.attach import attach, prepare
 from realloc.attach_layers import register_layers
+from realloc.attach_rates import await_rates
 from realloc.cache.settings import TOLD
 from realloc.errors import ConfigError, StateError
 from realloc.handle import Handle
+from realloc.hot_row_handle import HotRowHandle
 from realloc.layer_handle import LayerHandle
+from realloc.methods.column_method import ColumnMethod
 from realloc.methods.delta_method import DeltaMethod
+from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
 from realloc.methods.rank_method import RankMethod
+from realloc.methods.rate_method import RateMethod
 from realloc.methods.row_method import RowMethod
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import Ranks, ranks_of
+from realloc.rate_handle import RateHandle
 from realloc.record.sink import Sink
 from realloc.row_handle import RowHandle
 from realloc.schedule import Schedule, every
 
-AnyMethod = Method | RankMethod | DeltaMethod | WidthMethod | LayerMethod | RowMethod
-AnyHandle = Handle | LayerHandle | RowHandle
+Replacing = Method | ColumnMethod | RankMethod | DeltaMethod | WidthMethod | RowMethod  # they put sites into the model
+AnyMethod = Replacing | LayerMethod | RateMethod | HotRowMethod
+AnyHandle = Handle | LayerHandle | RowHandle | RateHandle | HotRowHandle
 
 
 @final
@@ -56,7 +63,9 @@ class Terms:
         """Before an optimizer exists and before a checkpoint is loaded."""
         if isinstance(self.method, LayerMethod):
             register_layers(model, self.method, self.seed)
-        else:
+        elif isinstance(self.method, RateMethod):
+            await_rates(model)
+        elif not isinstance(self.method, HotRowMethod):  # its embeddings are in the model, with all that is kept
             prepare(model, self.method, seed=self.seed)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: float, data: Any = None) -> AnyHandle:
@@ -94,7 +103,7 @@ class Terms:
         Raises:
             StateError: it begins anew where moves were planned, and counted, for the earlier one.
         """
-        if not self.timed or self.every is None or not isinstance(handle, Handle | LayerHandle):
+        if not self.timed or self.every is None or isinstance(handle, RowHandle):
             return
         if not begun and handle.steps:
             raise StateError(

@@ -9,11 +9,11 @@ from realloc.scores.neuron_utility import neuron_utility
 
 
 def continual_backprop(share: float = 0.01, *, mature: int = 100) -> WidthMethod:
-    """At each move a share of every layer's units, those of lowest utility that are mature, starts anew.
+    """At each move a share of every layer's mature units, those of lowest utility, starts anew.
 
     Args:
-        share: of each layer's units at each move, in [0, 1): the paper's rate times the steps between two moves. A
-            layer with fewer than ``1 / share`` units recycles none.
+        share: of each layer's mature units at each move, in [0, 1): the paper's rate times the steps between two moves.
+            Fractions add up over moves: a layer of 64 units recycles one in two of three moves at 0.01.
         mature: steps that a unit holds its place before it may go; the paper's threshold is 100.
 
     Raises:

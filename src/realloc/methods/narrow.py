@@ -25,7 +25,7 @@ def narrow(
         share: of the start's cost that may be spent at the end, in (0, 1].
         score: worth of held units.
         window: steps before a move whose effects are summed.
-        currency: "parameters", or "FLOPs" of one example's forward.
+        currency: "parameters", or "FLOPs" of one example's forward: the moving layers, not attention's own products.
 
     Raises:
         ConfigError: a share outside (0, 1].

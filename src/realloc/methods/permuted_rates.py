@@ -16,6 +16,8 @@ def permuted_rates(method: RateMethod) -> RateMethod:
     Under ``hold="mean"`` and ``"geometric"`` the shares are those of the method, each on another layer; under
     ``"movement"`` they are scaled anew, since layers move differently.
 
+    Layers without a gradient keep a share of one here too, and the others exchange theirs.
+
     Where it does as well as the method, it was the spread of the rates that helped, not where they went.
 
     Args:
@@ -33,8 +35,9 @@ def permuted_rates(method: RateMethod) -> RateMethod:
 
     def weigh(past: RatePast) -> list[float]:
         weights = list(method.weigh(past))
-        order = torch.randperm(len(past), generator=past.draw("permuted")).tolist()
+        among = [place for place, trains in enumerate(past.trains) if trains]
+        order = [among[place] for place in torch.randperm(len(among), generator=past.draw("permuted")).tolist()]
         taken = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: no layer keeps its own
-        return [weights[taken[place]] for place in range(len(past))]
+        return [weights[taken.get(place, place)] for place in range(len(past))]
 
     return replace(method, name="permuted_rates", weigh=weigh, reference="")

@@ -14,7 +14,7 @@ def random_widths(*, drop: float = 0.1, mature: int = 100, currency: Currency = 
     Args:
         drop: share of the budget released at the first move, in [0, 1); falls to 0.
         mature: steps that a unit holds its place before it may go.
-        currency: "parameters", or "FLOPs" of one example's forward.
+        currency: "parameters", or "FLOPs" of one example's forward: the moving layers, not attention's own products.
 
     Raises:
         ConfigError: a drop outside [0, 1), or numbers that make no sense.

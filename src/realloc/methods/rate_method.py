@@ -37,6 +37,12 @@ class RatePast:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def trains(self) -> tuple[bool, ...]:
+        """Which groups had a gradient; where none had, as at the start, all of them. The others keep a share of one."""
+        had = tuple(one > 0 for one in self.gradient)
+        return had if any(had) else (True,) * len(self)
+
 
 @final
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class RateMethod:
 
     Args:
         name: as users call it.
-        weigh: from what is known to one weight a group, above 0: multipliers of the rate up to a common factor.
+        weigh: from what is known to one weight a group, above 0: multipliers of the rate up to a common factor. Of
+            groups without a gradient (`RatePast.trains`) it is not read: their share is one.
         reference: arXiv number of its paper.
         moves: whether it shares anew at the schedule's steps; else once, at the start.
         hold: what stays constant.

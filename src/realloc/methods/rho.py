@@ -15,6 +15,7 @@ def rho(irreducible: Tensor, *, over: int = 10) -> ExampleMethod:
 
     Reducible is the loss now less that of a model trained on other data (``irreducible``). Weights are 1: the choice is
     greedy, and biased on purpose. The look is a forward pass over all candidates, which `realloc.Visits.cost` charges.
+    Give it batches of ``over`` candidates and more; under `torch.distributed` each rank chooses among its own.
 
     Source: Mindermann et al. 2022, RHO-LOSS (2206.07137), equation 3 and algorithm 1 (which trains a tenth of
     each batch). The holdout that made ``irreducible`` takes part in training decisions: report on a third split.

@@ -52,7 +52,7 @@ def width(
         grow: how new ones start; all rules keep the function.
         window: steps before a move whose effects are summed.
         mature: steps that a unit holds its place before it may go.
-        currency: "parameters", or "FLOPs" of one example's forward.
+        currency: "parameters", or "FLOPs" of one example's forward: the moving layers, not attention's own products.
 
     Raises:
         ConfigError: no such score, a drop outside [0, 1), or numbers that make no sense.

@@ -133,7 +133,9 @@ class WidthMethod:
             least: fewest units of each.
             most: greatest width of each, as a multiple of its start.
             example: input of one forward, a tensor, a tuple or keywords: with it coupled dimensions are found in any
-                model (by torch-pruning's dependency graph), and FLOPs of convolutions are known.
+                model (by torch-pruning's dependency graph), and FLOPs are known of convolutions and of layers that see
+                many positions; without one each counts for one, and an `nn.Sequential` is taken at its word: training
+                forwards before the first step look whether its layers run within it.
 
         Raises:
             ConfigError: a string where a tuple belongs, bounds that make no sense.

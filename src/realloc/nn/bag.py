@@ -68,6 +68,16 @@ class EmbeddingBag(nn.Module):
         """The rows, ``[S, dim]``, of all tables that share them."""
         return self.store.weight
 
+    @property
+    def num_embeddings(self) -> int | None:
+        """``num_ids``, as torch calls it."""
+        return self.num_ids
+
+    @property
+    def embedding_dim(self) -> int:
+        """``dim``, as torch calls it."""
+        return self.dim
+
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Reduce bags of ids; ``per_sample_weights`` of the ids' shape, in mode "sum"."""
         if per_sample_weights is not None and self.mode != "sum":

@@ -32,7 +32,8 @@ class Embedding(nn.Module):
         ConfigError: a number out of range, or a budget that does not fit; in `forward`, negative ids.
 
     Source: CAFE (2312.03256); see `Rows` for what differs. Unlike `nn.Embedding`, ``weight`` has a row for each row of
-    the budget, not for each id, and ``max_norm`` and ``scale_grad_by_freq`` are not known.
+    the budget, not for each id, ``padding_idx`` is given by name, and ``max_norm`` and ``scale_grad_by_freq`` are not
+    known.
 
     >>> _ = torch.manual_seed(0)
     >>> layer = Embedding(100_000, 16, rows="1%")
@@ -59,6 +60,16 @@ class Embedding(nn.Module):
     def weight(self) -> nn.Parameter:
         """The rows, ``[S, dim]``, of all tables that share them."""
         return self.store.weight
+
+    @property
+    def num_embeddings(self) -> int | None:
+        """``num_ids``, as torch calls it."""
+        return self.num_ids
+
+    @property
+    def embedding_dim(self) -> int:
+        """``dim``, as torch calls it."""
+        return self.dim
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up ids ``[...]``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,22 @@ class QuotientRemainder(nn.Module):
         costs = Costs(dim, torch.get_default_dtype().itemsize, moments, 0)
         self.budget = bytes_of(rows, costs, num_ids)
         count = self.budget // costs.row
-        self.num_ids, self.dim = num_ids, dim
+        self.num_ids, self.dim, self.moments = num_ids, dim, moments
         self.modulus = _modulus(num_ids, count)
         self.quotients = -(-num_ids // self.modulus)
-        self.held = (self.quotients + self.modulus) * costs.row
         self.weight = nn.Parameter(torch.empty(self.quotients + self.modulus, dim))
         self.reset_parameters()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuotientRemainder:
+        before = self.held
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.budget += self.held - before  # the same rows of another dtype, as `Rows` counts them
+        return self
+
+    @property
+    def held(self) -> int:
+        """Bytes of the rows and their moments."""
+        return self.weight.numel() * self.weight.element_size() * (1 + self.moments)
 
     @property
     def parked(self) -> int:

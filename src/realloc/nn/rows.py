@@ -46,7 +46,7 @@ class Rows(nn.Module):
     Shapes: ids of any shape ``[...]``, int64 or int32, 0 and more; rows ``[..., dim]``.
 
     Raises:
-        ConfigError: a number out of range, or a budget that buys no row.
+        ConfigError: a number out of range, or a budget that buys no row, or not one shared row for each table.
 
     Source: the layout of CAFE (2312.03256), hot ids with rows of their own beside hashed ones. Where we differ: the
     budget counts the optimizer's state, the sketch is in ``state_dict()``, tables share rows.
@@ -158,9 +158,31 @@ class Rows(nn.Module):
     # ids --------------------------------------------------------------------------------------------------------
 
     def enroll(self, num_ids: int | None) -> int:
-        """Take in a table; returns its number, by which its ids are told from those of others."""
+        """Take in a table; returns its number, by which its ids are told from those of others.
+
+        Raises:
+            ConfigError: there are fewer shared rows than tables.
+        """
+        if len(self.enrolled) >= self.split.shared:
+            raise ConfigError(
+                f"{len(self.enrolled) + 1} tables are to share {self.split.shared:,} hashed rows, fewer than one for "
+                "each; raise rows, or lower own"
+            )
         self.enrolled.append(num_ids)
         return len(self.enrolled) - 1
+
+    def check_tables(self) -> None:
+        """Refuse a row for each id and more, where all tables that share the rows say how many ids they have.
+
+        Raises:
+            ConfigError: nothing is to be shared.
+        """
+        known = [ids for ids in self.enrolled if ids is not None]
+        if known and len(known) == len(self.enrolled) and sum(known) <= self.split.rows:
+            raise ConfigError(
+                f"the tables that share {self.split.rows:,} rows have {sum(known):,} ids together: nothing is to be "
+                "shared; take torch.nn's own layers, or lower rows"
+            )
 
     def hashed(self, table: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The shared row and the bucket of int64 ids ``[n]``, salted by table; the bucket is 0 without a sketch."""
@@ -223,12 +245,19 @@ class Rows(nn.Module):
         lacking = [name for name, tensor in found.items() if not isinstance(tensor, Tensor)]
         if not lacking:
             self._check({name: tensor for name, tensor in found.items() if tensor is not None}, prefix)
-        elif len(lacking) < len(found) and self.owners:
+        elif len(lacking) < len(found) and (self.owners or self._owned_in(found)):
+            where = "here" if self.owners else "in it"
             raise RecordError(
-                f"{prefix}{lacking[0]} is not in the state, and ids own rows here: values without their places are "
+                f"{prefix}{lacking[0]} is not in the state, and ids own rows {where}: values without their places are "
                 "those of other ids; load a whole state"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _owned_in(self, found: Mapping[str, Tensor | None]) -> bool:
+        """Whether a part of a state is of rows that ids own: without an owner a row is zero, and no slot names it."""
+        weight, owned = found["weight"], found["owned"]
+        rows = isinstance(weight, Tensor) and bool(weight[self.split.shared :].any())
+        return rows or (isinstance(owned, Tensor) and bool((owned >= 0).any()))
 
     def _check(self, found: Mapping[str, Tensor], prefix: str) -> None:
         """Refuse a state that no run writes, before anything of it is copied."""

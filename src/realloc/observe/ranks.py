@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from realloc.errors import StateError
 from realloc.plan import Change, Plan
+from realloc.pool.found import wrapper_of
 
 
 @final
@@ -34,13 +35,14 @@ class Ranks:
         """Which one this is, from 0."""
         return torch.distributed.get_rank(self.group) if self.several else 0
 
+    @property
+    def device(self) -> str:
+        """Where tensors must be to be sent: the CPU, or the accelerator where the group's backend takes no other."""
+        return device_of(torch.distributed.get_backend(self.group)) if self.several else "cpu"
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Add over ranks; the same bits on each."""
-        if not self.several:
-            return tensor
-        total = tensor.clone()
-        torch.distributed.all_reduce(total, group=self.group)
-        return total
+        return self._reduced(tensor, torch.distributed.ReduceOp.SUM) if self.several else tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Average over ranks; the same bits on each."""
@@ -52,9 +54,7 @@ class Ranks:
         """Rank 0's numbers, as many as these, on every rank."""
         if not self.several:
             return numbers
-        tensor = torch.tensor(numbers, dtype=torch.int64)
-        torch.distributed.broadcast(tensor, 0, group=self.group)
-        return tensor.tolist()
+        return self._of_first(torch.tensor(numbers, dtype=torch.int64)).tolist()
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Rows ``[b, w]`` of all ranks, in the order of the ranks; narrower ones end in zeros."""
@@ -63,36 +63,22 @@ class Ranks:
         count, width = self.largest([len(tensor), tensor.shape[1]])
         mine = tensor.new_zeros(count, width)
         mine[: len(tensor), : tensor.shape[1]] = tensor
-        world = torch.distributed.get_world_size(self.group)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
-        torch.distributed.all_gather(sizes, torch.tensor([len(tensor)]), group=self.group)
-        everyone = [torch.empty_like(mine) for _ in range(world)]
-        torch.distributed.all_gather(everyone, mine, group=self.group)
-        return torch.cat([rows[: int(size)] for rows, size in zip(everyone, sizes, strict=True)])
+        sizes = self._gathered(torch.tensor([len(tensor)]))
+        return torch.cat([rows[: int(size)] for rows, size in zip(self._gathered(mine), sizes, strict=True)])
 
     def largest(self, numbers: list[int]) -> list[int]:
         """Elementwise maximum over ranks: what took part on any rank took part."""
         if not self.several:
             return numbers
-        tensor = torch.tensor(numbers, dtype=torch.int64)
-        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX, group=self.group)
-        return tensor.tolist()
+        return self._reduced(torch.tensor(numbers, dtype=torch.int64), torch.distributed.ReduceOp.MAX).tolist()
 
     def union(self, ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Ids of all ranks, int64, ascending, each once, and how often each came in all. Called by all, or by none."""
         if not self.several:
             return ids, counts
-        world = torch.distributed.get_world_size(self.group)
-        sizes = self.largest(
-            [ids.numel() if rank == torch.distributed.get_rank(self.group) else 0 for rank in range(world)]
-        )
-        mine = torch.zeros(2, max(1, *sizes), dtype=torch.int64)
-        mine[0, : ids.numel()], mine[1, : ids.numel()] = ids.cpu(), counts.cpu()
-        everyone = [torch.empty_like(mine) for _ in range(world)]
-        torch.distributed.all_gather(everyone, mine, group=self.group)
-        whole = torch.cat([part[:, :size] for part, size in zip(everyone, sizes, strict=True)], 1)
-        found, places = torch.unique(whole[0], return_inverse=True)
-        totals = torch.zeros_like(found).index_add(0, places, whole[1])
+        whole = self.rows(torch.stack([ids.cpu(), counts.cpu()], 1).long())
+        found, places = torch.unique(whole[:, 0], return_inverse=True)
+        totals = torch.zeros_like(found).index_add(0, places, whole[:, 1])
         return found.to(ids.device), totals.to(ids.device)
 
     def agree(self, plan: Plan, stamp: int) -> Plan:
@@ -126,27 +112,39 @@ class Ranks:
                 "use one seed on all ranks, and load the same checkpoint on each"
             )
 
+    # what is sent, through the device that the group can send from -----------------------------------------------
+
+    def _reduced(self, tensor: Tensor, how: Any) -> Tensor:
+        total = tensor.to(self.device, copy=True)
+        torch.distributed.all_reduce(total, op=how, group=self.group)
+        return total.to(tensor.device)
+
+    def _gathered(self, tensor: Tensor) -> list[Tensor]:
+        """One tensor of each rank, all of one shape."""
+        mine = tensor.to(self.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.count)]
+        torch.distributed.all_gather(everyone, mine, group=self.group)
+        return [one.to(tensor.device) for one in everyone]
+
+    def _of_first(self, tensor: Tensor) -> Tensor:
+        sent = tensor.to(self.device, copy=True)
+        torch.distributed.broadcast(sent, group_src=0, group=self.group)
+        return sent.to(tensor.device)
+
     def _broadcast(self, plan: Plan) -> Plan:
         counts = [int(plan.skipped is not None)]
         counts += [n for c in plan.changes for n in (c.released.numel(), c.acquired.numel())]
-        sites = torch.tensor([len(plan.changes), len(counts)], dtype=torch.int64)
-        torch.distributed.broadcast(sites, 0, group=self.group)
-        mine = (
-            torch.tensor(counts, dtype=torch.int64)
-            if len(counts) == int(sites[1])
-            else torch.empty(int(sites[1]), dtype=torch.int64)
-        )
-        torch.distributed.broadcast(mine, 0, group=self.group)
-        if int(mine[0]):
+        (size,) = self.of_first([len(counts)])
+        mine = self.of_first(counts if len(counts) == size else [0] * size)
+        if mine[0]:
             return Plan(plan.step, (), skipped=plan.skipped or "rank 0 found scores that are not finite")
-        places = torch.cat(
-            [t for c in plan.changes for t in (c.released, c.acquired)] or [torch.empty(0, dtype=torch.int64)]
+        places = torch.cat([t.cpu() for c in plan.changes for t in (c.released, c.acquired)] or [torch.empty(0).long()])
+        total = sum(mine[1:])
+        payload = self._of_first(places if places.numel() == total else torch.empty(total, dtype=torch.int64))
+        pieces = iter(torch.split(payload, mine[1:]))
+        changes = tuple(
+            _with(c, next(pieces).to(c.released.device), next(pieces).to(c.acquired.device)) for c in plan.changes
         )
-        total = int(mine[1:].sum())
-        payload = places if places.numel() == total else torch.empty(total, dtype=torch.int64)
-        torch.distributed.broadcast(payload, 0, group=self.group)
-        pieces = torch.split(payload, mine[1:].tolist())
-        changes = tuple(_with(c, pieces[2 * i], pieces[2 * i + 1]) for i, c in enumerate(plan.changes))
         same = plan.skipped is None and all(
             torch.equal(new.released, mine.released) and torch.equal(new.acquired, mine.acquired)
             for new, mine in zip(changes, plan.changes, strict=True)
@@ -168,10 +166,34 @@ def _with(change: Change, released: Tensor, acquired: Tensor) -> Change:
     )  # fmt: skip
 
 
+def device_of(backend: str) -> str:
+    """The kind of device that a backend of `torch.distributed` sends from; the CPU, where it does.
+
+    >>> device_of("gloo"), device_of("nccl")
+    ('cpu', 'cuda')
+    """
+    kinds = torch.distributed.Backend.backend_capability.get(backend, ["cpu"])
+    return "cpu" if "cpu" in kinds or not kinds else kinds[0]
+
+
 def ranks_of(model: nn.Module) -> Ranks:
     """The ranks of a model: those of its DDP wrapper, or one process."""
-    group = getattr(model, "process_group", None) if type(model).__name__ == "DistributedDataParallel" else None
-    return Ranks(group)
+    return Ranks(getattr(wrapper_of(model), "process_group", None))
+
+
+def refuse_apart(model: nn.Module, name: str) -> None:
+    """Refuse what moves in several processes of which a model shows only one: they could not decide alike.
+
+    Raises:
+        StateError: no DDP is around it.
+    """
+    count = world_ranks().count
+    if count > 1 and ranks_of(model) == Ranks():
+        raise StateError(
+            f"{name} moves, and {count} processes train: attach() got a {type(model).__name__} without "
+            "DistributedDataParallel around it, so the ranks could not decide alike; attach() the model that it wraps "
+            "(prepare() comes before, where parameters are replaced). FSDP is not supported"
+        )
 
 
 def world_ranks() -> Ranks:

@@ -29,7 +29,7 @@ class Past:
 
 @final
 class Visited:
-    """Numbers of ``count`` examples. Reports lie where they were made until an epoch is over, or a state is taken."""
+    """Numbers of ``count`` examples. Reports stay on their device until an epoch is over, or a state is taken."""
 
     def __init__(self, count: int) -> None:
         self._known = {kind: torch.full((count,), torch.nan, dtype=torch.float64) for kind in KINDS}
@@ -49,6 +49,10 @@ class Visited:
         """Count the visits of an epoch that is over; every rank knows all of them."""
         self._visits = self._visits + torch.bincount(index, minlength=len(self))
 
+    def unvisit(self) -> None:
+        """No visit counts so far: the loop reported none."""
+        self._visits = torch.zeros_like(self._visits)
+
     def begin(self) -> None:
         """A new epoch: no sums."""
         count = len(self)
@@ -57,10 +61,11 @@ class Visited:
         self._bad = 0
 
     def report(self, index: Tensor, losses: Tensor, score: Tensor | None) -> None:
-        """Keep a batch's numbers; nothing is copied from the device yet."""
-        self._waiting.append(("loss", index, losses.detach()))
+        """Keep a batch's numbers as they are now, whatever the loop writes there later; none leaves its device yet."""
+        index = index.clone()
+        self._waiting.append(("loss", index, losses.detach().clone()))
         if score is not None:
-            self._waiting.append(("score", index, score.detach()))
+            self._waiting.append(("score", index, score.detach().clone()))
 
     def settle(self, ranks: Ranks) -> int:
         """Let the sums of all ranks become what is known; returns how many reports were not finite.

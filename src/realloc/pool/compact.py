@@ -10,11 +10,21 @@ from realloc.pool.ranks import RankPool
 from realloc.pool.state import slotwise
 from realloc.pool.widths import WidePool
 
+Pool = FlatPool | RankPool | WidePool | MaskedPool
+
+
+def needed(pool: Pool) -> int:
+    """Units that a pool keeps: what it holds. One of vectors whose widths move keeps its room: layers may widen.
+
+    That room is small beside the weights, and without it no layer could get a unit more than all have now.
+    """
+    if isinstance(pool, WidePool) and all(site.member.columns is None for site in pool.sites):
+        return pool.capacity
+    return pool.held
+
 
 @torch.no_grad()
-def compact(
-    pool: FlatPool | RankPool | WidePool | MaskedPool, optimizer: torch.optim.Optimizer | None, units: int
-) -> None:
+def compact(pool: Pool, optimizer: torch.optim.Optimizer | None, units: int) -> None:
     """Cut a pool, its gradient, its state and its columns to so many units. A masked pool only lowers its count."""
     if isinstance(pool, MaskedPool):
         pool.capacity = units

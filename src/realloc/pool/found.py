@@ -8,12 +8,15 @@ from typing import Final
 
 from torch import nn
 
-from realloc.errors import ConfigError, plain
+from realloc.errors import ConfigError, StateError, plain
 from realloc.pool.holdings import Holdings
 from realloc.pool.names import FIRST, prefix
 
 ATTRIBUTE: Final = "realloc_holdings"
 OTHERS: Final = ("realloc_layer", "realloc_rate")  # of methods without pools
+DDP: Final = frozenset({"DistributedDataParallel"})
+SHARED: Final = DDP | {"FullyShardedDataParallel"}  # they have read the parameters, and average their gradients
+WRAPPERS: Final = SHARED | {"DataParallel", "AveragedModel"}
 IGNORED: Final = "_ddp_params_and_buffers_to_ignore"  # DDP's: what decides is equal on all ranks already
 
 
@@ -94,18 +97,38 @@ def movers(root: nn.Module) -> dict[str, str]:
 
 def root_of(model: nn.Module) -> nn.Module:
     """The user's own model below wrappers."""
+    return [*layers_of(model)][-1]
+
+
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
+    """A model, what it wraps, and so on to the user's own."""
+    yield model
     while ATTRIBUTE not in model.__dict__:
-        wrapped = model._modules.get("_orig_mod") or (model._modules.get("module") if _wraps(model) else None)
+        wrapped = model._modules.get("_orig_mod") or (model._modules.get("module") if _is_a(model, WRAPPERS) else None)
         if wrapped is None:
-            return model
+            return
         model = wrapped
-    return model
+        yield model
 
 
-def _wraps(model: nn.Module) -> bool:
-    return type(model).__name__ in {
-        "DistributedDataParallel",
-        "DataParallel",
-        "AveragedModel",
-        "FullyShardedDataParallel",
-    }
+def wrapper_of(model: nn.Module, kinds: frozenset[str] = DDP) -> nn.Module | None:
+    """The wrapper of some kind around the user's model, if there is one: also a subclass, or below torch.compile."""
+    return next((one for one in layers_of(model) if _is_a(one, kinds)), None)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse to replace parameters below a wrapper that has read them: it would not average the new ones.
+
+    Raises:
+        StateError: there is one.
+    """
+    wrapper = wrapper_of(model, SHARED)
+    if wrapper is not None:
+        raise StateError(
+            f"prepare() the model before {type(wrapper).__name__} wraps it, which has read its parameters; attach() "
+            "what it wraps after that"
+        )
+
+
+def _is_a(model: nn.Module, names: frozenset[str]) -> bool:
+    return any(kind.__name__ in names for kind in type(model).__mro__)

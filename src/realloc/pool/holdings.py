@@ -196,7 +196,7 @@ class Holdings:
         """Validate a state dict before anything of it is copied.
 
         Returns:
-            The budget of the state, if it is that of a compacted model and this one must be shortened to it first.
+            The budget of the state, if it is that of a compacted model and this one must be shortened like it first.
 
         Raises:
             RecordError: it belongs to another model, budget or layout, or was tampered with.
@@ -224,7 +224,7 @@ class Holdings:
         if numbers["sites"] != self._names():
             raise RecordError(f"{prefix}{self.book.key} is not that of {plain_names(self.sites)}: {SAME}")
         budget = numbers["budget"]
-        compacted = budget < mine
+        compacted = budget < mine or self._shorter(state, prefix)
         for flat in self.flats:
             if isinstance(flat, WidePool):
                 check_widths(flat, state, prefix, compacted)
@@ -240,6 +240,10 @@ class Holdings:
         if digest([state[prefix + name] for name in self._placement()]) != numbers["stamp"]:
             raise RecordError(DAMAGED)
         return budget if compacted else None
+
+    def _shorter(self, state: dict[str, Tensor], prefix: str) -> bool:
+        """Whether a state has a shorter pool of widths: their budget need not fall where slots are given back."""
+        return any(state[prefix + pool.key].shape[:1] < pool.parameter.shape[:1] for pool in self.wide)
 
     def shorten(
         self, state: dict[str, Tensor], prefix: str, budget: int, optimizer: torch.optim.Optimizer | None

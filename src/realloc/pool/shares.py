@@ -87,6 +87,16 @@ class Shares:
         self.sums.zero_()
         self.book.write("seen", 0)
 
+    def load(self, found: Mapping[str, Tensor]) -> None:
+        """Go on from what a state says.
+
+        Raises:
+            RecordError: as `check`; nothing was changed then.
+        """
+        self.check(found, "")
+        for name, value in found.items():
+            self.owner.get_buffer(name).copy_(value)
+
     @property
     def stamp(self) -> int:
         """Equal on ranks that share alike."""
@@ -125,7 +135,9 @@ class Split:
         self._parts: list[tuple[dict[str, Any], dict[str, Any], Any]] = []  # the user's, ours, and the rate it got
 
     def open(self, rates: tuple[float, ...]) -> None:
-        """Split, for one step."""
+        """Split, for one step; while it is open, as where a step runs its closure twice, a second call does nothing."""
+        if self._parts:
+            return
         groups = self._optimizer.param_groups
         for group in groups:
             places: dict[int, list[nn.Parameter]] = {}

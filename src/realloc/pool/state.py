@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from realloc.kernels.gather import Slots, gather_slots
 
 Moments = Literal["zero", "median", "seed"]
-SPACED = 4096  # slots that a median looks at: enough, and it is taken at every move
+SPACED: Final = 4096  # slots that a median looks at: enough, and it is taken at every move
+GOLDEN: Final = (5**0.5 - 1) / 2
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
 
 CORRECTED = frozenset({"exp_avg_sq", "max_exp_avg_sq"})  # of them, those that are divided by 1 - beta2^t
@@ -23,7 +24,7 @@ CORRECTED = frozenset({"exp_avg_sq", "max_exp_avg_sq"})  # of them, those that a
 class Newcomers:
     """The slots of one site after a move, as far as it concerns those that are new."""
 
-    held: Tensor  # int64, slots that the site had before: all of them, or evenly spaced ones
+    held: Tensor  # int64, slots that the site had before, as `spread` takes them
     slots: int  # how many it has now
     new: Tensor | None = None  # int64, which of them are new, where their own gradient counts
     gradient: Tensor | None = None  # that gradient, [units, size]
@@ -60,6 +61,21 @@ def gather_pool(
     gather_slots(moving, source)
 
 
+def spread(count: int) -> Tensor:
+    """Which of so many slots a median looks at, int64, ascending: all, or `SPACED` of them, equal on all ranks.
+
+    Multiples of the golden ratio lie evenly and have no period: a fixed stride would meet the same few columns of a
+    weight in every row, and those may all be of inputs that are always zero.
+
+    >>> spread(3).tolist(), len(spread(10**6)), len(torch.unique(spread(1024 * 784) % 784)) > 700
+    ([0, 1, 2], 4096, True)
+    """
+    if count <= SPACED:
+        return torch.arange(count)
+    found: Tensor = torch.unique((torch.arange(SPACED, dtype=torch.float64).mul(GOLDEN).frac() * count).long())
+    return found
+
+
 def starts_of(
     rule: Moments,
     state: dict[str, Tensor],
@@ -70,9 +86,10 @@ def starts_of(
     """Start values of slots, by key: a number, or one for each slot of the newcomers in order (old ones do not count).
 
     ``zero``: as a fresh optimizer would write them. ``median``: second moments start at the median over the
-    site's held slots, or `SPACED` of them. ``seed``: second moments start at the square of the candidate's own
-    gradient (its absolute value for Adamax, which keeps a norm), times ``weight`` where the optimizer corrects for
-    it, see `weight_so_far`. First moments always start fresh.
+    site's held slots, or `SPACED` of them, without those that are zero: one that never had a gradient says nothing of
+    how large gradients are. ``seed``: second moments start at the square of the candidate's own gradient (its absolute
+    value for Adamax, which keeps a norm), times ``weight`` where the optimizer corrects for it, see `weight_so_far`.
+    First moments always start fresh.
     """
     starts: dict[str, Tensor | float] = dict(fresh)
     if rule == "zero":
@@ -81,7 +98,9 @@ def starts_of(
         whole = state[key].new_full((sum(n.slots for n in newcomers),), fresh.get(key, 0.0))
         for site, level in zip(newcomers, torch.split(whole, [n.slots for n in newcomers]), strict=True):
             if rule == "median" and site.held.numel():
-                level.fill_(state[key].reshape(-1)[site.held].median())
+                known = state[key].reshape(-1)[site.held]
+                known = known[known != 0]
+                level.fill_(known.median() if known.numel() else 0.0)
             elif rule == "seed" and site.gradient is not None and site.new is not None:
                 seed = site.gradient.flatten().to(state[key])
                 square = seed.square() * weight if key in CORRECTED else seed.square()

@@ -16,7 +16,7 @@ from realloc.sites.wide import WideSite
 
 @torch.no_grad()
 def write(owner: nn.Module, pools: Sequence[WidePool], writes: Sequence[Write], units: Sequence[Tensor]) -> None:
-    """Make the writes of a plan in a model whose pools were moved already.
+    """Make the writes of a plan in a model whose pools were moved already: values first, then what goes into biases.
 
     Args:
         owner: of the pools.
@@ -28,17 +28,31 @@ def write(owner: nn.Module, pools: Sequence[WidePool], writes: Sequence[Write], 
     behind = dict(pools[0].space.behind)
     for one in writes:
         site = sites[one.parameter]
-        if one.kind == "reader":
-            _shift(owner, sites, site, behind.get(site.name), one.values, units)
-        elif one.kind == "running":
+        if one.kind == "running":
             assert one.units is not None
             _copy_running(site, one.units, one.values, units)
         elif one.kind == "rows":
             assert one.units is not None
             _write_rows(site, one.units, one.values, units)
-        else:
+        elif one.kind == "columns":
             assert one.units is not None
             _write_columns(site, one.units, one.values, units)
+    like = _originals(sites, writes, units)
+    for one in writes:
+        if one.kind in ("reader", "gone"):  # a copy reads no new unit yet, but as much of those that went
+            site = sites[one.parameter]
+            _shift(owner, sites, site, behind.get(site.name), one.values, like if one.kind == "gone" else units)
+
+
+def _originals(sites: dict[str, WideSite], writes: Sequence[Write], units: Sequence[Tensor]) -> list[Tensor]:
+    """The units of before, as ``units``; of one that is a copy, the one that it copies."""
+    found = [old.cpu() for old in units]
+    for one in writes:
+        if one.kind == "copies":
+            group = sites[one.parameter].member.rows.group
+            assert group is not None and one.units is not None
+            found[group] = found[group].index_copy(0, one.units, one.values.to(found[group]))
+    return found
 
 
 def _write_rows(site: WideSite, new: Tensor, values: Tensor, units: Sequence[Tensor]) -> None:

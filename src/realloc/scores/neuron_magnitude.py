@@ -9,9 +9,14 @@ from realloc.scores.neurons import Neurons, WidthKeep, total
 
 def _measure(group: Neurons, generator: Generator) -> Tensor:
     made, read = total(group.makers), total(group.readers)
-    scale = total(group.norms[:1]) if group.norms else 1.0  # after a norm its factor says how large the output is
+    factors = [part for part in group.norms if part.name.endswith(".weight")]
+    scale = total(factors) / len(factors) if factors else 1.0
     return (made * read * scale).sqrt()
 
 
 neuron_magnitude = WidthKeep("size of in and out", frozenset(), _measure)
-"""``|w_in| |w_out|``: unlike either alone, it stays as it is when a ReLU unit is scaled and its reader unscaled."""
+"""``|w_in| |w_out|``: unlike either alone, it stays as it is when a ReLU unit is scaled and its reader unscaled.
+
+Over all that makes a unit and all that reads it. After a norm its factor says how large the output is, and multiplies;
+of the several norms of a residual stream the root mean square of their factors does.
+"""

@@ -131,11 +131,7 @@ def shared_rows(
         least = next(
             n for n in itertools.count(1) if (s := _split(n * costs.row, costs, own)) and s.shared >= len(columns)
         )
-        enough = f"take --rows {least} (rows, {least * costs.row:,} bytes) or more"
-        raise ConfigError(
-            f"rows {rows} is {budget:,} bytes, too few for one shared row for each column that is looked up ({names})"
-            f"{' beside a row to own' if own else ''}; {enough if least <= full.ids else 'leave --rows out'}"
-        )
+        raise _too_few(f"rows {rows} is {budget:,} bytes", names, " beside a row to own" if own else "", least, full)
     return TablePlan(tuple(columns), costs, rows, own, split)
 
 
@@ -143,7 +139,7 @@ def doubled_rows(columns: Sequence[Looked], rows: int | str, *, moments: int) ->
     """Rows that all columns share by double hashing, within a budget.
 
     Raises:
-        ConfigError: more than the full tables, or less than one row.
+        ConfigError: more than the full tables, or too little for one row for each column, and two in all.
     """
     plan = TablePlan(tuple(columns), Costs(DIM, FLOAT, moments, 0), rows)
     names = ", ".join(f"'{plain(column.name)}'" for column in columns)
@@ -151,11 +147,18 @@ def doubled_rows(columns: Sequence[Looked], rows: int | str, *, moments: int) ->
         budget = bytes_of(rows, plan.costs, plan.ids)
     except ConfigError:
         raise _too_many(rows, names, plan) from None
-    if budget < plan.costs.row:
-        raise ConfigError(
-            f"rows {rows} is {budget:,} bytes, too few for one row ({plan.costs.row:,} bytes); raise --rows"
-        )
-    return replace(plan, doubled=budget // plan.costs.row)
+    count, least = budget // plan.costs.row, max(2, len(columns))  # of one row all products are the same
+    if count < least:
+        raise _too_few(f"rows {rows} is {budget:,} bytes", names, "", least, plan)
+    return replace(plan, doubled=count)
+
+
+def _too_few(told: str, names: str, beside: str, least: int, full: TablePlan) -> ConfigError:
+    enough = f"take --rows {least} (rows, {least * full.costs.row:,} bytes) or more"
+    return ConfigError(
+        f"{told}, too few for one shared row for each column that is looked up ({names}){beside}; "
+        f"{enough if least <= full.ids else 'leave --rows out'}"
+    )
 
 
 def _too_many(rows: int | str, names: str, full: TablePlan) -> ConfigError:
