@@ -6,14 +6,19 @@ import pytest
 import torch
 
 import kinds
-from kinds import WEIGHTS
+import realloc
+from kinds import WEIGHTS, kind_of
 from realloc import methods
+from realloc.allocate.prefix import depths_of
+from realloc.methods.example_method import Draw, ExampleMethod
 from realloc.methods.method import Method
 from realloc.schedule import constant, cosine
 from realloc.scores.gradient import gradient
+from realloc.scores.row_score import RowScore
 from realloc.scores.score import Score
 from realloc.select.top_k import top_k
 from realloc.testing import PROMISES, Report, check_method
+from realloc.testing.worlds import world_of
 
 
 def test_every_method_is_of_a_kind_that_has_a_suite():
@@ -132,3 +137,60 @@ def wants_gradient(density: float) -> Method:
 def test_a_common_slip_is_met_with_the_remedy(factory, word):
     with pytest.raises(AssertionError, match=word):
         check_method(factory)
+
+
+# every other kind -----------------------------------------------------------------------------------------------------
+
+DEPTHS = depths_of([torch.arange(8.0) / 8 + 4 - depth for depth in range(5)])
+OF_KIND = {"ColumnMethod": {"k": 4}, "RankMethod": {"rank": 4}, "DeltaMethod": {"budget": 80}}
+NAMED = {
+    "permuted_rates": lambda: methods.permuted_rates(methods.loss_change()), "focus": lambda: methods.focus(DEPTHS),
+    "rho": lambda: methods.rho(torch.linspace(0, 1, 60), over=3), "fixed": lambda: methods.fixed(ranks={"2": 4}),
+    "egeria": lambda: methods.egeria(0.9, tests=1, window=2), "layer_gradient": lambda: methods.layer_gradient(0.7),
+    "random_layers": lambda: methods.random_layers(0.7), "spiel": lambda: methods.spiel(budget=80, steps=2),
+    "touched_rows": lambda: methods.touched_rows(40), "continual_backprop": lambda: methods.continual_backprop(0.1),
+}  # fmt: skip
+OTHERS = [name for name in methods.__all__ if name not in WEIGHTS]
+
+
+def made(name):
+    method = NAMED[name]() if name in NAMED else getattr(methods, name)(**OF_KIND.get(kind_of(name), {}))
+    if not getattr(method, "measures", False):
+        return method
+    world = world_of(method)
+    loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731
+    return realloc.calibrate(world.model, [world.batch(1000)], method, loss=loss)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_method_of_every_other_kind_keeps_them_too(name):
+    report = check_method(made(name))
+    assert report.method == getattr(made(name), "name", name) and len(report.lines) >= 4
+
+
+def drawn_outside(past, count, random):
+    index = torch.randperm(len(past))[:count]
+    return Draw(index, torch.ones(count, dtype=torch.float64))
+
+
+def with_parts(recipe, **parts):
+    return dataclasses.replace(recipe, name="broken", **parts)
+
+
+@pytest.mark.parametrize(
+    ("method", "promise"),
+    [
+        (ExampleMethod("broken", drawn_outside, 0.5), "same seed, same visits: .*use only the generator given"),
+        (ExampleMethod("broken", lambda past, count, random: Draw(torch.arange(count), torch.zeros(count).double()),
+                       0.5), "visits exact .* a weight is not finite or not above 0"),
+        (with_parts(methods.rows(RowScore("mine", lambda step: step.counts * torch.rand(len(step.counts))))),
+         "same seed, same bits"),
+        (with_parts(methods.rows(RowScore("mine", lambda step: torch.zeros(len(step.counts))))), "moves happen"),
+        (with_parts(methods.auto_rgn(), weigh=lambda past: [float(torch.rand(()))] * len(past)), "moves happen"),
+        (with_parts(methods.auto_rgn(), weigh=lambda past: torch.rand(len(past)).tolist()), "same seed, same bits"),
+        (with_parts(methods.lisa(1), choose=lambda turn: (int(torch.randint(4, ())),)), "same seed, same bits"),
+    ],
+)  # fmt: skip
+def test_a_broken_method_of_another_kind_is_caught_by_name(method, promise):
+    with pytest.raises(AssertionError, match=f"broken: {promise}"):
+        check_method(method)

@@ -111,7 +111,7 @@ WRITES = {
     "realloc.nn.rows: zeros_": "the same",
     "realloc.nn.quotient_remainder: normal_": "the same",
     "realloc.nn.double_hashing: normal_": "the same",
-    "realloc.testing: mul_": "the judge's own reference model, never the user's",
+    "realloc.testing.weights: mul_": "the judge's own reference model, never the user's",
 }
 ROOMS_OF_WRITES = ("realloc.apply", "realloc.pool.")
 DEPTHS = depths_of([torch.ones(3), torch.arange(3) / 9, torch.zeros(3)])

@@ -35,6 +35,7 @@ class Size:
 
 
 STEPS = 50  # of a turn, with one decision: short, so that what else the machine does falls on all arms alike
+ROWS = (("product", 4), ("product", 2), ("product", 1), ("gradient", 4), ("frequency", 4), ("conflict", 4))
 SIZES = (
     Size("MovieLens-100k", 943, 1_682, 16, 1024),
     Size("MovieLens-100k", 943, 1_682, 32, 256),
@@ -103,8 +104,7 @@ def table(size: Size, rounds: int) -> None:
     """One line for each arm."""
     arms = {
         "nn.Embedding": Arm(size, None), "hashing": Arm(size, "10%"), "double hashing": Arm(size, "10%", doubled=True),
-        **{f"rows({s!r})": Arm(size, "10%", methods.rows(s)) for s in ("product", "gradient", "frequency", "conflict")},
-        **{f"rows('product', look={n})": Arm(size, "10%", methods.rows(look=n)) for n in (1, 4)},
+        **{f"rows({s!r}, look={n})": Arm(size, "10%", methods.rows(s, look=n)) for s, n in ROWS},
     }  # fmt: skip
     for turn in range(rounds + 1):
         batches = batches_of(size, turn)

@@ -2,6 +2,7 @@
 
     python benchmarks/units/width.py run      # tunes each arm's rate, then five paired seeds; resumes run by run
     python benchmarks/units/width.py table
+    python benchmarks/units/width.py clock    # seconds of start wide, end narrow, in turn; wants a quiet machine
 
 Fashion-MNIST: an MLP 784-64-64-10, and 784-69-5-10 of the same parameters, which is badly shaped. A forward's FLOPs are
 twice its weights there, so one currency is enough. CIFAR-10: three convolutions of 32, 16 and 8 channels, a pyramid
@@ -11,6 +12,7 @@ as wide as the same budget pays for. Every arm runs in the same layers over the 
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +58,7 @@ HEAD = ("start", "budget", "arm", "most", "rate", "test accuracy %", "minus unif
 
 WIDE, SHARES = (64, 64), (0.5, 0.25)  # start wide, end narrow: with a share of its cost
 LONGER = {0.5: 1.2, 0.25: 1.6}  # epochs of the net that is narrow from the start, for the FLOPs of one that becomes so
+TURNS = 3
 NARROW = ("ends narrow", "ends narrow, at random", "narrow from the start", "the same, longer", "stays wide")
 HEAD_NARROW = ("of the cost", "arm", "epochs", "rate", "test accuracy %", "minus narrow from the start, 95 %",
                "minus the same, longer, 95 %", "training GFLOPs", "parameters", "seconds")  # fmt: skip
@@ -136,21 +139,47 @@ def shares(
         ]))  # fmt: skip
 
 
+def narrow_cases(share: float) -> dict[str, Case]:
+    """The arms of a share of the wide net's cost, without their rates."""
+    data, epochs = "fashion-mnist", EPOCHS["fashion-mnist"]
+    final = round(share * cost_at(data, WIDE, "parameters"))
+    wide = Case(data, "uniform", WIDE, "parameters", 1.0, 4.0, epochs, 0.0, 0)
+    small = replace(wide, start=widest(data, (1, 1), final, "parameters"))
+    cases = (
+        replace(wide, arm=NARROW[0], share=share), replace(wide, arm=NARROW[1], share=share), small,
+        replace(small, epochs=round(LONGER[share] * epochs)), wide,
+    )  # fmt: skip
+    return dict(zip(NARROW, cases, strict=True))
+
+
+def clock(kept: Kept) -> None:
+    """Seconds of seed 0, turn by turn: each arm's once a turn."""
+    seconds: dict[tuple[float, str], list[float]] = {}
+    for _ in range(TURNS):
+        for share in SHARES:
+            for name, case in narrow_cases(share).items():
+                tuned = kept.tuned(
+                    lambda rate, seed, c=case: replace(c, rate=rate, seed=seed), RATES[case.data], TUNING
+                )
+                if tuned is None or (name == NARROW[-1] and share != SHARES[-1]):
+                    continue
+                found = replace(case, rate=tuned.rate).run()["seconds"]
+                seconds.setdefault((1.0 if name == NARROW[-1] else share, name), []).append(found)
+    print(
+        f"\n### Start wide, end narrow: seconds, {TURNS} turns\n\n{head(('of the cost', 'arm', 'seconds', 'by turn'))}"
+    )
+    for (share, name), mine in seconds.items():
+        print(row([f"{share:g}", name, f"{statistics.mean(mine):.1f}", ", ".join(f"{one:.1f}" for one in mine)]))
+
+
 def narrowed(kept: Kept, seeds: int) -> None:
     """A wide net that ends narrow, beside one that is narrow from the start: for as many epochs, and as many FLOPs."""
     print(f"\n### Start wide, end narrow: Fashion-MNIST, from {'-'.join(map(str, WIDE))}\n\n{head(HEAD_NARROW)}")
-    data, whole = "fashion-mnist", cost_at("fashion-mnist", WIDE, "parameters")
-    epochs = EPOCHS[data]
     for share in SHARES:
-        final = round(share * whole)
-        wide = Case(data, "uniform", WIDE, "parameters", 1.0, 4.0, epochs, 0.0, 0)
-        small = replace(wide, start=widest(data, (1, 1), final, "parameters"))
-        cases = (
-            replace(wide, arm=NARROW[0], share=share), replace(wide, arm=NARROW[1], share=share), small,
-            replace(small, epochs=round(LONGER[share] * epochs)), wide,
-        )  # fmt: skip
-        arms = [arm(kept, case, seeds) for case in cases]
-        for name, case, mine in zip(NARROW, cases, arms, strict=True):
+        cases = narrow_cases(share)
+        final = round(share * cost_at("fashion-mnist", WIDE, "parameters"))
+        arms = [arm(kept, case, seeds) for case in cases.values()]
+        for (name, case), mine in zip(cases.items(), arms, strict=True):
             if mine is None or (name == NARROW[-1] and share != SHARES[-1]):
                 continue
             held = max(one["parameters"] for one in mine.runs)
@@ -164,9 +193,12 @@ def narrowed(kept: Kept, seeds: int) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")  # a random arm may find nothing to move
-    args = arguments(__doc__, ARMS)
+    args = arguments(__doc__, ARMS, ("clock",))
     kept = Kept("width", run=args.act == "run", beside=args.beside)
     print(title())
+    if args.act == "clock":
+        clock(kept)
+        return
     for data, currencies in CURRENCIES.items():
         print(f"\n### {NAMES[data]}, {EPOCHS[data]} epochs\n\n{head(HEAD)}")
         for start, most, beside in STARTS[data]:

@@ -32,7 +32,7 @@ class HotRowMethod:
     decay: float = 0.9
     margin: float = 0.1
     migrate: bool = True
-    look: int = 2
+    look: int = 4
     reference: str = ""
 
     moves: ClassVar[bool] = True

@@ -22,7 +22,7 @@ def rows(
     decay: float = 0.9,
     margin: float = 0.1,
     migrate: bool = True,
-    look: int = 2,
+    look: int = 4,
 ) -> HotRowMethod:
     """Give the rows of `realloc.nn.Embedding` and `EmbeddingBag` to the ids with the highest score.
 
@@ -44,7 +44,9 @@ def rows(
         margin: by what part a newcomer must be worth more than the id that it replaces, 0 or more.
         migrate: False is the control that starts rows at zero and drops those that give way.
         look: of so many steps the gradients of one are noted, 1 or more; which one is drawn. Where decisions come so
-            often that one of them might know nothing new, it is noted more often.
+            often that one of them might know nothing new, it is noted more often. With "product" 4 is not told apart
+            from 2 at any size of two data sets, and a step keeps 0.87 of `nn.Embedding`'s speed in place of 0.77; the
+            score "conflict" loses by it.
 
     Raises:
         ConfigError: no such score, or a number out of range.

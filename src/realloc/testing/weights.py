@@ -1,20 +1,18 @@
-"""Does a method keep the promises? What a stranger's recipe must pass before it is trusted with a budget."""
+"""The promises of a method over weights, on a small net and made-up data."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
 
 from realloc.attach import attach
-from realloc.errors import ReallocError, ReallocWarning
 from realloc.handle import Handle
 from realloc.methods.method import Method, Storage
 from realloc.schedule import every
@@ -27,61 +25,8 @@ MOVES: Final = 6
 STEPS: Final = EVERY * MOVES
 
 
-@final
-@dataclass(frozen=True)
-class Report:
-    """What was checked, and how it went. Prints as a table."""
-
-    method: str
-    lines: tuple[tuple[str, str], ...]  # (promise, note)
-
-    def __str__(self) -> str:
-        width = max(len(promise) for promise, _ in self.lines)
-        return "\n".join([f"{self.method}: keeps its promises", *(f"  {p:<{width}}  {note}" for p, note in self.lines)])
-
-
-def check_method(factory: Factory, *, density: float = 0.3) -> Report:
-    """Run a method through the promises, on a small net and made-up data, in float64. Takes about two seconds.
-
-    Args:
-        factory: density -> Method, such as `realloc.methods.rigl`.
-        density: share of the weights held, in (0, 1).
-
-    Returns:
-        One line a promise; print it.
-
-    Raises:
-        AssertionError: the first promise that does not hold, and how; or what is wrong with the factory itself.
-
-    Example:
-        >>> from realloc import methods
-        >>> print(check_method(methods.static))  # doctest: +ELLIPSIS
-        static: keeps its promises
-          budget exact after every step ...
-    """
-    method = _made(factory, density)
-    lines = []
-    for promise, check in PROMISES:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ReallocWarning)
-                note = check(method)
-        except AssertionError as error:
-            raise AssertionError(f"{method.name}: {promise}: {error}") from None
-        except (ReallocError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-            hint = _undeclared(method)
-            raise AssertionError(f"{method.name}: {promise}: {type(error).__name__}: {error}{hint}") from error
-        lines.append((promise, note))
-    return Report(method.name, tuple(lines))
-
-
-def _made(factory: Factory, density: float) -> Method:
+def made_by(factory: Factory, density: float) -> Method:
     """Call the factory, and refuse what needs no run to be seen."""
-    if isinstance(factory, Method):
-        raise AssertionError(
-            f"check_method got the method {factory.name!r}, already made; pass its factory, which takes a density: "
-            "check_method(realloc.methods.rigl), not check_method(realloc.methods.rigl(0.3))"
-        )
     for asked in (density / 2, density):
         method = factory(asked)
         if not isinstance(method, Method):
@@ -116,7 +61,7 @@ class _Watched:
         return getattr(self._seen, name)
 
 
-def _undeclared(method: Method) -> str:
+def undeclared(method: Method) -> str:
     """The remedy where a score reads what it did not name in its needs, as the tail of a message."""
     places, values = torch.arange(4), torch.ones(4, 1)
     for score in filter(None, (method.place, method.keep, method.want)):
