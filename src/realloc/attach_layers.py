@@ -26,7 +26,7 @@ from realloc.methods.layers import LayerMethod
 from realloc.observe.ranks import Ranks, ranks_of
 from realloc.observe.sight import Sight
 from realloc.plan import LayerPlan
-from realloc.pool.found import find
+from realloc.pool.found import find, root_of
 from realloc.pool.rights import KEY, Rights, held_by
 from realloc.record.sink import Sink
 from realloc.schedule import Schedule
@@ -82,12 +82,14 @@ def attach_layers(
     return LayerHandle(engine, plan_of(engine))
 
 
-def register_layers(root: nn.Module, method: LayerMethod, seed: int) -> None:
+def register_layers(model: nn.Module, method: LayerMethod, seed: int) -> None:
     """Put the buffers of a method on a model before an optimizer exists, so that a checkpoint can be loaded first.
 
     Raises:
-        ConfigError: the model has no layers, or has such buffers already.
+        ConfigError: the model has no layers.
+        StateError: it has such buffers already.
     """
+    root = root_of(model)
     if KEY in root._buffers:
         raise StateError("this model is attached already; detach() the first handle before attaching again")
     blocks = blocks_of(root)

@@ -13,7 +13,7 @@ from realloc.errors import ConfigError, StateError, plain
 from realloc.links import Link, refuse_taken
 from realloc.methods.rate_method import RateMethod
 from realloc.observe.ranks import ranks_of
-from realloc.pool.found import everywhere
+from realloc.pool.found import everywhere, root_of
 from realloc.pool.probe import scales
 from realloc.pool.shares import KEY, MEASURED, SUMS, Shares, Terms
 from realloc.rate_handle import RateHandle
@@ -35,26 +35,31 @@ class Waiting:
     found: dict[str, Tensor] = field(default_factory=dict)
 
 
-def await_rates(root: nn.Module) -> None:
+def await_rates(model: nn.Module) -> None:
     """Before an optimizer exists: keep what a checkpoint says of shares until `attach` comes.
 
     Raises:
         StateError: attached already.
     """
+    root = root_of(model)
     _refuse_attached(root)
     if WAITING.of(root) is None:
         WAITING.put(root, Waiting(root.register_load_state_dict_pre_hook(_await)))  # type: ignore[no-untyped-call]
 
 
-def awaited(root: nn.Module) -> dict[str, Tensor]:
+def awaited(model: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint must say of shares, by name, where a model waits for it."""
-    return {} if WAITING.of(root) is None else dict.fromkeys((KEY, SUMS), torch.empty(0))
+    return {} if WAITING.of(root_of(model)) is None else dict.fromkeys((KEY, SUMS), torch.empty(0))
 
 
 def _await(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    waiting = WAITING.of(module)  # a copy of the model waits for nothing
-    if waiting is not None:
-        waiting.found = {name: state.pop(prefix + name).clone() for name in (KEY, SUMS) if prefix + name in state}
+    waiting = WAITING.of(module)
+    if waiting is None:  # a copy of the model waits for nothing
+        return
+    for name in [name for name in (KEY, SUMS) if prefix + name in state]:  # a part of a state leaves the rest
+        waiting.found[name] = state[prefix + name].clone()
+        if name not in module._buffers:  # a copy of an attached model has them
+            del state[prefix + name]
 
 
 def attach_rates(
@@ -159,5 +164,6 @@ def _before_load(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest
     engine = ENGINE.of(module)
     if engine is not None:
         engine.shares.check(state, prefix)
+        engine.silent = None
         for name in (KEY, SUMS):  # a plain model's state says nothing of them: they stay
             state.setdefault(prefix + name, module.get_buffer(name))

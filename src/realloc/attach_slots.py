@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -17,7 +16,7 @@ from realloc.choose_columns import method_over
 from realloc.decider import Decider
 from realloc.engine import Engine
 from realloc.errors import ConfigError, RecordError, StateError
-from realloc.find_widths import in_turn, outermost
+from realloc.first_forward import FirstForward
 from realloc.handle import Handle
 from realloc.links import Hook, Link
 from realloc.methods.column_method import ColumnMethod
@@ -27,7 +26,6 @@ from realloc.methods.rank_method import RankMethod
 from realloc.methods.width_method import WidthMethod
 from realloc.observe.ranks import ranks_of
 from realloc.observe.upstream import FirstLook
-from realloc.observe.whole import Whole
 from realloc.plan import StartPlan
 from realloc.pool.found import all_of, ignore_in_ddp
 from realloc.pool.groups import carry_out, replace, sort_groups
@@ -232,24 +230,16 @@ def hook_look(handle: Handle) -> None:
     engine.tie.hook(hook)
 
 
-def hook_whole(engine: Engine) -> None:
-    """Look before the first step whether what every nn.Sequential says of its widths is all that there is to know.
+def hook_first(engine: Engine, method: WidthMethod) -> None:
+    """Ask the model's own code, at its first forward of training, whether it follows widths that were read off it.
 
-    With an example the model itself was asked.
+    With an example it was asked before.
     """
-    holdings = engine.holdings
-    mine = {name.rpartition(".")[0] for name in holdings.sites}
-    for name, module in outermost(holdings.owner):
-        layers = [(full, layer) for full, layer in in_turn(name, module) if full in mine]
-        if not layers:
-            continue
-        whole = Whole(name or "the model", engine.method.name, lambda: holdings.book.read("steps") > 0)
-        whole.hooks = [
-            module.register_forward_pre_hook(Hook(whole.enter)),
-            module.register_forward_hook(Hook(whole.leave), always_call=True),
-            *(layer.register_forward_pre_hook(Hook(partial(whole.look, full))) for full, layer in layers),
-        ]
-        engine.tie.hook(*whole.hooks)
+    root = engine.holdings.owner
+    first = FirstForward(root, method, tuple(engine.holdings.wide[0].space.groups))
+    hook = root.register_forward_pre_hook(first, with_kwargs=True, prepend=True)  # before pools are opened
+    first.done = hook.remove
+    engine.tie.hook(hook)
 
 
 def hook_engine(
@@ -303,7 +293,7 @@ def hook_engine(
         tie.hook(site.parameter.register_hook(Hook(site.begin)))  # type: ignore[no-untyped-call]
         tie.hook(site.parameter.register_post_accumulate_grad_hook(Hook(site.collect)))  # type: ignore[no-untyped-call]
     if isinstance(method, WidthMethod) and method.moves and method.example is None:
-        hook_whole(engine)
+        hook_first(engine, method)
     tie.until(give_back)
     tie.serve(optimizer, root=root)
     prepared.engine = engine

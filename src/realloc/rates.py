@@ -59,6 +59,7 @@ class RateEngine:
         outside = [p for p in shares.owner.parameters() if id(p) not in self.split.unit_of]
         self._outside = tuple((p, id(p) in held) for p in outside)  # and whether it was this optimizer's all the same
         self._before: list[list[Tensor]] | None = None  # values before a step that is measured
+        self.silent: list[int] | None = None  # groups that no step since the last decision had a gradient for
 
     # numbers ----------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,16 @@ class RateEngine:
         if self._armed and self._before is None:  # a closure may run twice: before the step, not within it
             self._before = [[p.detach().clone() for p in group] for group in self.units.parameters]
         self._warn_of_late_ones()
+        self._hear()
         self.split.open(self.rates)
+
+    def _hear(self) -> None:
+        """Note which groups have a gradient: a layer that is dropped now and then is none that never trains."""
+        if self.silent is None:  # at the start, after a decision or a load
+            self.silent = [group for group, had in enumerate(self.shares.heard) if not had]
+        for group in [g for g in self.silent if any(p.grad is not None for p in self.units.parameters[g])]:
+            self.shares.hear(group)
+            self.silent.remove(group)
 
     def _warn_of_late_ones(self) -> None:
         """Say of what this optimizer trains now that it is in no group; what another one trains is not ours."""
@@ -156,15 +166,16 @@ class RateEngine:
 
     def _move(self, step: int) -> None:
         began, before = time.perf_counter(), self.shares.held
-        sums, seen = self.shares.sums.clone(), self.shares.book.read("seen")
+        sums, seen, heard = self.shares.sums.clone(), self.shares.book.read("seen"), self.shares.heard
         self.shares.forget()
+        self.silent = None
         reason = None
         if not seen or not bool((sums[MEASURED.index("gradient")] > 0).any()):
             reason = "no group had a gradient (is this the model you train?)"
         if not bool(sums.isfinite().all()):
             reason = "a gradient or an update is NaN or Inf"
         if reason is None:
-            reason = self.decide(self.past(sums / seen, step))
+            reason = self.decide(self.past(sums / seen, step, heard))
         if reason is not None:
             self.once.say("RA001", f"no sharing of rates at step {step}: {reason}; the shares stay the same")
         after = self.shares.held
@@ -178,8 +189,8 @@ class RateEngine:
                 shares_of(step, self.units.names, (before, after), seconds, (self.budget, spent), reason)
             )
 
-    def past(self, means: Tensor, step: int) -> RatePast:
-        """What the method may know, from the means of the window."""
+    def past(self, means: Tensor, step: int, heard: tuple[bool, ...] = ()) -> RatePast:
+        """What the method may know, from the means of the window, and which groups had a gradient before it."""
         gain, movement, weight, gradient = means.tolist()
         seed = self.shares.book.read("seed")
         return RatePast(
@@ -189,7 +200,7 @@ class RateEngine:
             movement=tuple(movement), gain=tuple(gain), rates=self.rates,
             matrices=tuple(tuple(p.detach() for p in group if p.dim() > 1) for group in self.units.parameters),
             phase=0.0 if self.schedule is None else self.schedule.phase(step),
-            draw=lambda word: stream(seed, word),
+            draw=lambda word: stream(seed, word), heard=heard,
         )  # fmt: skip
 
     def decide(self, past: RatePast) -> str | None:

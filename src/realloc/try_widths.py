@@ -15,7 +15,9 @@ from realloc.pool.widths import RUNNING
 
 
 def call(root: nn.Module, example: Any) -> Any:
-    """One forward on an example: a tensor, a tuple of arguments or a mapping of keywords."""
+    """One forward on an example: a tensor, a tuple of arguments, a mapping of keywords, or what calls a model."""
+    if callable(example):
+        return example(root)
     if isinstance(example, dict):
         return root(**example)
     return root(*example) if isinstance(example, tuple) else root(example)

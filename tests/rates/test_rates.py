@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import realloc
 from kinds import RATES
 from realloc import methods
 from realloc.allocate.rate_shares import HOLDS, WHOLE, geometric_shares, mean_shares, movement_shares, shares_among
+from realloc.attach_rates import await_rates
 from realloc.errors import ConfigError, ReallocWarning, RecordError, StateError
 from realloc.methods.rate_method import RateMethod, RatePast
 from realloc.rate_handle import RateHandle
@@ -35,6 +36,9 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(step)
     x = torch.randn(12, 6, generator=draw, dtype=torch.float64)
     return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+STILL = ("llrd", "permuted_rates", "rates")  # by depth, once
 
 
 def method_of(name: str) -> RateMethod:
@@ -124,10 +128,10 @@ def _sorted(wanted: list[float], found: tuple[int, ...]) -> tuple[list[Any], lis
 @pytest.mark.parametrize("name", RATES)
 @pytest.mark.parametrize("hold", ["mean", "geometric", "movement"])
 def test_the_budget_holds_after_every_step(name: str, hold: str) -> None:
-    if name in ("llrd", "permuted_rates"):
+    if name in STILL:
         if hold == "movement":
             return
-        made = methods.llrd(hold=hold)
+        made = methods.rates(hold=hold) if name == "rates" else methods.llrd(hold=hold)
         method = methods.permuted_rates(made) if name == "permuted_rates" else made
     else:
         method = getattr(methods, name)(hold=hold)
@@ -141,7 +145,7 @@ def test_the_budget_holds_after_every_step(name: str, hold: str) -> None:
             assert sum(round(rate * WHOLE) for rate in rates) == WHOLE * len(rates) == one.handle.held
         if hold == "geometric":
             assert math.prod(rates) == pytest.approx(1, abs=1e-5) and one.handle.held == 0
-    assert one.handle.moves == (0 if name in ("llrd", "permuted_rates") else pytest.approx(4, abs=3))
+    assert one.handle.moves == (0 if name in STILL else pytest.approx(4, abs=3))
     assert len(set(one.handle.rates.values())) > 1
 
 
@@ -745,3 +749,79 @@ def test_what_a_step_moved_is_measured_from_before_its_first_closure() -> None:
     optimizer.step(closure)
     moved = sum(float((p.detach() - old).square().sum()) for p, old in zip(model.parameters(), before, strict=True))
     assert sum(seen[0].movement) == pytest.approx(moved, rel=1e-6)
+
+
+class Dropped(nn.Module):
+    """Residual blocks, of which a step leaves one out, as stochastic depth does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.head, self.out = nn.Linear(4, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            x = x if number == self.out else x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_layer_that_is_left_out_of_the_deciding_step_keeps_its_share_of_a_spectrum(resumed: bool) -> None:
+    model = Dropped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)  # weights stay, so shares have no reason to change
+    handle = realloc.attach(model, optimizer, methods.tempbalance(), schedule=realloc.every(8, total=32))
+    seen = []
+    for step in range(32):
+        model.out = step % 4 if step % 8 != 7 else (step // 8) % 4
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, generator=torch.Generator().manual_seed(step))).sum().backward()
+        optimizer.step()
+        if step % 8 == 7:
+            seen.append(dict(handle.rates))
+        if resumed and step % 8 == 6:  # what was heard before is in the state
+            again = Dropped()
+            other = torch.optim.SGD(again.parameters(), lr=1e-9)
+            after = realloc.attach(again, other, methods.tempbalance(), schedule=realloc.every(8, total=32))
+            again.load_state_dict(model.state_dict())
+            other.load_state_dict(optimizer.state_dict())
+            model, optimizer, handle = again, other, after
+    assert all(one == pytest.approx(seen[0], rel=1e-5) for one in seen) and len(set(seen[0].values())) > 2
+
+
+# before an optimizer exists -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: torch.compile(model, backend="eager")])
+def test_what_a_checkpoint_says_waits_for_the_optimizer(wrap: Any) -> None:
+    first = Run(methods.auto_rgn(window=2)).train(range(8))
+    state = first.model.state_dict()
+    for strict in (True, False):
+        again = net()
+        wrapped = wrap(again)
+        await_rates(wrapped)
+        again.load_state_dict(state, strict=strict)
+        again.load_state_dict({"0.weight": state["0.weight"]}, strict=False)  # says nothing of shares
+        optimizer = torch.optim.AdamW(again.parameters(), lr=1e-2)
+        handle = realloc.attach(wrapped, optimizer, methods.auto_rgn(window=2), schedule=realloc.every(6, total=STEPS))
+        assert first.handle is not None
+        assert dict(handle.rates) == dict(first.handle.rates) and handle.steps == 8 and handle.moves == 1
+
+
+def test_a_copy_of_an_attached_model_waits_too_and_parts_of_shares_are_refused() -> None:
+    first = Run(methods.auto_rgn(window=2)).train(range(8))
+    state = first.model.state_dict()
+    twin = copy.deepcopy(first.model)
+    await_rates(twin)
+    twin.load_state_dict(state)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2)
+    handle = realloc.attach(twin, optimizer, methods.auto_rgn(window=2), schedule=realloc.every(6, total=STEPS))
+    assert first.handle is not None and dict(handle.rates) == dict(first.handle.rates)
+    with pytest.raises(RecordError, match="belong together, and one of them is missing"):
+        twin.load_state_dict({key: value for key, value in state.items() if key != "realloc_rates"}, strict=False)
+    waiting = net()
+    await_rates(waiting)
+    waiting.load_state_dict(state)
+    other = torch.optim.AdamW(waiting.parameters(), lr=1e-2)
+    with pytest.raises(RecordError, match="attach the method that the state was saved under"):
+        realloc.attach(waiting, other, methods.gradnorm(), schedule=realloc.every(6, total=STEPS))

@@ -1,15 +1,16 @@
-"""Without an example an nn.Sequential is taken at its word, and the forwards before the first step must keep it."""
+"""Without an example the model is asked at its first forward of training whether its own code follows its widths."""
 
 from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from wide_nets import attached, data, mlp, step_on, widths
 
 import realloc
@@ -17,30 +18,70 @@ from realloc import methods
 from realloc.errors import ConfigError
 
 
-class ActorCritic(nn.Module):
-    """A head of its own reads units that the nn.Sequential makes."""
+class Net(nn.Module):
+    """A body of two hidden layers, a head that may read the first one's units, and a forward that is given."""
 
-    def __init__(self, alone: bool = True) -> None:
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.body, self.value, self.alone = mlp(6, 16, 3), nn.Linear(16, 3).double(), alone
+        self.body, self.value, self.run = mlp(6, 16, 12, 3), nn.Linear(16, 3).double(), run
+        self.kept: Tensor | None = None
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.kept = output
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.alone:
-            return self.body(x) + x[:, :3]
-        h = self.body[:2](x)
-        return self.body[2](h) + self.value(h)
+        return self.run(self, x)
+
+
+def reader(net: Any, x: Tensor) -> Tensor:
+    h = net.body[:2](x)
+    return net.body[2:](h) + net.value(h)
+
+
+def tapped(net: Any, x: Tensor) -> Tensor:
+    return net.body(x) + net.value(net.kept)
+
+
+def target(net: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        aim = net.value(net.body[:2](x))
+    return net.body(x) - aim
+
+
+def counted(net: Any, x: Tensor) -> Tensor:
+    return net.body(x) * net.body[:2](x).shape[1]
+
+
+def whole(net: Any, x: Tensor) -> Tensor:
+    return net.body(x) + x[:, :3]
+
+
+def loop(net: Any, x: Tensor) -> Tensor:
+    for layer in net.body:
+        x = layer(x)
+    return x
+
+
+def in_pieces(net: Any, x: Tensor) -> Tensor:
+    return checkpoint_sequential(net.body, 2, x, use_reentrant=False) + checkpoint(net.body, 2 * x, use_reentrant=False)
 
 
 def hooks_of(model: nn.Module) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize("method", [methods.narrow(0.5), methods.redo(0.9), methods.width(mature=0)])
-def test_a_layer_that_is_called_by_itself_is_refused_with_the_remedy(method: Any) -> None:
-    model = ActorCritic()
+METHODS = {"narrow": methods.narrow(0.5), "redo": methods.redo(0.9), "width": methods.width(mature=0)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("run", [reader, tapped, target, counted])
+def test_a_reader_outside_the_sequential_is_refused_before_anything_is_trained(run: Any, name: str) -> None:
+    model = Net(run)
+    if run is tapped:
+        model.body[1].register_forward_hook(model.keep)
     before = copy.deepcopy(model.state_dict())
-    optimizer, handle = attached(method, model, gap=1, total=4)
-    word = rf"body\.0 runs by itself, outside the forward of body.*{method.name} moves.*method\.on\(example=inputs\)"
+    optimizer, handle = attached(METHODS[name], model, gap=1, total=4)
+    word = rf"width of 'body\.0' cannot move under {name}.*one (more unit|unit more).*method\.on\(example=inputs\)"
     with pytest.raises(ConfigError, match=word):
         step_on(model, optimizer, 0)
     assert handle.moves == handle.steps == 0
@@ -48,98 +89,69 @@ def test_a_layer_that_is_called_by_itself_is_refused_with_the_remedy(method: Any
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("run", [whole, loop, in_pieces])
+def test_what_follows_is_let_through_however_it_runs(run: Any) -> None:
+    model = Net(run)
+    optimizer, handle = attached(methods.narrow(0.5), model, gap=1, total=4)
+    random = torch.get_rng_state()
+    for number in range(4):
+        step_on(model, optimizer, number)
+    assert widths(handle)["body.0"] < 16 and handle.steps == 4
+    assert torch.equal(random, torch.get_rng_state())
+
+
 def test_with_an_example_the_head_of_its_own_follows() -> None:
     pytest.importorskip("torch_pruning")
-    model = ActorCritic()
+    model = Net(reader)
     method = methods.narrow(0.5).on(example=data(0, 6, rows=2))
     optimizer, handle = attached(method, model, gap=1, total=4)
     for number in range(4):
         step_on(model, optimizer, number)
-    assert list(widths(handle)) == ["body.0"] and model.value.in_features == widths(handle)["body.0"] < 16
+    assert "body.0" in widths(handle) and model.value.in_features == widths(handle)["body.0"] < 16
 
 
-def test_a_whole_is_let_through_and_the_look_ends_with_the_first_step() -> None:
-    model = ActorCritic(alone=False)
-    own = hooks_of(model)
-    optimizer, handle = attached(methods.width(drop=0.4, mature=0), model, gap=3, total=30)
-    assert hooks_of(model) == own + 2 + 2 + 2  # the model's, of the whole, of its two layers
-    for number in range(2):
-        step_on(model, optimizer, number)
-    assert hooks_of(model) == own + 2
-    with torch.no_grad():
-        assert torch.equal(model.body[:2](data(0, 6)), realloc.export.dense(model).body[:2](data(0, 6)))
-    model.body[0](data(0, 6)).sum().backward()  # not looked at any more
-    assert handle.steps == 2
-
-
-def test_before_training_parts_may_be_looked_at_without_gradients() -> None:
-    model = ActorCritic(alone=False)
-    attached(methods.width(), model)
-    with torch.no_grad():
-        assert model.body[:2](data(0, 6)).shape == (16, 16)
-
-
-class Nested(nn.Module):
-    """Nested ones, run by the outermost, checkpointed and called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Sequential(*mlp(6, 12)), nn.ReLU(), nn.Sequential(*mlp(12, 10, 3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + checkpoint(self.body, 2 * x, use_reentrant=False)
-
-
-def test_nested_ones_are_run_by_the_outermost() -> None:
-    model = Nested()
-    optimizer, handle = attached(methods.width(drop=0.4, mature=0), model, gap=1, total=10)
-    for number in range(3):
-        step_on(model, optimizer, number)
-    assert list(widths(handle)) == ["body.0.0", "body.2.0"] and handle.steps == 3
-    again = Nested()
-    again.forward = lambda x: again.body[2](again.body[1](again.body[0](x)))  # type: ignore[method-assign]
-    optimizer, _ = attached(methods.width(), again)
-    with pytest.raises(ConfigError, match=r"body\.\d\.0 runs by itself"):
-        step_on(again, optimizer, 0)
-
-
-def test_a_whole_that_failed_is_over() -> None:
-    model = ActorCritic()
+def test_it_is_asked_once_and_only_in_training() -> None:
+    model = Net(reader)
     optimizer, _ = attached(methods.width(), model)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        model.body(data(0, 5))
-    with pytest.raises(ConfigError, match=r"body\.0 runs by itself"):
+    own = hooks_of(model)
+    with torch.no_grad():
+        model(data(0, 6))
+    model.eval()
+    model(data(0, 6))
+    model.train()
+    assert hooks_of(model) == own
+    with pytest.raises(ConfigError, match="cannot move under width"):
         step_on(model, optimizer, 0)
+    assert hooks_of(model) == own - 1
 
 
-def test_copies_of_an_attached_model_are_not_looked_at() -> None:
-    model = ActorCritic(alone=False)
+def test_copies_of_an_attached_model_are_not_asked() -> None:
+    model = Net(whole)
     attached(methods.width(), model)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     for twin in (copy.deepcopy(model), torch.load(file, weights_only=False), realloc.export.dense(model)):
-        twin.alone = True
+        twin.run = reader
         twin(data(0, 6)).sum().backward()  # its units move no more
 
 
-def test_what_never_moves_is_not_looked_at() -> None:
-    model = ActorCritic()
+def test_what_never_moves_is_not_asked() -> None:
+    model = Net(reader)
     optimizer, handle = attached(methods.uniform_widths(), model)
     step_on(model, optimizer, 0)
     assert handle.steps == 1
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_whole_is_let_through() -> None:
-    """Whatever torch.compile traces and whatever runs eagerly: the whole and its layers are seen alike."""
+def test_a_compiled_model_trains() -> None:
     torch._dynamo.reset()
-    for compiled_part in (False, True):
-        model = ActorCritic(alone=False)
+    for part in (False, True):
+        model = Net(whole)
         optimizer, handle = attached(methods.random_widths(drop=0.4, mature=0), model, gap=2, total=10)
-        if compiled_part:
+        if part:
             model.body.compile(backend="aot_eager")
-        run = model if compiled_part else torch.compile(model, backend="aot_eager")
+        run = model if part else torch.compile(model, backend="aot_eager")
         for number in range(4):
             optimizer.zero_grad()
             run(data(number, 6)).square().mean().backward()

@@ -33,6 +33,7 @@ class RatePast:
     matrices: tuple[tuple[Tensor, ...], ...]  # weights of two and more dimensions, as they are now; not to be changed
     phase: float  # 0 at the schedule's begin, 1 at its end
     draw: Callable[[str], torch.Generator]  # random numbers by a word; the same on every rank and after a resume
+    heard: tuple[bool, ...] = ()  # whether any step since the last decision had a gradient; (): as in the window
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,7 +41,7 @@ class RatePast:
     @property
     def trains(self) -> tuple[bool, ...]:
         """Which groups had a gradient; where none had, as at the start, all of them. The others keep a share of one."""
-        had = tuple(one > 0 for one in self.gradient)
+        had = self.heard or tuple(one > 0 for one in self.gradient)
         return had if any(had) else (True,) * len(self)
 
 

@@ -169,10 +169,12 @@ def _with(change: Change, released: Tensor, acquired: Tensor) -> Change:
 def device_of(backend: str) -> str:
     """The kind of device that a backend of `torch.distributed` sends from; the CPU, where it does.
 
-    >>> device_of("gloo"), device_of("nccl")
-    ('cpu', 'cuda')
+    >>> device_of("gloo"), device_of("nccl"), device_of("cuda:nccl"), device_of("cpu:gloo,cuda:nccl")
+    ('cpu', 'cuda', 'cuda', 'cpu')
     """
-    kinds = torch.distributed.Backend.backend_capability.get(backend, ["cpu"])
+    pairs = [pair.split(":") for pair in backend.split(",")]
+    known = torch.distributed.Backend.backend_capability
+    kinds = [kind for pair in pairs for kind in (pair[:1] if len(pair) > 1 else known.get(pair[0], ["cpu"]))]
     return "cpu" if "cpu" in kinds or not kinds else kinds[0]
 
 
@@ -192,7 +194,9 @@ def refuse_apart(model: nn.Module, name: str) -> None:
         raise StateError(
             f"{name} moves, and {count} processes train: attach() got a {type(model).__name__} without "
             "DistributedDataParallel around it, so the ranks could not decide alike; attach() the model that it wraps "
-            "(prepare() comes before, where parameters are replaced). FSDP is not supported"
+            "(prepare() comes before, where parameters are replaced); for models that are to train apart, one with a "
+            "group of its own: DistributedDataParallel(model, process_group=torch.distributed.new_group([rank])). FSDP "
+            "is not supported"
         )
 
 

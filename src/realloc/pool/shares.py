@@ -18,7 +18,8 @@ KEY: Final = "realloc_rates"
 SUMS: Final = "realloc_rate_sums"
 FIELDS: Final = ("format", "made", "seed", "steps", "moves", "spent", "seen")
 MEASURED: Final = ("gain", "movement", "weight", "gradient")
-FORMAT: Final = 2
+ROWS: Final = len(MEASURED) + 1  # the last: whether a step since the last decision had a gradient
+FORMAT: Final = 3
 OURS: Final = "realloc_"  # begins an entry of a group that says whose moments it has
 
 
@@ -59,11 +60,24 @@ class Shares:
             return
         self.book.register({"made": terms.stamp, "seed": seed}, [terms.hold.even] * count, device)
         # doubles, kept as their bits: model.float() and model.half() leave integers alone
-        owner.register_buffer(SUMS, torch.zeros(len(MEASURED), count, dtype=torch.int64, device=device))
+        owner.register_buffer(SUMS, torch.zeros(ROWS, count, dtype=torch.int64, device=device))
 
     @property
     def sums(self) -> Tensor:
         """Of what was measured in this window, ``[4, groups]``."""
+        return self._rows[:-1]
+
+    @property
+    def heard(self) -> tuple[bool, ...]:
+        """By group, whether a step since the last decision had a gradient."""
+        return tuple(one > 0 for one in self._rows[-1].tolist())
+
+    def hear(self, group: int) -> None:
+        """A step has a gradient for a group."""
+        self._rows[-1, group] = 1.0
+
+    @property
+    def _rows(self) -> Tensor:
         found = self.owner._buffers[SUMS]
         assert found is not None
         return found.view(torch.float64)
@@ -83,8 +97,8 @@ class Shares:
         self.book.add("seen")
 
     def forget(self) -> None:
-        """A new window."""
-        self.sums.zero_()
+        """After a decision: a new window."""
+        self._rows.zero_()
         self.book.write("seen", 0)
 
     def load(self, found: Mapping[str, Tensor]) -> None:
@@ -109,15 +123,17 @@ class Shares:
             RecordError: it is that of other groups or of another version.
         """
         found, sums = state.get(prefix + KEY), state.get(prefix + SUMS)
-        if found is None:
+        if found is None and sums is None:
             return
+        if found is None or sums is None:
+            raise RecordError(f"{prefix}{KEY} and {prefix}{SUMS} belong together, and one of them is missing")
         numbers = self.book.named(found) if self.book.fits(found) else {}
         if numbers.get("made") != self.book.read("made"):
             raise RecordError(
                 f"{prefix}{KEY} is not of {self.terms.method} over these {len(self.held)} groups, with the same "
                 f"hold and bounds, in format {FORMAT}; attach the method that the state was saved under"
             )
-        whole = sums is not None and sums.dtype == torch.int64 and sums.shape == self.sums.shape
+        whole = sums is not None and sums.dtype == torch.int64 and sums.shape == self._rows.shape
         counts = min(numbers[name] for name in ("steps", "moves", "seen")) >= 0
         if not whole or not counts or not self.terms.fit(tuple(found[len(FIELDS) :].tolist()), numbers["spent"]):
             raise RecordError(f"{prefix}{KEY} holds numbers that no run writes: the state is damaged")
