@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Run
 from torch import Tensor
 
 from kinds import HOT_ROWS
@@ -241,3 +243,23 @@ def test_a_newcomer_must_beat_the_margin() -> None:
         return exchange(torch.tensor([1.0, mine]), torch.tensor([True, False]), 0, 0.5)[0]
 
     assert not len(out(1.5)) and len(out(1.51)) == 1
+
+
+@pytest.mark.parametrize(
+    ("gain", "word"),
+    [
+        (lambda step: step.counts[:, None].expand(-1, 8), r"gave \(\d+, 8\) torch.float64 for \d+ ids"),
+        (lambda step: step.counts[:-1], "its gain is one number for each"),
+        (lambda step: torch.cat([step.counts, step.counts]), "its gain is one number for each"),
+        (lambda step: step.counts.sum(), r"gave \(\) torch.float64"),
+        (lambda step: step.counts.tolist(), "gave a list for"),
+        (lambda step: -step.counts, "below 0, NaN or Inf"),
+        (lambda step: step.counts * float("nan"), "below 0, NaN or Inf"),
+    ],
+)
+def test_a_gain_that_is_not_one_number_an_id_never_reaches_the_sketch(gain: Any, word: str) -> None:
+    run = Run(rows(RowScore("mine", gain), look=1))
+    before = {name: buffer.clone() for name, buffer in run.model.store.named_buffers()}
+    with pytest.raises(StateError, match=f"score 'mine' gave .*{word}|{word}"):
+        run.train(range(2))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in run.model.store.named_buffers())

@@ -260,6 +260,14 @@ def test_accelerate_resumes_from_its_own_checkpoint(name: str, tmp_path: Path) -
         assert torch.allclose(found[key].float(), value.float(), atol=1e-5), key
 
 
+def test_methods_that_no_callback_takes_are_named() -> None:
+    for kind in (TrainerCallback, LightningCallback):
+        with pytest.raises(ConfigError, match=r"rs2 chooses examples, .*give it to realloc\.Visits"):
+            kind(methods.rs2(0.5))  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="call a recipe"):
+            kind(methods.topk)  # type: ignore[arg-type]
+
+
 def test_a_method_that_moves_needs_an_interval() -> None:
     for kind in (TrainerCallback, LightningCallback):
         with pytest.raises(ConfigError, match=r"lisa moves.*every=100"):

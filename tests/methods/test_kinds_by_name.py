@@ -77,6 +77,14 @@ def test_an_example_score_of_ones_own() -> None:
     bad = ExampleScore("short", lambda past: torch.ones(1))
     with pytest.raises(StateError, match=r"score 'short' gave .* for 20 examples; return one float for each"):
         methods.examples(score=bad).draw(past_of([0.0] * 20, [0.0] * 20), 8, torch.Generator())
+    with pytest.raises(ConfigError, match="needs is 'losses'"):
+        ExampleScore("mine", lambda past: past.loss, "losses")  # type: ignore[arg-type]
+    seen = Past(torch.ones(3), torch.ones(3), torch.tensor([1, 1, 0]))
+    for gives, word in ((float("nan"), "NaN for every example"), (float("inf"), "Inf")):
+        with pytest.raises(StateError, match=f"score 'odd' gave {word}"):
+            ExampleScore("odd", lambda past, gives=gives: torch.full((len(past),), gives))(seen)
+    with pytest.raises(StateError, match="gave a list"):
+        ExampleScore("odd", lambda past: [1.0] * len(past))(seen)  # type: ignore[arg-type, return-value]
     below = ExampleScore("below", lambda past: -torch.ones(len(past)))
     with pytest.raises(StateError, match="examples cannot draw by a below below 0"):
         methods.examples(score=below).draw(past_of([0.0] * 20, [0.0] * 20), 8, torch.Generator())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -145,3 +146,11 @@ def test_both_in_one_module_share_a_budget() -> None:
         optimizer.step()
     assert handle.moves == 2
     intact(handle)
+
+
+@pytest.mark.parametrize("method", [methods.topk(1), methods.lisa(1), methods.llrd(), methods.auto_rgn()])
+def test_a_plain_copy_has_the_state_of_a_plain_model_whatever_is_attached(method: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    names = [*model.state_dict()]
+    realloc.attach(model, torch.optim.AdamW(model.parameters()), method, schedule=realloc.every(2, total=4))
+    assert [*realloc.export.dense(model).state_dict()] == names != [*model.state_dict()]

@@ -32,11 +32,10 @@ def dense(model: nn.Module) -> nn.Module:
     everything = [one for _, one in everywhere(twin)]
     for holdings in everything:
         densify(holdings)
-    for holdings in everything:  # what collected for decisions goes when all pools are gone
-        buffers = holdings.owner._buffers
-        for name in [name for name in buffers if name.startswith(FIRST)]:
-            del buffers[name]
     for pool in pools_of(twin):
         pool.sure()
         take_out(pool, None, {})
+    for module in twin.modules():  # what decisions collect, and what layers and rates keep
+        for name in [name for name in module._buffers if name.startswith(FIRST)]:
+            del module._buffers[name]
     return twin

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from realloc.attach import attach, prepare
+from realloc.attach import KINDS, attach, prepare
 from realloc.attach_layers import register_layers
 from realloc.attach_rates import await_rates
 from realloc.cache.settings import TOLD
@@ -20,6 +20,7 @@ from realloc.hot_row_handle import HotRowHandle
 from realloc.layer_handle import LayerHandle
 from realloc.methods.column_method import ColumnMethod
 from realloc.methods.delta_method import DeltaMethod
+from realloc.methods.example_method import ExampleMethod
 from realloc.methods.hot_row_method import HotRowMethod
 from realloc.methods.layers import LayerMethod
 from realloc.methods.method import Method
@@ -51,6 +52,13 @@ class Terms:
     record: Sink | str | Path | None
 
     def __post_init__(self) -> None:
+        if isinstance(self.method, ExampleMethod):
+            raise ConfigError(
+                f"{self.method.name} chooses examples, not parts of a model; give it to realloc.Visits, which is the "
+                "sampler of a loader"
+            )
+        if type(self.method) not in KINDS:
+            raise ConfigError(f"method is {self.method!r}; call a recipe, such as realloc.methods.topk(2)")
         if self.every is None and (isinstance(self.method, RankMethod) or self.timed):
             raise ConfigError(f"{self.method.name} moves; say how often: every=100 optimizer steps")
 

@@ -84,7 +84,7 @@ class HotRows:
             tables = torch.cat([torch.full_like(one.ids, one.table, dtype=torch.int32) for one in noted])
         whole = numbers if ranks == 1 else numbers / ranks
         step = RowStep(numbers[:, 0], whole[:, 1], whole[:, 2:])
-        gains = score.gain(step).float()
+        gains = score.gained(step)
         if score.needs_directions:
             sums = (step.sums * step.scale).float() @ self.directions
         else:

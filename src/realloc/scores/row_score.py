@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from realloc.errors import StateError, plain
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -78,3 +80,24 @@ class RowScore:
     needs_directions: bool = False
     needs_sums: bool = True
     reference: str = ""
+
+    def gained(self, step: RowStep) -> Tensor:
+        """What a step adds, float32 ``[n]``, checked: the sketch is written by a kernel that trusts it.
+
+        Raises:
+            StateError: ``gain`` gave something else, or a number below 0; NaN and Inf among them.
+
+        >>> step = RowStep(torch.ones(2), torch.ones(2), torch.ones(2, 0))
+        >>> RowScore("mine", lambda step: step.norms).gained(step).tolist()
+        [1.0, 1.0]
+        """
+        found = self.gain(step)
+        told = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        if not isinstance(found, Tensor) or found.shape != (len(step),) or found.is_complex():
+            raise StateError(
+                f"score {plain(self.name)!r} gave {told} for {len(step)} ids; its gain is one number for each"
+            )
+        found = found.detach().to("cpu", torch.float32).contiguous()
+        if not bool((found >= 0).all()) or not bool(found.isfinite().all()):
+            raise StateError(f"score {plain(self.name)!r} gave a gain that is below 0, NaN or Inf; it is 0 and more")
+        return found
