@@ -63,6 +63,30 @@ def test_the_optimizers_that_are_said_to_need_masked_storage_work_there(optimize
         assert handle.moves and handle.held == handle.budget
 
 
+def test_what_is_said_of_tables_without_rows_is_so():
+    from realloc.train import arms
+    from realloc.train.config import RunConfig
+
+    said = re.search(r"Without `--rows` tables are full, but for `--method (.*?)`: theirs take 10 %", USING)
+    named = set(re.findall(r"\w+", said[1].replace("and", "")))
+    usual = {name: arms.budget_of_rows(RunConfig(data="digits", method=name)) for name in arms.names()}
+    assert named == {name for name, rows in usual.items() if rows is not None} and {usual[n] for n in named} == {"10%"}
+
+
+def test_what_is_said_that_scores_receive_is_all_that_they_do():
+    from dataclasses import fields
+
+    from realloc.methods.rate_method import RatePast
+    from realloc.observe.visited import Past
+    from realloc.scores.neurons import Neurons
+    from realloc.scores.row_score import RowsKnown, RowStep
+    from realloc.scores.seen import Seen
+
+    for kind in (Past, RatePast, RowStep, RowsKnown, Neurons, Seen):
+        (row,) = [line for line in USING.splitlines() if re.search(rf"^\| .*\| `{kind.__name__}`, ", line)]
+        assert {f"`{field.name}`" for field in fields(kind)} <= set(re.findall(r"`[^`]*`", row)), kind
+
+
 def test_the_commands_of_the_readme_are_understood():
     from typer.testing import CliRunner
 

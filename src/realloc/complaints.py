@@ -31,10 +31,12 @@ class Complaints:
 
     def nothing_moved(self, steps: int) -> None:
         """The schedule has run to its end in vain."""
+        why = "no place is free, the drop fraction times the units of each site is below one"
+        if self._holdings.wide:
+            why = "none was `mature` steps old (in a short run give fewer), none was cheap enough to go"
         self._once.say(
             "RA003",
-            f"no unit has moved in {steps} steps: no place is free, the drop fraction times the units of each site is "
-            "below one, or every decision was skipped; see handle.explain(site)",
+            f"no unit has moved in {steps} steps: {why}, or every decision was skipped; see handle.explain(site)",
         )
 
     def unheard(self) -> None:

@@ -207,8 +207,12 @@ class RateEngine:
         """Share anew, the same on every rank; returns why not, where nothing may be."""
         method, hold = self.method, self.method.hold
         weights = [float(one) for one in method.weigh(past)]
-        if len(weights) != len(past) or not all(math.isfinite(one) and one >= 0 for one in weights):
-            return f"{method.name} gave weights that are not one finite number a group"
+        told = f"the score of {method.name} gave"
+        if len(weights) != len(past):
+            return f"{told} {len(weights)} weights for {len(past)} groups; return one for each"
+        bad = [one for one in weights if not (math.isfinite(one) and one >= 0)]
+        if bad:
+            return f"{told} {bad[0]:g} as a weight; return finite numbers above 0"
         trains = past.trains
         largest = max(one for one, on in zip(weights, trains, strict=True) if on)
         if not largest > 0:

@@ -61,7 +61,7 @@ def explained(pool: WidePool, group: int, method: Recipe, notes: Iterable[Note],
     mine = [note for note in notes if note.site == name]
     for note in mine:
         if not (note.released or note.acquired):
-            lines.append(f"  step {note.step}: nothing moved: {_why_not(method)}")
+            lines.append(f"  step {note.step}: nothing moved: {_why_not(method, note.step)}")
             continue
         known = keep is not None and note.keep_threshold is not None
         gone = f", {keep.name} up to {note.keep_threshold:.3g} went" if keep is not None and known else ""
@@ -73,11 +73,15 @@ def explained(pool: WidePool, group: int, method: Recipe, notes: Iterable[Note],
     return lines
 
 
-def _why_not(method: Recipe) -> str:
+def _why_not(method: Recipe, step: int) -> str:
     """Why nothing of a group moved. Of layers that took no part in the step nothing is known, so nothing goes."""
-    if not isinstance(method, WidthMethod) or not method.within:
+    if not isinstance(method, WidthMethod):
         return "no unit was cheap enough to go, and none paid to come"
+    if step < method.mature:  # those of the start came at step 0
+        return f"every unit was younger than mature={method.mature} steps; in a short run give fewer"
     old = f" of {method.mature:,} steps or more" if method.mature else ""
+    if not method.within:
+        return f"no unit{old} was cheap enough to go, and none paid to come"
     if method.threshold is not None:
         return f"no unit{old} was at or below {method.threshold:g}, or its layers took no part in the step"
     return f"a share of its units{old} came to less than one (fractions add up), or its layers took no part in the step"

@@ -58,7 +58,8 @@ class Visits(Sampler[int]):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it is a whole number from 1")
         if not isinstance(method, ExampleMethod):
-            raise ConfigError(f"method is {method!r}; take one for examples, such as realloc.methods.rs2(share=0.5)")
+            name = getattr(method, "name", method if isinstance(method, str) else type(method).__name__)
+            raise ConfigError(f"{name!r} is no method of examples; take one, such as realloc.methods.rs2(share=0.5)")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError(f"seed is {seed!r}; use an integer")
         self.method, self.epochs, self.seed = method, epochs, seed
@@ -127,19 +128,9 @@ class Visits(Sampler[int]):
                 f"there are {world_ranks().count} ranks and these visits were made for {self._ranks.count}: make them "
                 "after torch.distributed.init_process_group"
             )
-        if not self._epoch.goes_on and not self._comes_again():
+        if not self._epoch.goes_on and (self.method.needs is None or not self._epoch.comes_again()):
             self._next()
         return self._epoch.rest()
-
-    def _comes_again(self) -> bool:
-        """Give out once more what a method needs reports of and a loop took in silence: it may have been a look."""
-        epoch = self._epoch
-        if self.method.needs is None or not epoch.silent or epoch.again:
-            return False
-        epoch.again, epoch.ended = True, False
-        warn("RA402", f"nothing of epoch {self.epoch} was reported, so it comes again, once; {ORDER} A look at a "
-             "batch belongs into another loader")  # fmt: skip
-        return True
 
     def _next(self) -> None:
         epoch = self.epoch + 1
@@ -154,17 +145,14 @@ class Visits(Sampler[int]):
             raise StateError(f"{self.method.name} needs what {given} reports, and nothing was reported; {ORDER}")
         self._close()
         self._epoch = self._epoch.after(self._drawn(epoch), self._of_epoch())
+        self._epoch.last = epoch == self.epochs - 1
         self._seen.begin()
 
     def _close(self) -> None:
         """Count the visits of an epoch that is over."""
-        draw, count, gone = self._epoch.draw, self._epoch.count, self._epoch.given
-        if draw is None:
-            return
-        if gone < count:
-            warn("RA402", f"{count - gone} of the {count} visits of epoch {self.epoch} were drawn and never trained; "
-                 "leave drop_last off; a trainer must ask for each epoch's length anew")  # fmt: skip
-        self._seen.drawn(draw.index[:gone])
+        if self._epoch.draw is not None:
+            self._epoch.tell_lost()
+            self._seen.drawn(self._epoch.draw.index[: self._epoch.given])
 
     def _drawn(self, epoch: int) -> Draw:
         count, random, past = self.plan.candidates(epoch), stream(self.seed, "visits", "", epoch), self._seen.past
@@ -258,14 +246,15 @@ class Visits(Sampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the next iterator has what is left of its epoch.
 
-        Where a loader dropped what is left (``drop_last``), that iterator gives no batch, and the one after it is of
-        the next epoch.
+        Nothing is left of one that the loop ran to its end, also where ``drop_last`` took the rest. Of one that the
+        loop broke off, less than a batch comes once: RA402 says so where a loader drops it and the loop is empty.
 
         Raises:
             RecordError: it is of another method, data set, budget, seed or rank, or damaged. Nothing was changed then.
         """
         epoch = epoch_of(state, self._identity(), self.plan, self._ranks)
         self._seen.load(state)
+        self._epoch.told = True  # an iterator of before that goes now has lost nothing
         self._epoch, self._chosen = epoch, None
 
     def __repr__(self) -> str:

@@ -132,6 +132,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path) ->
 
 def test_methods_and_info_list_what_there_is() -> None:
     listed = {row["name"]: row for row in last(call("methods", "--json").stdout)["methods"]}
+    assert "within the bytes of rows, 10 % without --rows" in listed["hashed"]["about"]
     assert {"static", "sparse_evolution", "rigl", "dense", "small_dense", "prune_after"} <= set(listed)
     assert listed["rigl"]["reference"] == "1911.11134" and listed["rigl"]["settings"] == {"drop": 0.3}
     assert "rigl" in call("methods").stdout

@@ -398,7 +398,8 @@ def test_losses_that_were_reduced_are_refused(losses: Tensor, index: Tensor, wor
         (lambda: methods.rho(torch.ones(3), over=1), "over is 1"),
         (lambda: realloc.Visits(0, methods.rs2(), epochs=1), "count is 0"),
         (lambda: realloc.Visits(9, methods.rs2(), epochs=True), "epochs is True"),
-        (lambda: realloc.Visits(9, methods.rigl(0.5), epochs=1), "take one for examples"),
+        (lambda: realloc.Visits(9, methods.rigl(0.5), epochs=1), "^'rigl' is no method of examples; take one, such as"),
+        (lambda: realloc.Visits(9, "rs2", epochs=1), "^'rs2' is no method of examples"),
         (lambda: realloc.Visits(9, methods.rs2(), epochs=1, seed=0.5), "seed is 0.5"),
         (lambda: realloc.Visits(9, methods.rs2(0.01), epochs=2), "raise share"),
         (lambda: realloc.Visits(80, methods.infobatch(0.1), epochs=16), "raise share or lower full"),
@@ -571,32 +572,118 @@ def test_reports_that_are_no_numbers_are_told_of_scores_too() -> None:
         list(visits)
 
 
-@pytest.mark.parametrize("asked_again", [True, False])
-def test_an_epoch_whose_rest_was_dropped_ends_after_a_resume_too(asked_again: bool) -> None:
-    """With ``drop_last``; the state is of after the epoch, or of right after its last whole batch."""
+def ten(visits: realloc.Visits, batch: int = 4, *, drop: bool = True, workers: int = 0) -> DataLoader[Any]:
+    """Ten examples; a worker has one batch ahead, and lives on from epoch to epoch."""
+    many = workers > 0
+    return DataLoader(
+        realloc.indexed(list(range(10))), batch_size=batch, sampler=visits, drop_last=drop, num_workers=workers,
+        multiprocessing_context="spawn" if many else None, prefetch_factor=1 if many else None, persistent_workers=many,
+    )  # fmt: skip
 
-    def loader(visits: realloc.Visits) -> DataLoader[Any]:
-        return DataLoader(realloc.indexed(list(range(10))), batch_size=4, sampler=visits, drop_last=True)
 
-    def epoch(visits: realloc.Visits, stop: int | None = None) -> list[int]:
-        seen: list[int] = []
-        for number, (index, _) in enumerate(loader(visits)):
-            visits.loss(index, torch.rand(len(index)))
-            seen += index.tolist()
-            if number + 1 == stop:
-                break
-        return seen
+def trained(visits: realloc.Visits, loader: DataLoader[Any], stop: int | None = None) -> list[int]:
+    seen: list[int] = []
+    for number, (index, _) in enumerate(loader):
+        visits.loss(index, torch.rand(len(index)))
+        seen += index.tolist()
+        if number + 1 == stop:
+            break
+    return seen
 
-    straight, cut, other = (realloc.Visits(10, methods.rs2(1.0), epochs=3) for _ in range(3))
-    epoch(straight), epoch(cut, None if asked_again else 2)
+
+@pytest.mark.parametrize(("done", "workers"), [(1, 0), (1, 1), (2, 0), (3, 0)])
+@pytest.mark.filterwarnings("ignore::realloc.errors.ReallocWarning")
+def test_a_resume_between_epochs_whose_rest_is_dropped_trains_what_the_straight_run_trains(
+    done: int, workers: int
+) -> None:
+    straight, cut, other = (realloc.Visits(10, methods.rs2(0.9), epochs=4) for _ in range(3))
+    expected = [trained(straight, ten(straight, 2)) for _ in range(4)]
+    loader = ten(cut, 2, workers=workers)
+    found = [trained(cut, loader) for _ in range(done)]
     other.load_state_dict(cut.state_dict())
-    assert epoch(other) == []
+    other.load_state_dict(other.state_dict())
+    assert len(other) == 9
+    assert found + [trained(other, ten(other, 2)) for _ in range(done, 4)] == expected
+    assert other.spent == straight.spent == 32
+
+
+@pytest.mark.parametrize(("share", "workers"), [(1.0, 0), (1.0, 1), (0.55, 0), (0.55, 1)])
+def test_a_short_last_batch_that_is_held_by_the_loop_comes_after_a_resume(workers: int, share: float) -> None:
+    """Without ``drop_last``: the state is of just before the loss of the last batch."""
+    cut, other = (realloc.Visits(10, methods.rs2(share), epochs=4) for _ in range(2))
+    batch = 4 if share == 1 else 6  # of 5 visits in the third epoch, all in one short batch
+    loader = ten(cut, batch, drop=False, workers=workers)
     for _ in range(2):
-        with pytest.warns(ReallocWarning, match="RA402.*2 of the 10 visits"):
-            expected = epoch(straight)
-        with pytest.warns(ReallocWarning, match="RA402.*2 of the 10 visits"):
-            assert epoch(other) == expected
-    assert other.spent == straight.spent == 24
+        trained(cut, loader)
+    for index, _ in loader:
+        state = cut.state_dict()
+        if len(index) < batch:
+            break
+        cut.loss(index, torch.rand(len(index)))
+    other.load_state_dict(state)
+    assert trained(other, ten(other, batch, drop=False)) == index.tolist() and other.epoch == 2
+
+
+def test_batches_cut_from_a_list_go_on_after_a_resume() -> None:
+    """A list is at its end before the first batch: that says nothing of what is dropped."""
+    visits, other = (realloc.Visits(10, methods.rs2(1.0), epochs=2) for _ in range(2))
+    order = torch.tensor(list(visits))
+    for index in order.split(4)[:2]:
+        visits.loss(index, torch.rand(4))
+    other.load_state_dict(visits.state_dict())
+    assert trained(other, ten(other, drop=False)) == order[8:].tolist() and other.spent == 10
+
+
+def test_an_empty_loop_after_a_load_is_told_at_once_and_comes_once() -> None:
+    """The state is of right after the last whole batch: nobody knows yet that the rest is dropped."""
+    straight, cut, other = (realloc.Visits(10, methods.rs2(1.0), epochs=3) for _ in range(3))
+    trained(straight, ten(straight)), trained(cut, ten(cut), 2)
+    other.load_state_dict(cut.state_dict())
+    with pytest.warns(ReallocWarning, match="RA402.*after the load, 2 of the 10 visits of epoch 0.*is of epoch 1"):
+        assert trained(other, ten(other)) == []
+    cut.load_state_dict(other.state_dict())  # of after the empty loop
+    with pytest.warns(ReallocWarning, match="RA402.*2 of the 10 visits of epoch 0"):
+        expected = trained(straight, ten(straight))
+    assert trained(other, ten(other)) == expected  # told already
+    with pytest.warns(ReallocWarning, match="RA402.*2 of the 10 visits of epoch 0"):
+        assert trained(cut, ten(cut)) == expected
+    assert other.spent == straight.spent == cut.spent == 16
+
+
+@pytest.mark.parametrize("name", ["rs2", "infobatch"])
+def test_epochs_smaller_than_a_batch_are_not_empty_for_ever(name: str) -> None:
+    method, batch = (methods.rs2(0.55), 6) if name == "rs2" else (methods.infobatch(0.5), 4)
+    visits = realloc.Visits(10, method, epochs=4)
+    expected = [share // batch for share in visits.per_epoch]
+    assert 0 in expected[1:]
+    with pytest.warns(ReallocWarning) as told:
+        found = [len(trained(visits, ten(visits, batch))) // batch for _ in range(4)]
+    assert found == expected and visits.epoch == 3 and visits.spent == batch * sum(expected)
+    lost = [epoch for epoch, share in enumerate(visits.per_epoch) if share % batch]
+    for epoch, one in zip(lost, told, strict=True):  # the last one too
+        left = visits.per_epoch[epoch] % batch
+        assert f"{left} of the {visits.per_epoch[epoch]} visits of epoch {epoch}" in str(one.message)
+
+
+@pytest.mark.filterwarnings("ignore::realloc.errors.ReallocWarning")
+def test_a_resume_behind_an_empty_epoch_is_of_the_next_one() -> None:
+    cut, other = (realloc.Visits(10, methods.rs2(0.55), epochs=4) for _ in range(2))
+    found = [trained(cut, ten(cut, 6)) for _ in range(3)]
+    other.load_state_dict(cut.state_dict())
+    assert found[2] == [] == trained(other, ten(other, 6)) and other.epoch == 3
+
+
+def test_what_is_dropped_of_the_last_epoch_is_told_when_it_ends() -> None:
+    visits = realloc.Visits(10, methods.rs2(1.0), epochs=1)
+    with pytest.warns(
+        ReallocWarning, match="RA402.*took 2 of the 10 visits of epoch 0, less.*the last. Leave drop_last"
+    ):
+        trained(visits, ten(visits))
+    assert (visits.spent, visits.budget) == (8, 10)
+    whole = realloc.Visits(10, methods.rs2(1.0), epochs=2)
+    for _ in range(2):  # nothing is told where nothing is dropped
+        trained(whole, ten(whole, drop=False))
+    assert whole.spent == whole.budget
 
 
 def test_a_look_after_a_resume_that_reaches_the_end_loses_nothing() -> None:

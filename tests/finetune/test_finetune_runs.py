@@ -193,8 +193,10 @@ def test_a_budget_of_parameters_sets_peft_s_rank_or_layers_at_most(tiny: Path, t
     top = run(tiny, table, method="topk", budget="9k", epochs=1)
     assert top.settings == {"k": 1} and top.trainable <= 9_000
     for name, budget, says in (
-        ("peft_lora", "500", "one LoRA rank on every linear layer takes"),
+        ("peft_lora", "500", "one LoRA rank on every linear layer takes .* or more; for seconds write 60s"),
+        ("topk", "500", "or take --method lora; for seconds write 60s"),
         ("lora", "150", "leaves 51 parameters beside the head, and the cheapest LoRA rank takes 64; raise .* by 13 or"),
+        ("lora", "150", "by 13 or more; for seconds write 60s"),
         ("lora", "50", "leaves 0 parameters beside the head"),
         ("lora", "90k", "all ranks of all linear layers hold 39,936; lower the budget by 49,965 or more"),
         ("adalora", "170", "below one rank"),
@@ -351,7 +353,7 @@ def test_a_budget_of_parameters_is_exact_for_deltas(name: str, tiny: Path, table
     assert made.trainable == 1234 and made.settings["parameters"] == 1234 - 99  # the head has 99
     assert made.ledger == {"budget": 1234, "head": 99, "held": 1234 - 99, "parked": 0}
     for budget, says in (
-        ("90", "leaves 0 parameters beside the head; raise it by 10 or more"),
+        ("90", "leaves 0 parameters beside the head; raise it by 10 or more; for seconds write 60s"),
         ("90k", "the linear layers have .* weights; lower the budget"),
     ):
         with pytest.raises(ConfigError, match=says):

@@ -465,7 +465,8 @@ def test_a_fresh_model_takes_no_part_of_the_state_of_one_whose_ids_own_rows(part
     run, fresh = Run().train(range(9)), Net()
     some = {k: v for k, v in run.model.state_dict().items() if ("weight" in k or "bias" in k) == (part == "weight")}
     before = copy.deepcopy(fresh.state_dict())
-    with pytest.raises(RecordError, match="not in the state, and ids own rows in it"):
+    words = r"ids may own rows in it, since weight\[\d+:\] is not zero" if part == "weight" else "ids own rows in it"
+    with pytest.raises(RecordError, match=f"not in the state, and {words}"):
         fresh.load_state_dict(some, strict=False)
     assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items() if "store" in key)
     unmoved = {k: v for k, v in Net().state_dict().items() if "weight" in k}
@@ -473,6 +474,20 @@ def test_a_fresh_model_takes_no_part_of_the_state_of_one_whose_ids_own_rows(part
     fresh.load_state_dict(run.model.state_dict())
     ids = run.handle.owners("users")
     assert torch.equal(fresh.users(ids), run.model.users(ids))
+
+
+def test_rows_that_an_initialisation_filled_are_not_said_to_be_owned() -> None:
+    store, fresh = (realloc.nn.Rows(4, 60, own=0.5) for _ in range(2))
+    nn.init.xavier_uniform_(store.weight)
+    state = store.state_dict()
+    fresh.load_state_dict({"weight": state["weight"], "owned": state["owned"]}, strict=False)  # the slots say: none
+    shared = store.split.shared
+    with pytest.raises(RecordError, match=rf"ids may own rows in it, since weight\[{shared}:\] is not zero \(if none"):
+        fresh.load_state_dict({"weight": state["weight"]}, strict=False)
+    with torch.no_grad():
+        store.weight[shared:].zero_()  # as the words say
+    fresh.load_state_dict({"weight": store.weight}, strict=False)
+    assert torch.equal(fresh.weight, store.weight)
 
 
 def test_another_width_changes_nothing_before_it_is_refused() -> None:

@@ -21,6 +21,7 @@ from realloc.allocate.rate_shares import HOLDS, WHOLE, geometric_shares, mean_sh
 from realloc.attach_rates import await_rates
 from realloc.errors import ConfigError, ReallocWarning, RecordError, StateError
 from realloc.methods.rate_method import RateMethod, RatePast
+from realloc.methods.rate_score import RateScore
 from realloc.rate_handle import RateHandle
 from realloc.scores.heavy_tail import power_law_exponent
 
@@ -435,6 +436,21 @@ def test_what_is_not_finite_moves_nothing() -> None:
     with pytest.warns(ReallocWarning, match="RA001.*NaN or Inf"):
         one.optimizer.step()
     assert one.handle is not None and one.handle.moves == 0 and set(one.handle.rates.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda past: [1.0] * 9, "gave 9 weights for 3 groups; return one for each"),
+        (lambda past: [1.0, -2.0, 1.0], "gave -2 as a weight; return finite numbers above 0"),
+        (lambda past: [1.0, math.nan, 1.0], "gave nan as a weight"),
+    ],
+)
+def test_weights_that_fit_no_groups_move_nothing_and_are_told_apart(made: Any, words: str) -> None:
+    one = Run(methods.rates(RateScore("r", made)))
+    with pytest.warns(ReallocWarning, match=f"RA001.*the score of rates {words}"):
+        one.train(range(6))
+    assert one.handle is not None and one.handle.moves == 0
 
 
 def test_a_model_that_nobody_trains_is_told() -> None:

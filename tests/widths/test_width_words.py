@@ -8,7 +8,7 @@ from wide_nets import Events, attached, cnn, mlp, step_on, widths
 
 import realloc
 from realloc import methods
-from realloc.errors import ConfigError
+from realloc.errors import ConfigError, ReallocWarning
 
 
 def test_the_table_says_what_moves_what_a_unit_costs_and_what_stays() -> None:
@@ -43,11 +43,28 @@ def test_units_that_start_anew_explain_why_none_did() -> None:
         step_on(model, optimizer, number)
     text = handle.explain("2")
     assert "released by lowest utility, and as many start anew" in text
-    assert "step 1: nothing moved: a share of its units of 2 steps or more came to less than one (fractions" in text
+    assert "step 1: nothing moved: every unit was younger than mature=2 steps" in text
+    assert "step 2: nothing moved: a share of its units of 2 steps or more came to less than one (fractions" in text
     model = mlp(6, 12, 3, act=torch.nn.Softplus)
     optimizer, handle = attached(methods.redo(1e-6), model, gap=1, total=10)
     step_on(model, optimizer, 0)
     assert "step 1: nothing moved: no unit was at or below 1e-06, or its layers took no part" in handle.explain("0")
+
+
+def test_a_run_too_short_for_mature_says_so() -> None:
+    model = mlp(6, 12, 10, 3)
+    optimizer, handle = attached(methods.width(), model, gap=5, total=15)
+    with pytest.warns(ReallocWarning, match="RA003.*none was `mature` steps old .in a short run give fewer"):
+        for number in range(15):
+            step_on(model, optimizer, number)
+    young = "nothing moved: every unit was younger than mature=100 steps; in a short run give fewer"
+    assert f"step 5: {young}" in handle.explain("0") and handle.moves == 0
+    model = mlp(6, 1, 1, 3)  # nothing may go, however old
+    optimizer, handle = attached(methods.width(mature=2), model, gap=3, total=9)
+    step_on(model, optimizer, 0)
+    step_on(model, optimizer, 1)
+    step_on(model, optimizer, 2)
+    assert "step 3: nothing moved: no unit of 2 steps or more was cheap enough to go" in handle.explain("0")
 
 
 def test_the_summary_lists_every_group_before_and_now() -> None:

@@ -245,19 +245,21 @@ class Rows(nn.Module):
         lacking = [name for name, tensor in found.items() if not isinstance(tensor, Tensor)]
         if not lacking:
             self._check({name: tensor for name, tensor in found.items() if tensor is not None}, prefix)
-        elif len(lacking) < len(found) and (self.owners or self._owned_in(found)):
-            where = "here" if self.owners else "in it"
+        elif len(lacking) < len(found) and (why := "ids own rows here" if self.owners else self._owned_in(found)):
             raise RecordError(
-                f"{prefix}{lacking[0]} is not in the state, and ids own rows {where}: values without their places are "
-                "those of other ids; load a whole state"
+                f"{prefix}{lacking[0]} is not in the state, and {why}: values without their places are those of other "
+                "ids; load a whole state"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def _owned_in(self, found: Mapping[str, Tensor | None]) -> bool:
-        """Whether a part of a state is of rows that ids own: without an owner a row is zero, and no slot names it."""
-        weight, owned = found["weight"], found["owned"]
-        rows = isinstance(weight, Tensor) and bool(weight[self.split.shared :].any())
-        return rows or (isinstance(owned, Tensor) and bool((owned >= 0).any()))
+    def _owned_in(self, found: Mapping[str, Tensor | None]) -> str:
+        """What a part of a state says of rows that ids own: the slots name them; without slots, they are not zero."""
+        weight, owned, shared = found["weight"], found["owned"], self.split.shared
+        if isinstance(owned, Tensor):
+            return "ids own rows in it" if bool((owned >= 0).any()) else ""
+        if not isinstance(weight, Tensor) or not bool(weight[shared:].any()):
+            return ""
+        return f"ids may own rows in it, since weight[{shared}:] is not zero (if none does, zero that first)"
 
     def _check(self, found: Mapping[str, Tensor], prefix: str) -> None:
         """Refuse a state that no run writes, before anything of it is copied."""

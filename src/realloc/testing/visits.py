@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Final
 
@@ -20,9 +21,11 @@ def _losses(index: torch.Tensor, epoch: int) -> torch.Tensor:
 
 
 def _batches(visits: Visits, stop: int | None = None) -> Trained:
-    """What an epoch trains, or the first batches of it."""
+    """What an epoch trains, or the first batches of it; pulled batch by batch, as a loader does."""
     found: Trained = []
-    for index in torch.split(torch.tensor(list(visits), dtype=torch.int64), BATCH)[:stop]:
+    pulled = iter(visits)
+    for batch in itertools.islice(iter(lambda: list(itertools.islice(pulled, BATCH)), []), stop):
+        index = torch.tensor(batch)
         losses = _losses(index, visits.epoch)
         if visits.method.over > 1:
             places = visits.choose(index, losses.detach())

@@ -42,7 +42,7 @@ CONTROLS = {
     "dense": "every weight, no budget: what the others are measured against",
     "small_dense": "the narrowest dense net with at least as many trainable parameters as the sparse one",
     "prune_after": "half the run dense, one global magnitude cut to the budget, the other half for what is left",
-    "hashed": "a dense net whose ids hash to shared rows, within the bytes that rows would have; nothing moves",
+    "hashed": "a dense net whose ids hash to shared rows, within the bytes of rows, 10 % without --rows; nothing moves",
     "double_hashing": "the same, but each id reads the product of two hashed rows: the best of all at equal bytes",
 }
 STILL = ("hashed", "double_hashing")  # that spend a budget of rows, and move none

@@ -86,6 +86,8 @@ def left_beside_head(most: int) -> str:
     return f"the budget leaves {max(0, most):,} parameters beside the head"
 
 
+SECONDS: Final = "; for seconds write 60s"  # where a budget of parameters is small, they may have been meant
+
 Maker = Callable[[Loaded, Order], Arm]
 Within = Callable[[Mapping[str, Setting], int, Loaded], dict[str, Setting]]
 

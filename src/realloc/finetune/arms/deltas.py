@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head
+from realloc.finetune.arms.arm import SECONDS, Arm, Kind, Order, left_beside_head
 from realloc.finetune.arms.peft_lora import linear_of
 from realloc.finetune.arms.ranks import beside
 from realloc.finetune.weights import Loaded
@@ -40,7 +40,7 @@ def parameters_within(settings: Mapping[str, Setting], most: int, loaded: Loaded
     """
     whole = sum(module.weight.numel() for _, module in linear_of(loaded))
     if most < 1:
-        raise ConfigError(f"{left_beside_head(most)}; raise it by {1 - most:,} or more")
+        raise ConfigError(f"{left_beside_head(most)}; raise it by {1 - most:,} or more{SECONDS}")
     if most > whole:
         raise ConfigError(
             f"{left_beside_head(most)}, and the linear layers have {whole:,} weights; "

@@ -11,7 +11,7 @@ from realloc.allocate.layer_costs import CostTable
 from realloc.attach import attach
 from realloc.cache.settings import Cache
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head, optimizer_of
+from realloc.finetune.arms.arm import SECONDS, Arm, Kind, Order, left_beside_head, optimizer_of
 from realloc.finetune.arms.rows import ROWS, touched
 from realloc.finetune.batches import Batches
 from realloc.finetune.weights import Loaded
@@ -80,7 +80,7 @@ def topk_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
     if not k:
         raise ConfigError(
             f"{left_beside_head(most)}, and the top layer takes {sizes[0]:,}, with what "
-            "trains above it; raise the budget, or take --method lora"
+            f"trains above it; raise the budget, or take --method lora{SECONDS}"
         )
     return {**settings, "k": k}
 

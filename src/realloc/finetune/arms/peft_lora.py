@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Order, left_beside_head, optimizer_of
+from realloc.finetune.arms.arm import SECONDS, Arm, Order, left_beside_head, optimizer_of
 from realloc.finetune.weights import Loaded
 from realloc.sites.blocks import blocks_of
 from realloc.sites.rank import check_rank
@@ -38,7 +38,7 @@ def rank_within(settings: Mapping[str, Setting], most: int, loaded: Loaded) -> d
     if most < least:
         raise ConfigError(
             f"{left_beside_head(most)}, and one LoRA rank on every linear layer takes "
-            f"{least:,}; raise the budget by {least - most:,} or more"
+            f"{least:,}; raise the budget by {least - most:,} or more{SECONDS}"
         )
     return {**settings, "rank": most // least}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from realloc.attach import attach, prepare
 from realloc.calibrate import calibrate
 from realloc.errors import ConfigError
-from realloc.finetune.arms.arm import Arm, Kind, Order, left_beside_head, optimizer_of
+from realloc.finetune.arms.arm import SECONDS, Arm, Kind, Order, left_beside_head, optimizer_of
 from realloc.finetune.arms.peft_lora import RATE, linear_of, rank_of
 from realloc.finetune.batches import Batch
 from realloc.finetune.weights import Loaded
@@ -91,7 +91,7 @@ def check_least(most: int, loaded: Loaded) -> None:
     if most < least:
         raise ConfigError(
             f"{left_beside_head(most)}, and the cheapest LoRA rank takes {least:,}; raise "
-            f"the budget by {least - most:,} or more"
+            f"the budget by {least - most:,} or more{SECONDS}"
         )
 
 
