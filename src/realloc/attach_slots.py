@@ -16,6 +16,7 @@ from realloc.choose_columns import method_over
 from realloc.decider import Decider
 from realloc.engine import Engine
 from realloc.errors import ConfigError, RecordError, StateError
+from realloc.find_widths import in_turn, outermost
 from realloc.first_forward import FirstForward
 from realloc.handle import Handle
 from realloc.links import Hook, Link
@@ -236,7 +237,11 @@ def hook_first(engine: Engine, method: WidthMethod) -> None:
     With an example it was asked before.
     """
     root = engine.holdings.owner
-    first = FirstForward(root, method, tuple(engine.holdings.wide[0].space.groups))
+    in_sequentials = {name for outer, module in outermost(root) for name, _ in in_turn(outer, module)}
+    groups = in_sequentials.intersection(engine.holdings.wide[0].space.groups)
+    if not groups:  # layers of a known transformer, whose code is known: no copy of it is made
+        return
+    first = FirstForward(method, frozenset(groups))
     hook = root.register_forward_pre_hook(first, with_kwargs=True, prepend=True)  # before pools are opened
     first.done = hook.remove
     engine.tie.hook(hook)

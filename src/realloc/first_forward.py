@@ -25,8 +25,8 @@ class FirstForward:
     (``self.body[:2](x)``, a hook that keeps what a layer gives out), whose shape would not follow.
     """
 
-    def __init__(self, root: nn.Module | None = None, method: WidthMethod | None = None, groups: tuple[str, ...] = ()):
-        self.root, self.method, self.groups = root, method, groups
+    def __init__(self, method: WidthMethod | None = None, groups: frozenset[str] = frozenset()) -> None:
+        self.method, self.groups = method, groups
         self.done: Callable[[], object] = bool
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class FirstForward:
             densify(holdings)
         read = [one for one in chains(twin).found if one.name in self.groups]
         try:
-            stuck = that_follow(twin, lambda model: model(*args, **kwargs), read)[1] if read else []
+            _, stuck = that_follow(twin, lambda model: model(*args, **kwargs), read)
         except Exception:  # the model's own code may not run twice on one batch, or not in evaluation
             return
         if stuck:
