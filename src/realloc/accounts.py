@@ -7,8 +7,7 @@ from typing import Final, final
 
 from torch import nn
 
-from realloc.nn.double_hashing import DoubleHashing
-from realloc.nn.quotient_remainder import QuotientRemainder
+from realloc.nn.factored import Factored
 from realloc.nn.rows import Rows
 from realloc.pool.found import everywhere, root_of
 from realloc.pool.rows import pools_of
@@ -60,7 +59,7 @@ def accounts(model: nn.Module) -> tuple[Account, ...]:
     for _, holdings in everywhere(model):
         add(SAME.get(holdings.currency, holdings.currency), holdings.budget, holdings.held)
     for module in root_of(model).modules():
-        if isinstance(module, Rows | DoubleHashing | QuotientRemainder):
+        if isinstance(module, Rows | Factored):
             add("bytes", module.budget, module.held)
     for pool in pools_of(root_of(model)):
         width = pool.parameter.shape[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from realloc.errors import ConfigError
 from realloc.kernels.seek import two_rows
 from realloc.nn.budget import Costs, bytes_of
 from realloc.nn.checks import whole
+from realloc.nn.factored import Factored
 
 
 @final
-class DoubleHashing(nn.Module):
+class DoubleHashing(Factored):
     """Each id reads one hashed row times another, elementwise: S rows tell about S^2 / 2 ids apart.
 
     Args:
@@ -41,8 +41,6 @@ class DoubleHashing(nn.Module):
     (torch.Size([2, 2, 16]), torch.Size([1000, 16]))
     """
 
-    weight: nn.Parameter
-
     def __init__(self, num_ids: int | None, dim: int, rows: int | str, *, moments: int = 2) -> None:
         super().__init__()
         whole("dim", dim, 1)
@@ -59,22 +57,6 @@ class DoubleHashing(nn.Module):
         self.num_ids, self.dim, self.moments = num_ids, dim, moments
         self.weight = nn.Parameter(torch.empty(count, dim))
         self.reset_parameters()
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DoubleHashing:
-        before = self.held
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.budget += self.held - before  # the same rows of another dtype, as `Rows` counts them
-        return self
-
-    @property
-    def held(self) -> int:
-        """Bytes of the rows and their moments."""
-        return self.weight.numel() * self.weight.element_size() * (1 + self.moments)
-
-    @property
-    def parked(self) -> int:
-        """Bytes of the budget that no row has."""
-        return self.budget - self.held
 
     def reset_parameters(self) -> None:
         """All rows from a standard normal, so that a product of two has variance 1."""

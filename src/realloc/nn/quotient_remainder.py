@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from realloc.errors import ConfigError
 from realloc.kernels.seek import check_ids
 from realloc.nn.budget import Costs, bytes_of
 from realloc.nn.checks import whole
+from realloc.nn.factored import Factored
 
 
 @final
-class QuotientRemainder(nn.Module):
+class QuotientRemainder(Factored):
     """Each id reads the row of its quotient times that of its remainder, elementwise, so no two ids read the same.
 
     Args:
@@ -40,8 +40,6 @@ class QuotientRemainder(nn.Module):
     (88, 12, torch.Size([100, 4]))
     """
 
-    weight: nn.Parameter
-
     def __init__(self, num_ids: int, dim: int, rows: int | str, *, moments: int = 2) -> None:
         super().__init__()
         for name, value in (("num_ids", num_ids), ("dim", dim)):
@@ -55,22 +53,6 @@ class QuotientRemainder(nn.Module):
         self.quotients = -(-num_ids // self.modulus)
         self.weight = nn.Parameter(torch.empty(self.quotients + self.modulus, dim))
         self.reset_parameters()
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuotientRemainder:
-        before = self.held
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.budget += self.held - before  # the same rows of another dtype, as `Rows` counts them
-        return self
-
-    @property
-    def held(self) -> int:
-        """Bytes of the rows and their moments."""
-        return self.weight.numel() * self.weight.element_size() * (1 + self.moments)
-
-    @property
-    def parked(self) -> int:
-        """Bytes of the budget that no row has."""
-        return self.budget - self.held
 
     def reset_parameters(self) -> None:
         """Both factors from a standard normal, so that their product has variance 1."""
