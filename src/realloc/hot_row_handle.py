@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from realloc.errors import ConfigError, nearest, plain
-from realloc.nn.bag import EmbeddingBag
-from realloc.nn.embedding import Embedding
 from realloc.nn.rows import Rows
+from realloc.nn.table import Table
 from realloc.pool.pairing import check_average
 from realloc.schedule import Schedule, required
 
@@ -182,7 +181,7 @@ def stores_of(root: nn.Module) -> list[tuple[Rows, dict[int, str]]]:
     """The stores of a model's embeddings, in the order of their first tables, with the names of these by number."""
     found: list[tuple[Rows, dict[int, str]]] = []
     for name, module in root.named_modules():
-        if isinstance(module, Embedding | EmbeddingBag):
+        if isinstance(module, Table):
             known = next((names for store, names in found if store is module.store), None)
             if known is None:
                 known = {}

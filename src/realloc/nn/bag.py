@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from realloc.errors import ConfigError
-from realloc.nn.embedding import padding_of, store_of
 from realloc.nn.rows import Rows
+from realloc.nn.table import Table
 
 Mode = Literal["sum", "mean", "max"]
 
 
 @final
-class EmbeddingBag(nn.Module):
+class EmbeddingBag(Table):
     """One row for each bag of ids, in a fixed number of bytes.
 
     Args:
@@ -54,29 +54,11 @@ class EmbeddingBag(nn.Module):
         own: float | None = None,
         directions: int | None = None,
     ) -> None:
-        super().__init__()
         if mode not in ("sum", "mean", "max"):
             raise ConfigError(f"mode is {mode!r}; use 'sum', 'mean' or 'max'")
-        self.store = store_of(num_ids, dim, rows, own, directions)
-        self.num_ids, self.dim, self.padding_idx = num_ids, dim, padding_of(padding_idx, num_ids)
+        super().__init__(num_ids, dim, rows, padding_idx, own, directions)
         self.mode: Mode = mode
         self.include_last_offset = include_last_offset
-        self.table = self.store.enroll(num_ids)
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The rows, ``[S, dim]``, of all tables that share them."""
-        return self.store.weight
-
-    @property
-    def num_embeddings(self) -> int | None:
-        """``num_ids``, as torch calls it."""
-        return self.num_ids
-
-    @property
-    def embedding_dim(self) -> int:
-        """``dim``, as torch calls it."""
-        return self.dim
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Reduce bags of ids; ``per_sample_weights`` of the ids' shape, in mode "sum"."""
